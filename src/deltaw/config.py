@@ -1,0 +1,140 @@
+"""What a user asks for, in PEFT's field names and meanings."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deltaw.errors import ConfigError, raise_all
+
+BIAS_RULES = ("none", "all", "lora_only")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Settings of one LoRA adapter: `W' = W + (lora_alpha / r) B A`.
+
+    Args:
+        r: rank of ΔW in every adapted layer.
+        lora_alpha: numerator of the scale; `None` means `2 r`.
+        target_modules: which layers are adapted. `"all-linear"` takes every linear layer except
+            the output head; a list holds names, each matching a module of that name or any module
+            whose path ends in `.name`; any other string is a regular expression that must match
+            the whole path.
+        exclude_modules: layers taken out again, as a list of names or a regular expression.
+        lora_dropout: probability of dropping an input of A during training, in [0, 1).
+        bias: biases trained with the adapter: `"none"`, `"all"`, or `"lora_only"` for those of
+            adapted layers.
+        use_rslora: scale by `lora_alpha / sqrt(r)` instead (arXiv 2312.03732).
+        modules_to_save: modules trained in full beside the adapters. `None` finds the new head of
+            a classification model; `[]` trains none.
+        init_lora_weights: `True` starts A Kaiming-uniform and B at zero, `"gaussian"` draws A from
+            N(0, 1/r); other names are the files of `deltaw/inits`. `False` draws A and B both at
+            random, so the adapted model does not start at the base's output.
+        layers_to_transform: indices of the blocks to adapt; `None` means all.
+        layers_pattern: names of the block lists those indices count in; `None` finds them.
+        rank_pattern: pattern -> rank for the layers whose path ends in a match of the pattern;
+            the first that matches wins, `^` pins the start of the path.
+        alpha_pattern: the same for `lora_alpha`.
+        fan_in_fan_out: kept for files written by others; the layer's own class decides.
+        lora_bias: train a bias on B, scaled with it.
+        task_type: PEFT's task name, such as `"SEQ_CLS"`; not used by deltaw itself.
+        base_model_name_or_path: hub name or folder of the base model.
+        revision: revision of the base model on the hub.
+        enable_lora: pattern -> one flag per equal slice of a fused layer's output, as in
+            `{"c_attn": [True, False, True]}`; only the slices marked are adapted.
+
+    Raises:
+        ConfigError: listing every setting that is out of range.
+    """
+
+    r: int = 8
+    lora_alpha: float | None = None
+    target_modules: str | Sequence[str] | None = "all-linear"
+    exclude_modules: str | Sequence[str] | None = None
+    lora_dropout: float = 0.0
+    bias: str = "none"
+    use_rslora: bool = False
+    modules_to_save: Sequence[str] | None = None
+    init_lora_weights: bool | str = True
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    fan_in_fan_out: bool = False
+    lora_bias: bool = False
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    enable_lora: Mapping[str, Sequence[bool]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "target_modules",
+            "exclude_modules",
+            "modules_to_save",
+            "layers_to_transform",
+            "layers_pattern",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, (set, frozenset)):
+                object.__setattr__(self, name, sorted(value))
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, list(value))
+        problems = [
+            *_rank_problems("r", self.r),
+            *_alpha_problems("lora_alpha", self.lora_alpha),
+            *(
+                p
+                for key, r in self.rank_pattern.items()
+                for p in _rank_problems(f"rank_pattern[{key!r}]", r)
+            ),
+            *(
+                p
+                for key, a in self.alpha_pattern.items()
+                for p in _alpha_problems(f"alpha_pattern[{key!r}]", a)
+            ),
+            *_other_problems(self),
+        ]
+        raise_all(ConfigError, "LoraConfig cannot be used:", problems)
+        if self.lora_alpha is None:
+            object.__setattr__(self, "lora_alpha", 2 * self.r)
+
+    def scale(self, r: int, alpha: float) -> float:
+        """Return `alpha / r`, or `alpha / sqrt(r)` with `use_rslora` (arXiv 2312.03732, theorem 3.2)."""
+        return alpha / math.sqrt(r) if self.use_rslora else alpha / r
+
+
+def _rank_problems(name: str, value: object) -> list[str]:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        return [f"{name} must be a whole number above 0, got {value!r}"]
+    return []
+
+
+def _alpha_problems(name: str, value: object) -> list[str]:
+    if value is None and name == "lora_alpha":
+        return []
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        return [f"{name} must be a number above 0, got {value!r}"]
+    return []
+
+
+def _other_problems(config: LoraConfig) -> list[str]:
+    problems = []
+    dropout = config.lora_dropout
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        problems.append(f"lora_dropout must lie in [0, 1), got {dropout!r}")
+    if config.bias not in BIAS_RULES:
+        problems.append(f"bias must be one of {', '.join(BIAS_RULES)}, got {config.bias!r}")
+    if isinstance(config.modules_to_save, str):
+        problems.append(f"modules_to_save must be a list of names, got {config.modules_to_save!r}")
+    if config.target_modules is None and not config.modules_to_save and config.bias == "none":
+        problems.append("target_modules is None: nothing would be trained")
+    if config.layers_pattern is not None and config.layers_to_transform is None:
+        problems.append("layers_pattern goes with layers_to_transform, which is not set")
+    for key, flags in (config.enable_lora or {}).items():
+        if not flags or not all(isinstance(flag, bool) for flag in flags) or not any(flags):
+            problems.append(
+                f"enable_lora[{key!r}] must hold one True or False per slice with at least one "
+                f"True, got {flags!r}"
+            )
+    return problems

@@ -1,0 +1,50 @@
+"""An adapter as pure data: tensors and settings, no modules and no files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deltaw.config import LoraConfig
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What one module of the base model learned.
+
+    `tensors` is keyed `<slot>.lora_A`, `<slot>.lora_B`, `<slot>.lora_B_bias` for a low-rank ΔW of a
+    slot, and `<name>.trained` for a parameter or buffer trained as a full copy. Every factor is in
+    the orientation of the layer's (out, in) matrix:
+
+    | kind | A | B |
+    |---|---|---|
+    | linear, conv1d (GPT-2) | (r, in) | (out, r) |
+    | embedding | (r, vocabulary) | (width, r) |
+    | conv | (r, in / groups, *kernel) | (out, r) |
+    | conv, spanning all groups | (R, in, *kernel) | (out, R / groups) |
+    | conv, factored (loralib) | (R, in k^ceil(d/2)) | (out / groups k^floor(d/2), R) |
+    | fused, per slice | (r, in) | (out / slices, r) |
+    | module | - | - |
+
+    `scale` multiplies B A; `enabled` marks the adapted slices of a fused layer, `groups` is that
+    of a convolution.
+    """
+
+    kind: str
+    tensors: Mapping[str, Tensor]
+    scale: float = 1.0
+    enabled: tuple[bool, ...] = ()
+    groups: int = 1
+    factored: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """One adapter: its settings and what each module, keyed by its path in the base, learned.
+
+    `base` is the fingerprint of the base weights it was trained on, where known.
+    """
+
+    config: LoraConfig
+    layers: Mapping[str, LayerState]
+    base: str | None = None
