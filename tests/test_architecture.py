@@ -1,0 +1,233 @@
+"""Who may import whom: read from the source, nested and type-only imports included."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+# A row may import the rows above it. Files of one row may import each other, folders may not.
+ROWS = (
+    {"errors"},
+    {"config", "state"},
+    {"select", "adapter", "layer", "patterns", "authority", "swap"},
+    {"layers/", "quant/", "adapters/", "inits/", "kernels/", "formats/", "combine/", "optim/"},
+    {"capture", "attach", "activate", "freeze", "merge", "files", "plan", "verify", "summary"},
+    {"__init__"},
+    {"train/", "serve/", "analysis/", "compat/"},
+    {"demo/"},
+    {"cli/"},
+)
+# These see less than their row would allow: data and plain tensors, never a module.
+NARROWER: dict[str, set[str]] = {
+    "formats/": {"errors", "config", "state"},
+    "combine/": {"errors", "config", "state"},
+    "kernels/": set(),
+}
+CORE_LIBRARIES = {"torch", "safetensors"}
+LIBRARIES = {
+    "train/": {
+        "accelerate",
+        "datasets",
+        "numpy",
+        "pyarrow",
+        "pydantic",
+        "rich",
+        "tokenizers",
+        "transformers",
+        "yaml",
+    },
+    "analysis/": {"rich"},
+    "compat/": {"transformers"},
+    "demo/": {"rich", "transformers"},
+    "cli/": {"pydantic", "rich", "transformers", "typer"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    line: int
+    target: str
+    type_only: bool
+
+
+def modules(source: Path) -> dict[str, Path]:
+    """Dotted name -> file of every module below `source`."""
+    named = {}
+    for path in sorted(source.rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
+        named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return named
+
+
+def imports(text: str, known: set[str]) -> Iterator[Import]:
+    """Every import statement of a source text, at any depth, as the modules it names."""
+    tree = ast.parse(text)
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = "." * node.level + (node.module or "")
+            members = [f"{package}.{alias.name}" for alias in node.names]
+            targets = [member if member in known else package for member in members]
+        else:
+            continue
+        for target in dict.fromkeys(targets):
+            yield Import(node.lineno, target, id(node) in guarded)
+
+
+def group(module: str, known: set[str]) -> str:
+    """The cell of the table a module of deltaw belongs to: `merge`, `layers/`, `__init__`."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "__init__"
+    package = ".".join(parts[:2])
+    is_folder = any(name.startswith(package + ".") for name in known)
+    return parts[1] + "/" if is_folder else parts[1]
+
+
+def row(cell: str) -> int:
+    rows = [number for number, cells in enumerate(ROWS) if cell in cells]
+    if len(rows) != 1:
+        raise ValueError(f"{cell!r} stands in {len(rows)} rows of the table, it must be in one")
+    return rows[0]
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """Whether the table lets one cell import another."""
+    if importer == imported:
+        return True
+    if importer in NARROWER:
+        return imported in NARROWER[importer]
+    are_files = not importer.endswith("/") and not imported.endswith("/")
+    steps_up = row(importer) - row(imported)
+    return steps_up > 0 or (steps_up == 0 and are_files)
+
+
+def may_use(importer: str, library: str) -> bool:
+    """Whether the table lets a cell import a package that is not deltaw."""
+    return library in sys.stdlib_module_names | LIBRARIES.get(importer, set()) | CORE_LIBRARIES
+
+
+def violations(module: str, text: str, known: set[str]) -> list[str]:
+    """The imports of one module which the tables forbid, as `module:line imports target`."""
+    cell = group(module, known)
+    found = []
+    for item in imports(text, known):
+        top = item.target.partition(".")[0]
+        if top == "deltaw":
+            allowed = item.target in known and may_import(cell, group(item.target, known))
+        else:
+            allowed = may_use(cell, top)
+        if not allowed:
+            found.append(f"{module}:{item.line} imports {item.target}")
+    return found
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one import cycle, or none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_go_downward_only() -> None:
+    named = modules(SOURCE)
+    known = set(named)
+    assert [
+        problem
+        for module, path in named.items()
+        for problem in violations(module, path.read_text("utf-8"), known)
+    ] == []
+
+
+def test_every_module_has_one_place_in_the_table() -> None:
+    known = set(modules(SOURCE))
+    cells = {group(module, known) for module in known}
+    assert {cell for cell in cells if sum(cell in row for row in ROWS) != 1} == set()
+    assert set(NARROWER) | set(LIBRARIES) <= set().union(*ROWS)
+
+
+def test_no_import_cycle() -> None:
+    named = modules(SOURCE)
+    known = set(named)
+    graph = {
+        module: {
+            item.target
+            for item in imports(path.read_text("utf-8"), known)
+            if item.target in known and not item.type_only
+        }
+        for module, path in named.items()
+    }
+    assert cycle(graph) == []
+
+
+KNOWN = {
+    "deltaw",
+    "deltaw.errors",
+    "deltaw.state",
+    "deltaw.attach",
+    "deltaw.merge",
+    "deltaw.formats",
+    "deltaw.formats.peft",
+    "deltaw.layers",
+    "deltaw.layers.linear",
+    "deltaw.inits",
+    "deltaw.inits.kaiming",
+    "deltaw.train",
+    "deltaw.train.run",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("deltaw.errors", "from deltaw import attach"),
+        ("deltaw.errors", "def late():\n    import deltaw.train.run"),
+        ("deltaw.state", "if TYPE_CHECKING:\n    from deltaw.attach import Plan"),
+        ("deltaw.attach", "import deltaw"),
+        ("deltaw.attach", "from . import errors"),
+        ("deltaw.attach", "from deltaw.nowhere import name"),
+        ("deltaw.layers.linear", "from deltaw.inits import kaiming"),
+        ("deltaw.formats.peft", "from deltaw.layers import linear"),
+        ("deltaw.merge", "import transformers.modeling_utils"),
+        ("deltaw.merge", "import torch, numpy"),
+        ("deltaw.train.run", "from matplotlib import pyplot"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, text: str) -> None:
+    assert len(violations(module, text, KNOWN)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("deltaw.attach", "from deltaw.merge import merge"),
+        ("deltaw.attach", "import json, torch.nn, safetensors.torch"),
+        ("deltaw.attach", "from deltaw.layers import linear"),
+        ("deltaw.formats.peft", "from deltaw.state import State"),
+        ("deltaw.inits.kaiming", "from deltaw.inits import kaiming"),
+        ("deltaw", "from deltaw.merge import merge"),
+        ("deltaw.train.run", "import deltaw, transformers"),
+    ],
+)
+def test_an_allowed_import_passes(module: str, text: str) -> None:
+    assert violations(module, text, KNOWN) == []
+
+
+def test_a_cycle_is_found() -> None:
+    assert set(cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
