@@ -1,0 +1,140 @@
+"""From the parts of a data set to clean examples: checks, held-out rows, class numbers."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deltaw.errors import LISTED, DataError
+from deltaw.train.checks import (
+    check_any,
+    check_columns,
+    check_known,
+    check_labels,
+    check_rows,
+    shown,
+)
+from deltaw.train.detect import Schema
+from deltaw.train.escape import printable
+from deltaw.train.examples import Example, to_examples
+from deltaw.train.items import Item, Items, labelled
+from deltaw.train.labels import in_order, spelling_warnings
+from deltaw.train.overlaps import leaks, repetition_warnings, without_leaks
+from deltaw.train.rows import Skip, Table
+from deltaw.train.split import hold_out, sample
+from deltaw.train.table import Splits
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The parts of a data set as examples; `labels[i]` names class i (none in a regression).
+
+    `skipped` lists every row left out, `warnings` what a person should know, `hashes` the SHA-256
+    of every file read.
+    """
+
+    schema: Schema
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...]
+    skipped: tuple[Skip, ...]
+    warnings: tuple[str, ...]
+    hashes: Mapping[str, str]
+
+
+def build(
+    splits: Splits,
+    schema: Schema,
+    *,
+    seed: int = 0,
+    validation_share: float = 0.1,
+    allow_leakage: bool = False,
+    max_train_rows: int | None = None,
+) -> Data:
+    """Check all parts and return their examples.
+
+    Without a validation part, `validation_share` of the training texts are held out: stratified by
+    class, drawn by `seed`, rows of one text never parted. `max_train_rows` then keeps a stratified
+    sample of the rest. Raises `DataError` listing the problems of all parts, among them training
+    rows that are held out too; `allow_leakage` drops those from training instead.
+    """
+    _check_settings(validation_share, max_train_rows)
+    train, validation, test, warnings = _read(splits, schema)
+    held = [*validation.items, *test.items]
+    items, dropped = without_leaks(train.items, held, drop=allow_leakage)
+    if dropped:
+        warnings.append(f"{len(dropped)} training rows dropped: they are held out too")
+    warnings += repetition_warnings(items)
+    check_labels(items, splits.train, schema.label)
+    classes = schema.task == "classification"
+    labels = in_order(str(item.label) for item in items) if classes else ()
+    if classes:
+        check_known(held, labels)
+    held_out = validation.items
+    if splits.validation is None and validation_share:
+        items, held_out = hold_out(items, validation_share, seed)
+        warnings += _split_warnings(splits.train, items, held_out)
+    if max_train_rows is not None:
+        items = sample(items, max_train_rows, seed)
+    tables = (splits.train, splits.validation, splits.test)
+    return Data(
+        schema=schema,
+        train=to_examples(items, labels),
+        validation=to_examples(held_out, labels),
+        test=to_examples(test.items, labels),
+        labels=labels,
+        skipped=(*train.skipped, *validation.skipped, *test.skipped, *dropped),
+        warnings=tuple(warnings),
+        hashes={table.path: table.sha256 for table in tables if table is not None},
+    )
+
+
+def _check_settings(validation_share: float, max_train_rows: int | None) -> None:
+    if not 0 <= validation_share < 1:
+        raise DataError(
+            f"the validation share is {validation_share}\nFix: give a number from 0 to below 1."
+        )
+    if max_train_rows is not None and max_train_rows < 2:
+        raise DataError(f"at most {max_train_rows} training rows\nFix: allow at least two.")
+
+
+def _read(splits: Splits, schema: Schema) -> tuple[Items, Items, Items, list[str]]:
+    """Return the items of training, validation and test part, and the warnings so far."""
+    test = splits.test
+    if test is not None and schema.label not in test.columns:
+        test = None
+    tables = (splits.train, splits.validation, test)
+    present = [table for table in tables if table is not None]
+    check_columns(present, [*schema.text, schema.label])
+    parts = [Items() if table is None else labelled(table, schema) for table in tables]
+    check_rows(parts)
+    check_any(splits.train, parts[0])
+    if splits.validation is not None:
+        check_any(splits.validation, parts[1])
+    train, validation, tested = parts
+    warnings = list(splits.notes)
+    warnings += spelling_warnings(train.spellings + validation.spellings + tested.spellings)
+    if splits.test is not None and not tested.items:
+        warnings.append(f"{shown(splits.test)}: no labels, so the test part is not used")
+    if shared := leaks(validation.items, tested.items):
+        warnings.append(f"{len(shared)} validation rows are in the test part too")
+    return train, validation, tested, warnings
+
+
+def _split_warnings(table: Table, kept: Sequence[Item], held_out: Sequence[Item]) -> list[str]:
+    """Refuse a split that holds nothing out; name the classes that are in training only."""
+    if not held_out:
+        raise DataError(
+            f"{shown(table)}: too few rows to hold any out: no label has two different texts\n"
+            "Fix: add rows, give a validation part, or set the validation share to 0."
+        )
+    held = {item.label for item in held_out}
+    alone = [label for label in Counter(item.label for item in kept) if label not in held]
+    if isinstance(held_out[0].label, float) or not alone:
+        return []
+    names = ", ".join(f'"{printable(str(label), 40)}"' for label in alone[:LISTED])
+    more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
+    return [
+        f"{len(alone)} labels have too few rows to be held out and are not evaluated: {names}{more}"
+        "; two different texts each would do"
+    ]

@@ -1,0 +1,47 @@
+"""Tables for a model that is already trained: labelled ones to evaluate, plain ones to predict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltaw.train.checks import check_any, check_columns, check_known, check_rows
+from deltaw.train.detect import Schema
+from deltaw.train.examples import Example, to_examples
+from deltaw.train.items import labelled, unlabelled
+from deltaw.train.labels import spelling_warnings
+from deltaw.train.rows import Skip, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The examples of one table, the rows left out, and what a person should know."""
+
+    examples: tuple[Example, ...]
+    skipped: tuple[Skip, ...]
+    warnings: tuple[str, ...]
+
+
+def build_evaluation(table: Table, schema: Schema, labels: Sequence[str]) -> Part:
+    """Return the labelled examples of `table` for a model that knows the classes `labels`.
+
+    Raises `DataError` listing bad rows, missing columns, or labels that the model does not know.
+    """
+    check_columns([table], [*schema.text, schema.label])
+    found = labelled(table, schema)
+    check_rows([found])
+    check_any(table, found)
+    if schema.task == "classification":
+        check_known(found.items, labels)
+    warnings = spelling_warnings(found.spellings)
+    return Part(to_examples(found.items, labels), tuple(found.skipped), tuple(warnings))
+
+
+def build_texts(table: Table, text: Sequence[str]) -> Part:
+    """Return the examples of `table` without labels; `text` names one column or a pair.
+
+    Raises `DataError` listing bad rows or missing columns.
+    """
+    check_columns([table], text)
+    found = unlabelled(table, text)
+    check_rows([found])
+    check_any(table, found)
+    return Part(to_examples(found.items, ()), tuple(found.skipped), ())

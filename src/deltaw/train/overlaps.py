@@ -1,0 +1,81 @@
+"""Texts that occur more than once: leaks between parts, contradictions, repetitions."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from deltaw.errors import DataError, raise_all
+from deltaw.train.escape import printable
+from deltaw.train.items import Item
+from deltaw.train.rows import Skip
+
+FIRST = 3
+
+
+def leaks(train: Sequence[Item], held_out: Sequence[Item]) -> list[tuple[Item, Item]]:
+    """Return (training item, held-out item) for every training item whose text is held out too."""
+    held = {item.key: item for item in reversed(held_out)}
+    return [(item, held[item.key]) for item in train if item.key in held]
+
+
+def without_leaks(
+    train: Sequence[Item], held_out: Sequence[Item], drop: bool
+) -> tuple[list[Item], list[Skip]]:
+    """Return the training items whose text is not held out, and the others as skipped rows.
+
+    Raises `DataError` naming the others unless `drop`; held-out items always stay.
+    """
+    found = leaks(train, held_out)
+    if not drop:
+        raise_all(
+            DataError,
+            f"{len(found)} training rows are held-out rows too, so evaluation would flatter",
+            [
+                f'{item.place} "{printable(item.text, 40)}" is also {other.place}'
+                for item, other in found
+            ],
+            "remove them, or pass allow_leakage to drop them from the training part.",
+        )
+    leaked = {item.key for item, _ in found}
+    skips = [Skip(item.file, item.line, f"held out too: {other.place}") for item, other in found]
+    return [item for item in train if item.key not in leaked], skips
+
+
+def repetition_warnings(train: Sequence[Item]) -> list[str]:
+    """Return warnings about texts with several labels and about rows that repeat earlier ones."""
+    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in train:
+        groups[item.key].append(item)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    conflicts, copies = [], []
+    for group in repeated:
+        by_label = {item.label: item for item in reversed(group)}
+        if len(by_label) > 1:
+            conflicts.append(sorted(by_label.values(), key=lambda item: item.line))
+        first: dict[str | float | None, Item] = {}
+        copies += [
+            (item, first[item.label])
+            for item in group
+            if first.setdefault(item.label, item) is not item
+        ]
+    warnings = []
+    if conflicts:
+        warnings.append(
+            f"{len(conflicts)} texts occur with different labels, all kept: "
+            + _first([_contradiction(group) for group in conflicts])
+        )
+    if copies:
+        warnings.append(
+            f"{len(copies)} training rows repeat an earlier one, all kept: "
+            + _first([f"{item.place} repeats {earlier.place}" for item, earlier in copies])
+        )
+    return warnings
+
+
+def _contradiction(group: Sequence[Item]) -> str:
+    labels = ", ".join(f'"{printable(str(item.label), 40)}" at {item.place}' for item in group)
+    return f'"{printable(group[0].text, 40)}" is {labels}'
+
+
+def _first(parts: Sequence[str]) -> str:
+    more = f"; and {len(parts) - FIRST} more" if len(parts) > FIRST else ""
+    return "; ".join(parts[:FIRST]) + more

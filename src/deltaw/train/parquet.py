@@ -1,0 +1,47 @@
+"""Read parquet through pyarrow."""
+
+import io
+from typing import Any
+
+from deltaw.errors import DataError, raise_all
+from deltaw.train.escape import printable
+from deltaw.train.header import name_problems
+from deltaw.train.rows import PATH_LIMIT, Opaque, Row, Value, place
+
+
+def read_parquet(data: bytes, file: str) -> tuple[tuple[str, ...], list[Row]]:
+    """Return columns and rows; a row's line is its number in the file, from 1."""
+    import pyarrow
+    from pyarrow import parquet
+
+    shown = printable(file, PATH_LIMIT)
+    try:
+        # One column at a time, and not `read_table`, which folds columns of one name.
+        table = parquet.ParquetFile(io.BytesIO(data)).read()
+        columns = [column.to_pylist() for column in table.columns]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{shown}: not a readable parquet file: {printable(str(error), 200)}\n"
+            "Fix: write it again, or give csv, tsv, json or jsonl."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown}: text that is not valid UTF-8\nFix: write it again.") from error
+    names = tuple(table.column_names)
+    raise_all(
+        DataError,
+        f"{place(file, 1)}: the column names cannot be used",
+        name_problems(names),
+        "give every column a name of its own.",
+    )
+    rows = zip(*columns, strict=True)
+    return names, [
+        Row(file, number, tuple(plain_value(value) for value in values))
+        for number, values in enumerate(rows, 1)
+    ]
+
+
+def plain_value(value: Any) -> Value:
+    """Return `value`, or `Opaque` when it is neither text, number, truth value nor null."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return Opaque(f"a value of type {type(value).__name__}")

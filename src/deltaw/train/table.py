@@ -1,0 +1,97 @@
+"""From a path or a hub name to tables of rows."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaw.errors import DataError
+from deltaw.train.decode import UTF8, decode, load
+from deltaw.train.delimited import read_delimited
+from deltaw.train.escape import printable
+from deltaw.train.folder import ENDINGS, find_parts
+from deltaw.train.hub import is_hub_name, read_hub
+from deltaw.train.jsonrows import read_json, read_jsonl
+from deltaw.train.parquet import read_parquet
+from deltaw.train.rows import PATH_LIMIT, Row, Skip, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The parts of a data set; `notes` says what was decided while finding them."""
+
+    train: Table
+    validation: Table | None = None
+    test: Table | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_rows(path: str | Path, *, encoding: str = UTF8) -> Table:
+    """Read one csv, tsv, json, jsonl or parquet file; what is read is exactly what is in the file.
+
+    A .txt file is read as tsv when its first line holds a tab. Raises `DataError` naming the file,
+    every bad line (the first 20) and the fix.
+    """
+    path = Path(path)
+    file, ending = str(path), path.suffix.lower()
+    shown = printable(file, PATH_LIMIT)
+    data = load(path)
+    if ending not in ENDINGS:
+        raise DataError(
+            f"{shown}: cannot read {printable(ending) or 'a file without an ending'}\n"
+            "Fix: save it as .csv, .tsv, .json, .jsonl or .parquet (a spreadsheet: CSV UTF-8)."
+        )
+    skipped: list[Skip] = []
+    if ending == ".parquet":
+        columns, rows = read_parquet(data, file)
+    else:
+        columns, rows, skipped = _read_text(decode(data, file, encoding), file, ending)
+    if not rows:
+        raise DataError(f"{shown}: no rows below the column names\nFix: give a file with rows.")
+    digest = hashlib.sha256(data).hexdigest()
+    return Table(file, columns, tuple(rows), tuple(skipped), digest)
+
+
+def _read_text(text: str, file: str, ending: str) -> tuple[tuple[str, ...], list[Row], list[Skip]]:
+    if ending == ".jsonl":
+        return *read_jsonl(text, file), []
+    if ending == ".json":
+        return *read_json(text, file), []
+    if ending == ".txt" and "\t" not in text.splitlines()[0]:
+        raise DataError(
+            f"{printable(file, PATH_LIMIT)}: a .txt file without tabs has no columns\n"
+            "Fix: save it as .csv with the columns text and label."
+        )
+    return read_delimited(text, file, "," if ending == ".csv" else "\t")
+
+
+def read_data(data: str | Path, *, encoding: str = UTF8) -> Splits:
+    """Read a file (all of it is training data), a folder of parts, or a hub data set.
+
+    A name is looked up on the hub only when no such path exists and it could not be a file's.
+    Problems of all files of a folder are raised together as one `DataError`.
+    """
+    path = Path(data)
+    if path.is_dir():
+        return _read_folder(path, encoding)
+    if not path.exists() and path.suffix.lower() not in ENDINGS and is_hub_name(str(data)):
+        parts = read_hub(str(data))
+        train = parts["train"]
+        assert train is not None
+        return Splits(train, parts["validation"], parts["test"])
+    return Splits(read_rows(path, encoding=encoding))
+
+
+def _read_folder(folder: Path, encoding: str) -> Splits:
+    found = find_parts(folder)
+    tables: list[Table | None] = []
+    errors: list[str] = []
+    for path in (found.train, found.validation, found.test):
+        try:
+            tables.append(None if path is None else read_rows(path, encoding=encoding))
+        except DataError as error:
+            errors.append(str(error))
+    if errors:
+        raise DataError("\n".join(errors))
+    train, validation, test = tables
+    assert train is not None
+    return Splits(train, validation, test, found.notes)
