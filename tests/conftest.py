@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 SHARED = Path(os.environ.get("DELTAW_SHARED") or Path(__file__).parents[2] / "shared").resolve()
 TEST_ALL = "DELTAW_TEST_ALL" in os.environ
@@ -20,6 +21,12 @@ os.environ.update(
 )
 if not IS_WORKER:
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="deltaw-hf-")
+
+# Nothing may depend on the machine's speed; the whole suite draws new examples in each run.
+settings.register_profile(
+    "deltaw", deadline=None, derandomize=not TEST_ALL, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("deltaw")
 
 
 def pytest_configure() -> None:
