@@ -27,6 +27,7 @@ ROWS = (
         "load",
         "merge",
         "optimizers",
+        "originals",
         "plan",
         "root",
         "save",
