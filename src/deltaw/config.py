@@ -28,7 +28,7 @@ class LoraConfig:
         modules_to_save: modules trained in full beside the adapters. `None` finds the new head of
             a classification model; `[]` trains none.
         init_lora_weights: `True` starts A Kaiming-uniform and B at zero, `"gaussian"` draws A from
-            N(0, 1/r); other names are the files of `deltaw/inits`. `False` draws A and B both at
+            N(0, 1/r²); other names are the files of `deltaw/inits`. `False` draws A and B both at
             random, so the adapted model does not start at the base's output.
         layers_to_transform: indices of the blocks to adapt; `None` means all.
         layers_pattern: names of the block lists those indices count in; `None` finds them.
@@ -100,7 +100,7 @@ class LoraConfig:
             object.__setattr__(self, "lora_alpha", 2 * self.r)
 
     def scale(self, r: int, alpha: float) -> float:
-        """Return `alpha / r`, or `alpha / sqrt(r)` with `use_rslora` (arXiv 2312.03732, theorem 3.2)."""
+        """Return `alpha / r`, or with `use_rslora` `alpha / sqrt(r)` (arXiv 2312.03732)."""
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
 

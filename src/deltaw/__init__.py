@@ -1,0 +1,79 @@
+"""Low-rank adaptation of PyTorch models: train, merge, combine and reload ΔW."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LoraConfig": "config",
+    "State": "state",
+    "LayerState": "state",
+    "DeltawError": "errors",
+    "attach": "attaching",
+    "detach": "attaching",
+    "activate": "switching",
+    "active": "switching",
+    "adapters": "switching",
+    "disabled": "switching",
+    "capture": "capturing",
+    "load": "loading",
+    "merge": "merging",
+    "merged": "merging",
+    "unmerge": "merging",
+    "plan": "planning",
+    "save": "saving",
+    "summary": "summarizing",
+    "verify": "verifying",
+}
+
+__all__ = [
+    "DeltawError",
+    "LayerState",
+    "LoraConfig",
+    "State",
+    "__version__",
+    "activate",
+    "active",
+    "adapters",
+    "attach",
+    "capture",
+    "detach",
+    "disabled",
+    "load",
+    "merge",
+    "merged",
+    "plan",
+    "save",
+    "summary",
+    "unmerge",
+    "verify",
+]
+
+if TYPE_CHECKING:
+    from deltaw.attaching import attach, detach
+    from deltaw.capturing import capture
+    from deltaw.config import LoraConfig
+    from deltaw.errors import DeltawError
+    from deltaw.loading import load
+    from deltaw.merging import merge, merged, unmerge
+    from deltaw.planning import plan
+    from deltaw.saving import save
+    from deltaw.state import LayerState, State
+    from deltaw.summarizing import summary
+    from deltaw.switching import activate, active, adapters, disabled
+    from deltaw.verifying import verify
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import deltaw` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'deltaw' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"deltaw.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

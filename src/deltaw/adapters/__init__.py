@@ -1,0 +1,1 @@
+"""What an adapter does to W: one file per method."""

@@ -1,0 +1,50 @@
+"""LoRA: W' = W + s B A, a low-rank update beside the frozen weight.
+
+Source: arXiv 2106.09685, equation 3, with s = alpha / r; arXiv 2312.03732 for s = alpha / sqrt(r).
+We keep A and B in float32 whatever the base's dtype and compute in the base's (or autocast's).
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from deltaw.adapter import Adapter
+
+if TYPE_CHECKING:
+    from deltaw.layer import AdaptedLayer
+
+
+class LoraAdapter(Adapter):
+    """Hold A (r, in), B (out, r) and optionally a bias (out,) on B, all scaled by s."""
+
+    def __init__(
+        self, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(A)
+        self.lora_B = nn.Parameter(B)
+        self.lora_B_bias = None if bias is None else nn.Parameter(bias)
+        self.scale = scale
+        self.dropout = dropout
+
+    def delta(self, W: Tensor) -> Tensor:
+        """Return ΔW = s B A, (out, in), in the dtype of W."""
+        return (self.lora_B.to(W.dtype) * self.scale) @ self.lora_A.to(W.dtype)
+
+    def merged(self, W: Tensor) -> Tensor:
+        """Return W + s B A."""
+        return W + self.delta(W)
+
+    def bias_delta(self) -> Tensor | None:
+        """Return s times the bias on B."""
+        return None if self.lora_B_bias is None else self.lora_B_bias * self.scale
+
+    def forward(self, x: Tensor, y: Tensor, layer: "AdaptedLayer", slot: str) -> Tensor:
+        """Return s (B A) x, plus the bias on B, without forming B A."""
+        delta = layer.low_rank(self.drop(x), self.lora_A, self.lora_B, self.scale, slot)
+        shift = self.bias_delta()
+        return delta if shift is None else delta + layer.per_output(shift, slot).to(delta.dtype)
+
+    def extra_repr(self) -> str:
+        """Show rank and scale where the model is printed."""
+        return f"r={self.lora_A.shape[0]}, scale={self.scale:g}"

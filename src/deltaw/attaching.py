@@ -1,0 +1,239 @@
+"""Putting an adapter on a model, and taking it off again."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.adapter import Adapter
+from deltaw.adapters.lora import LoraAdapter
+from deltaw.adapters.replace import ReplaceAdapter
+from deltaw.authority import Authority
+from deltaw.config import LoraConfig
+from deltaw.errors import ConfigError, FormatError, StateError, raise_all
+from deltaw.fitting import Fit, fit
+from deltaw.layer import AdaptedLayer
+from deltaw.layers.module import TrainedModule
+from deltaw.optimizers import watch
+from deltaw.planning import Plan, base_modules, plan
+from deltaw.root import AdaptedModel, authority_of, find_authority
+from deltaw.starting import initial_state
+from deltaw.state import State
+from deltaw.swap import clear_bound_forward, refuse_hidden_names, swap, unswap
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+
+
+def attach(
+    model: nn.Module,
+    source: LoraConfig | State,
+    name: str = "default",
+    *,
+    generator: torch.Generator | None = None,
+    trainable: bool = True,
+    strict: bool = True,
+) -> Plan | None:
+    """Put an adapter on `model` in place: `W' = W + s B A` in every layer it names.
+
+    The model's own layers stay where they are, under the same names and with the same bits; each
+    gets one child module called `adapter`. All parameters of the base are frozen. The first adapter
+    becomes the active one; later ones wait for `activate`.
+
+    Args:
+        model: the model, on any device.
+        source: settings, from which the adapter starts so that the output is bit-identical to the
+            base's; or the state of an adapter that was captured or read from a file.
+        name: what to call it: letters, digits, `_` and `-`.
+        generator: a CPU generator for the starting values.
+        trainable: whether its parameters have `requires_grad`.
+        strict: raise where an entry of the settings matches nothing, instead of a warning in the
+            plan.
+
+    Returns:
+        What was adapted, for a config; None for a state.
+
+    Raises:
+        ConfigError: if the name cannot be used.
+        TargetError: listing what matches nothing or cannot be adapted.
+        FormatError: listing every tensor of the state that does not fit the model.
+        StateError: if the name is taken, the adapters are merged, or the model is a `DataParallel`.
+    """
+    check_attachable(model, name)
+    if isinstance(source, LoraConfig):
+        made = plan(model, source, strict=strict)
+        attach_state(model, initial_state(model, made, generator), name, trainable)
+        return made
+    attach_state(model, source, name, trainable)
+    return None
+
+
+def attach_state(model: nn.Module, state: State, name: str, trainable: bool) -> None:
+    """Put the adapter `state` on `model` under `name`; nothing is changed where anything misfits."""
+    layers = base_modules(model)
+    fits, problems = fit(layers, state)
+    raise_all(
+        FormatError,
+        f"The adapter does not fit {type(model).__name__}:",
+        problems,
+        "use the base model that the adapter was trained on.",
+    )
+    rebinds = []
+    for path, (geometry, _) in fits.items():
+        refuse_hidden_names(layers[path], geometry, path)
+        rebinds.append(clear_bound_forward(layers[path], path))
+    authority = authority_of(model)
+    _freeze(model, layers, authority)
+    shared: dict[int, nn.Parameter] = {}
+    for path, (geometry, slots) in fits.items():
+        _equip(layers[path], geometry, slots, name, authority, state, trainable, shared)
+    for rebind in rebinds:
+        rebind()
+    authority.add(name, state.config)
+
+
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Take one adapter off `model`, or all of them; with the last one the model is its old self.
+
+    The base's bits, classes and `requires_grad` flags are what they were before `attach`.
+
+    Raises:
+        StateError: if there is no such adapter, or it is merged and the originals are kept.
+    """
+    authority = find_authority(model)
+    if authority is None or (name is not None and name not in authority.configs):
+        have = ", ".join(authority.configs) if authority else "none"
+        raise StateError(f"There is no adapter {name or ''!r} to detach. Adapters: {have}.")
+    layers = {p: m for p, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+    if any(layer.originals for layer in layers.values()):
+        raise StateError(
+            "Cannot detach: the weights are merged and their originals are kept.\n"
+            'Fix: call deltaw.unmerge(model), or merge with original="none" to make it final.'
+        )
+    authority.merged = None
+    for gone in [name] if name is not None else list(authority.configs):
+        for layer in layers.values():
+            if gone in layer.adapter:
+                del layer.adapter[gone]
+        authority.remove(gone)
+    for path, layer in layers.items():
+        if not len(layer.adapter):
+            _strip(layer, path)
+    if not authority.configs:
+        for path, parameter in model.named_parameters():
+            if path in authority.thawed:
+                parameter.requires_grad_(True)
+        for module in model.modules():
+            if isinstance(module, AdaptedModel):
+                unswap(module)
+                del module.authority
+
+
+def check_attachable(model: nn.Module, name: str) -> None:
+    """Raise where no adapter of that name can be put on `model` now."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise StateError(
+            f"Cannot attach to a {type(model).__name__}.\n"
+            "Fix: attach to the model first, then wrap it (DistributedDataParallel or FSDP2; "
+            "DataParallel copies the model at every step and is not supported)."
+        )
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        raise ConfigError(
+            f"{name!r} cannot be an adapter's name.\nFix: use letters, digits, '_' and '-' only, "
+            "and no name of an attribute of torch.nn.ModuleDict."
+        )
+    authority = find_authority(model)
+    if authority is not None:
+        authority.require_unmerged("attach")
+        if name in authority.configs:
+            raise StateError(
+                f"There is an adapter {name!r} already.\n"
+                f"Fix: choose another name, or deltaw.detach(model, {name!r}) first."
+            )
+
+
+def _freeze(model: nn.Module, layers: dict[str, nn.Module], authority: Authority) -> None:
+    base = {id(p) for m in (model, *layers.values()) for p in m._parameters.values()}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) in base:
+            authority.thawed.add(path)
+            parameter.requires_grad_(False)
+            watch(parameter)
+
+
+def _equip(
+    layer: nn.Module,
+    geometry: type[AdaptedLayer],
+    slots: Sequence[Fit],
+    name: str,
+    authority: Authority,
+    state: State,
+    trainable: bool,
+    shared: dict[int, nn.Parameter],
+) -> None:
+    """Swap the class of one layer and give it the adapter's modules."""
+    overridden = tuple(sorted(fit.slot for fit in slots if fit.trained is not None))
+    if geometry is TrainedModule and isinstance(layer, AdaptedLayer):
+        geometry = type(layer).mixin  # type: ignore[assignment]
+    swap(layer, geometry, overridden)
+    assert isinstance(layer, AdaptedLayer)
+    if "adapter" not in layer._modules:
+        layer.authority = authority
+        layer.originals = {}
+        layer.adapter = nn.ModuleDict()
+    modules = {fit.slot: _build(layer, fit, state.config, trainable, shared) for fit in slots}
+    layer.adapter[name] = nn.ModuleDict(modules)
+    layer.adapter[name].train(layer.training)
+
+
+def _build(
+    layer: AdaptedLayer,
+    fit: Fit,
+    config: LoraConfig,
+    trainable: bool,
+    shared: dict[int, nn.Parameter],
+) -> Adapter:
+    device = device_of(layer)
+    if fit.trained is not None:
+        frozen = layer.frozen(fit.slot)
+        if isinstance(frozen, nn.Parameter):
+            if id(frozen) not in shared:
+                value = own(fit.trained, master_dtype(frozen), device)
+                shared[id(frozen)] = nn.Parameter(value, requires_grad=trainable)
+            return ReplaceAdapter(shared[id(frozen)])
+        return ReplaceAdapter(own(fit.trained, frozen.dtype, device))
+    dtype = master_dtype(layer.frozen("weight"))
+    A, B, bias = (None if t is None else own(t, dtype, device) for t in (fit.A, fit.B, fit.bias))
+    assert A is not None and B is not None
+    adapter = LoraAdapter(A, B, fit.scale, config.lora_dropout, bias)
+    return adapter.requires_grad_(trainable)
+
+
+def own(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a contiguous copy that shares nothing with `tensor`."""
+    return tensor.detach().to(device=device, dtype=dtype, copy=True).contiguous()
+
+
+def master_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype an adapter is kept in: float32, or float64 for a float64 base."""
+    return torch.promote_types(torch.float32, weight.dtype)
+
+
+def device_of(layer: nn.Module) -> torch.device:
+    """Return where an adapter of `layer` belongs: with its weight, or where its hook runs it."""
+    hook: Any = vars(layer).get("_hf_hook")
+    device = next((t.device for t in layer._parameters.values() if t is not None), None)
+    if hook is not None and (device is None or device.type == "meta"):
+        return torch.device(hook.execution_device)
+    return device or torch.device("cpu")
+
+
+def _strip(layer: AdaptedLayer, path: str) -> None:
+    """Give one layer its own class back."""
+    rebind = clear_bound_forward(layer, path)
+    del layer.adapter
+    del layer.authority
+    del layer.originals
+    unswap(layer)
+    rebind()

@@ -1,0 +1,88 @@
+"""The one place that knows which adapters a model has and which are active.
+
+It is pure data, shared by reference by all adapted layers of a model, so that switching visits no
+layer. It holds no module and adds nothing to `state_dict`. It is not thread-safe.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from deltaw.config import LoraConfig
+from deltaw.errors import StateError
+
+Active = tuple[tuple[str, float], ...]
+
+
+class Authority:
+    """Names, settings and weights of the adapters on one model."""
+
+    def __init__(self) -> None:
+        self.configs: dict[str, LoraConfig] = {}
+        self.active: Active = ()
+        self.enabled = True
+        self.merged: Active | None = None
+        self.thawed: set[str] = set()
+        self.fingerprints: dict[str, str | None] = {}
+        self.mix = torch.zeros(0)
+        self._seen: set[Active] = set()
+        self._recomputed = False
+
+    def current(self) -> Active:
+        """Return the adapters in force now as (name, weight) pairs."""
+        return self.active if self.enabled else ()
+
+    def add(self, name: str, config: LoraConfig) -> None:
+        """Add an adapter, active only if it is the first."""
+        self.configs[name] = config
+        self.activate(self.active or ((name, 1.0),))
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; it no longer counts in the active sum."""
+        del self.configs[name]
+        self.fingerprints.pop(name, None)
+        self.activate(tuple(pair for pair in self.active if pair[0] != name))
+
+    def activate(self, active: Active) -> None:
+        """Make the weighted sum `active` the one in force."""
+        self.active = active
+        if self.mix.numel() != len(self.configs):
+            self.mix = torch.zeros(len(self.configs))
+        weights: Mapping[str, float] = dict(active)
+        self.mix.copy_(torch.tensor([weights.get(name, 0.0) for name in self.configs]))
+
+    def require_unmerged(self, doing: str) -> None:
+        """Raise if the adapters are merged into the weights."""
+        if self.merged is not None:
+            names = ", ".join(name for name, _ in self.merged)
+            raise StateError(
+                f"Cannot {doing}: adapter {names} is merged into the weights.\n"
+                "Fix: call deltaw.unmerge(model) first."
+            )
+
+    def note_forward(self) -> None:
+        """Record a forward pass; in a checkpoint's recomputation compare with what was recorded.
+
+        A recomputation under other adapters than those of its forward would give wrong gradients in
+        silence. Forwards under several settings before one backward are all accepted.
+
+        Raises:
+            StateError: if the adapters were switched between forward and backward.
+        """
+        now = self.current()
+        if torch._C._current_graph_task_id() == -1:
+            if self._recomputed:
+                self._seen.clear()
+                self._recomputed = False
+            self._seen.add(now)
+        elif now not in self._seen:
+            raise StateError(
+                "Other adapters are active in the backward pass than in the checkpointed forward "
+                "pass, so the recomputed gradients would be wrong.\n"
+                "Fix: call backward before you switch, merge or disable adapters."
+            )
+        else:
+            self._recomputed = True
+
+    def __getstate__(self) -> dict[str, object]:
+        return vars(self) | {"_seen": set(), "_recomputed": False}

@@ -1,0 +1,110 @@
+"""Checking the state of an adapter against a model before anything is changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layers import geometry_of
+from deltaw.layers.linear import slice_slot
+from deltaw.layers.module import TrainedModule
+from deltaw.planning import refusals
+from deltaw.select import nearest
+from deltaw.state import LayerState, State
+from deltaw.swap import seen_as
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one slot of one layer gets: factors (r, in) and (out, r), or a trained copy."""
+
+    slot: str
+    A: Tensor | None = None
+    B: Tensor | None = None
+    bias: Tensor | None = None
+    trained: Tensor | None = None
+    scale: float = 1.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors under the names they have in the model."""
+        named = {
+            "lora_A": self.A,
+            "lora_B": self.B,
+            "lora_B_bias": self.bias,
+            "trained": self.trained,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+Fits = dict[str, tuple[type[AdaptedLayer], list[Fit]]]
+
+
+def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]:
+    """Return the geometry and the contents of every layer of `state`, and all that misfits."""
+    fits: Fits = {}
+    problems: list[str] = []
+    for path, layer_state in state.layers.items():
+        if path not in layers:
+            problems.append(f"{path}: there is no such module{nearest(path, list(layers))}")
+            continue
+        module = layers[path]
+        found = _low_rank(layers, path, layer_state, problems)
+        geometry, slots = found if found is not None else (TrainedModule, [])
+        for name in _slots(layer_state, "trained"):
+            trained = layer_state.tensors[f"{name}.trained"]
+            own = module._parameters.get(name, module._buffers.get(name))
+            if own is None:
+                problems.append(f"{path}: the module has no {name}")
+            elif own.shape != trained.shape:
+                problems.append(_misfit(f"{path}.{name}", trained, tuple(own.shape)))
+            else:
+                slots.append(Fit(name, trained=trained))
+        fits[path] = (geometry, slots)
+    return fits, problems
+
+
+def _low_rank(
+    layers: Mapping[str, nn.Module], path: str, state: LayerState, problems: list[str]
+) -> tuple[type[AdaptedLayer], list[Fit]] | None:
+    """Return the geometry and the factors of each slot, or None where there are none."""
+    slots = _slots(state, "lora_A")
+    if not slots:
+        return None
+    reasons = refusals(layers, path, state)
+    problems += [f"{path}: {reason}" for reason in reasons]
+    if reasons:
+        return None
+    module = layers[path]
+    geometry = geometry_of(module, state)
+    assert geometry is not None
+    if isinstance(module, AdaptedLayer) and type(module).mixin not in (geometry, TrainedModule):
+        problems.append(f"{path}: holds an adapter of another geometry, which cannot be mixed")
+        return None
+    layer = seen_as(module, geometry)
+    fits = []
+    for slot in slots:
+        A, B = state.tensors[f"{slot}.lora_A"], state.tensors[f"{slot}.lora_B"]
+        bias = state.tensors.get(f"{slot}.lora_B_bias")
+        inner = slot
+        if slot != WEIGHT and "_of_" not in slot:
+            inner = slice_slot(int(slot.removeprefix("slice_")), len(state.enabled))
+        shape_A, shape_B = layer.packed_shapes(inner, A.shape[0])
+        if A.shape != shape_A:
+            problems.append(_misfit(f"{path} lora_A", A, shape_A))
+        elif B.shape != shape_B:
+            problems.append(_misfit(f"{path} lora_B", B, shape_B))
+        elif bias is not None and bias.shape != (layer.shape(inner)[0],):
+            problems.append(_misfit(f"{path} lora_B bias", bias, layer.shape(inner)[:1]))
+        else:
+            A, B = layer.unpack(A, B)
+            fits.append(Fit(inner, A, B, bias, scale=state.scale))
+    return geometry, fits
+
+
+def _slots(state: LayerState, tensor: str) -> list[str]:
+    return [key.removesuffix(f".{tensor}") for key in state.tensors if key.endswith(f".{tensor}")]
+
+
+def _misfit(what: str, tensor: Tensor, expected: tuple[int, ...]) -> str:
+    return f"{what}: the file has {tuple(tensor.shape)}, the model needs {expected}"

@@ -1,0 +1,50 @@
+"""How an adapter is written down: one file per format, each with `sniff`, `read` and `write`."""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Protocol, cast
+
+from deltaw.errors import FormatError
+from deltaw.state import State
+
+
+class Format(Protocol):
+    """What a file of this folder offers."""
+
+    def sniff(self, path: Path) -> bool:
+        """Tell whether `path` looks like this format, without reading tensors."""
+
+    def read(self, path: Path) -> State:
+        """Return the adapter at `path`."""
+
+    def write(self, state: State, path: Path) -> None:
+        """Write `state` to `path`, whole or not at all."""
+
+
+def names() -> list[str]:
+    """Return the names of the formats that have a `sniff`."""
+    found = (file.name for file in pkgutil.iter_modules(__path__))
+    return sorted(
+        name for name in found if "sniff" in vars(importlib.import_module(f"{__name__}.{name}"))
+    )
+
+
+def format_of(name: str) -> Format:
+    """Return the format of that name."""
+    if name not in names():
+        raise FormatError(f"There is no format {name!r}. Fix: use {', '.join(names())}.")
+    return cast(Format, importlib.import_module(f"{__name__}.{name}"))
+
+
+def sniff(path: Path) -> Format:
+    """Return the format of what lies at `path`."""
+    if not path.exists():
+        raise FormatError(f"There is no adapter at {path}. Fix: give the folder or file of one.")
+    for name in names():
+        if format_of(name).sniff(path):
+            return format_of(name)
+    raise FormatError(
+        f"{path} is no adapter in a known format ({', '.join(names())}).\n"
+        "Fix: give a folder with adapter_config.json, or name the format."
+    )

@@ -1,0 +1,51 @@
+"""Where an adapter starts: one file per initialisation, each with a function `start`."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltaw.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Site:
+    """The slot that an adapter starts on.
+
+    `shape` is (out, in), `zero` names the factor that starts at zero ("A" for embeddings), and
+    `matrix` returns the frozen (out, in) weight for the starts that read it.
+    """
+
+    shape: tuple[int, int]
+    r: int
+    scale: float
+    zero: str
+    generator: torch.Generator | None
+    matrix: Callable[[], Tensor]
+
+
+Start = Callable[[Site], tuple[Tensor, Tensor]]
+
+
+def start_of(name: bool | str) -> Start:
+    """Return the function `start` of the file of that name; True is Kaiming, False is random.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    file = {True: "kaiming", False: "_random"}.get(name, name)
+    if name not in (True, False, *names()):
+        raise ConfigError(
+            f"init_lora_weights={name!r} is not known. Fix: use True, False, {', '.join(names())}."
+        )
+    start: Start = importlib.import_module(f"{__name__}.{file}").start
+    return start
+
+
+def names() -> list[str]:
+    """Return the names of the initialisations, each one a file of this folder."""
+    found = (file.name for file in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if not name.startswith("_"))

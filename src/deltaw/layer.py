@@ -1,0 +1,180 @@
+"""What an adapted layer must offer to the methods: one subclass per geometry in `layers/`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.adapter import Adapter
+from deltaw.authority import Authority
+from deltaw.state import LayerState
+from deltaw.swap import Swapped
+
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object
+
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Original:
+    """A weight as it was before a merge: where it is kept, and what the merged one looked like."""
+
+    tensor: Tensor | None
+    merged_hash: int
+    parameter: nn.Parameter | None = None
+    file: Path | None = None
+
+
+class AdaptedLayer(Swapped, _Module):
+    """Mixin put in front of a layer's own class.
+
+    A slot is one (out, in) matrix of the layer; methods see slots and never a layer type. The
+    child module `adapter` holds `<adapter name>.<slot>`.
+    """
+
+    kind: ClassVar[str]
+    takes: ClassVar[str] = ""
+    zero_factor: ClassVar[str] = "B"
+    authority: Authority
+    adapter: nn.ModuleDict
+    originals: dict[str, Original]
+
+    @classmethod
+    def fits(cls, layer: nn.Module, like: LayerState) -> bool:
+        """Tell whether this geometry takes `layer` adapted as `like` asks."""
+        raise NotImplementedError
+
+    @classmethod
+    def refusals(cls, layer: nn.Module) -> list[str]:
+        """Return the reasons why this particular layer cannot be adapted."""
+        return []
+
+    def base(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the original forward of the layer, whatever it is."""
+        output: Tensor = self.origin.forward(self, *args, **kwargs)
+        return output
+
+    def shape(self, slot: str) -> tuple[int, int]:
+        """Return (out, in) of a slot."""
+        raise NotImplementedError
+
+    def matrix(self, slot: str) -> Tensor:
+        """Return the frozen weight of a slot as a dense (out, in) matrix."""
+        raise NotImplementedError
+
+    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
+        """Return the whole weight in its own layout and dtype with these slots replaced."""
+        raise NotImplementedError
+
+    def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
+        """Return how the (out, in) matrix M of a slot acts on the input, without bias."""
+        raise NotImplementedError
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+        """Return `act(x, scale * B A)` without forming B A, computed in the dtype of the base."""
+        raise NotImplementedError
+
+    def per_output(self, v: Tensor, slot: str) -> Tensor:
+        """Return a vector of length out, shaped to broadcast over the output."""
+        return v
+
+    def place(self, y: Tensor, delta: Tensor, slot: str) -> Tensor:
+        """Return the output `y` with `delta` of a slot added."""
+        return y + delta.to(y.dtype)
+
+    def packed_shapes(self, slot: str, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of A and B in `LayerState` for rank r."""
+        out, into = self.shape(slot)
+        return (r, into), (out, r)
+
+    def pack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring factors from (r, in), (out, r) into the shapes of `LayerState`."""
+        return A, B
+
+    def unpack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring factors from the shapes of `LayerState` into (r, in), (out, r)."""
+        return A, B
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base, then add what the active adapters contribute."""
+        y = self.base(*args, **kwargs)
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        base = y
+        for slot, adapter, weight in self.contributors():
+            delta = adapter(x, base, self, slot)
+            plain = isinstance(weight, float) and weight == 1
+            y = self.place(y, delta if plain else delta * weight, slot)
+        return y
+
+    def in_force(self) -> list[tuple[str, float | Tensor]]:
+        """Return the (adapter name, weight) pairs that count now.
+
+        In a compiled graph without gradients these are all adapters, each under a weight kept in a
+        tensor, so that switching recompiles nothing; elsewhere only the active ones.
+        """
+        authority = self.authority
+        if authority.merged is not None:
+            return []
+        if torch.compiler.is_compiling():
+            if authority.enabled and len(authority.configs) > 1 and not torch.is_grad_enabled():
+                return [(name, authority.mix[i]) for i, name in enumerate(authority.configs)]
+        else:
+            authority.note_forward()
+        return list(authority.current())
+
+    def contributors(self) -> Iterator[tuple[str, Adapter, float | Tensor]]:
+        """Yield (slot, adapter, weight) of the low-rank adapters in force."""
+        for name, weight in self.in_force():
+            if name in self.adapter:
+                for slot, adapter in self.adapter[name].items():
+                    if not adapter.replaces:
+                        yield slot, adapter, weight
+
+    @staticmethod
+    def override(name: str) -> property:
+        """Return the property that gives the trained copy of a parameter or buffer in its place."""
+        return property(lambda layer: layer.effective(name))
+
+    def effective(self, name: str) -> Tensor:
+        """Return `P + Σ weight (copy - P)` for the frozen P; for one adapter the copy's own bits."""
+        return mixed(self.frozen(name), self.copies(name, self.in_force()))
+
+    def frozen(self, name: str) -> Tensor:
+        """Return the base's own parameter or buffer, whatever is trained in its place."""
+        tensor = self._parameters[name] if name in self._parameters else self._buffers[name]
+        assert tensor is not None
+        return tensor
+
+    def copies(
+        self, name: str, active: Iterable[tuple[str, float | Tensor]]
+    ) -> list[tuple[Tensor, float | Tensor]]:
+        """Return the (trained copy, weight) pairs of a parameter or buffer among `active`."""
+        return [
+            (self.adapter[key][name].merged(self.frozen(name)), weight)
+            for key, weight in active
+            if key in self.adapter
+            and name in self.adapter[key]
+            and self.adapter[key][name].replaces
+        ]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.authority.require_unmerged("load a checkpoint")
+        self.authority.fingerprints.clear()
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+
+def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor:
+    """Return `(1 - Σ weight) P + Σ weight copy`, or the only copy itself under weight 1."""
+    if not copies:
+        return frozen
+    first, weight = copies[0]
+    if len(copies) == 1 and isinstance(weight, float) and weight == 1:
+        return first
+    rest = 1 - sum(weight for _, weight in copies)
+    return sum((copy * weight for copy, weight in copies), rest * frozen).to(frozen.dtype)

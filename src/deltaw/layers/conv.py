@@ -1,0 +1,105 @@
+"""`nn.Conv1d/2d/3d`: W (out, in/groups, *kernel) read as the matrix (out, in/groups · kernel)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.state import LayerState
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+if TYPE_CHECKING:
+    _Conv = nn.Conv2d
+else:
+    _Conv = object
+
+
+class Conv(AdaptedLayer, _Conv):
+    """x (batch, in, *space) to y (batch, out, *space'); any stride, padding, dilation and groups.
+
+    With groups, every group convolves its own channels with the same A (r, in/groups, *kernel), and
+    each output channel has its row of B (out, r), so that s B A is an element of W's own space.
+    """
+
+    kind = "conv"
+    takes = "nn.Conv1d/2d/3d"
+
+    @classmethod
+    def fits(cls, layer: nn.Module, like: LayerState) -> bool:
+        """Take the three convolutions with factors of W's own shape."""
+        return isinstance(layer, CONVOLUTIONS) and not factored(like) and not spans(layer, like)
+
+    def shape(self, slot: str) -> tuple[int, int]:
+        """Return (out, in/groups · kernel)."""
+        W = self.frozen(WEIGHT)
+        return W.shape[0], W[0].numel()
+
+    def matrix(self, slot: str) -> Tensor:
+        """Return W as (out, in/groups · kernel)."""
+        return self.frozen(WEIGHT).flatten(1)
+
+    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
+        """Return the matrix in the shape and dtype of W."""
+        W = self.frozen(WEIGHT)
+        return matrices[WEIGHT].to(W.dtype).view(W.shape)
+
+    def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
+        """Convolve with M in the shape of W."""
+        return self.convolve(x, M.to(x.dtype).view(self.frozen(WEIGHT).shape))
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+        """Convolve with A in each group, then mix the r channels of each with its rows of B."""
+        W = self.frozen(WEIGHT)
+        kernels = A.to(x.dtype).view(-1, *W.shape[1:]).repeat(self.groups, *[1] * (W.dim() - 1))
+        return mix(self.convolve(x, kernels) * scale, B.to(x.dtype), self.groups, W.dim())
+
+    def per_output(self, v: Tensor, slot: str) -> Tensor:
+        """Return v with one trailing axis per spatial axis."""
+        return v.view(-1, *[1] * (self.frozen(WEIGHT).dim() - 2))
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Convolve as the layer does, padding mode included, without bias."""
+        return self._conv_forward(x, kernels, None)
+
+    def packed_shapes(self, slot: str, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return (r, in/groups, *kernel) and (out, r)."""
+        W = self.frozen(WEIGHT)
+        return (r, *W.shape[1:]), (W.shape[0], r)
+
+    def pack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Give A the shape (r, in/groups, *kernel)."""
+        return A.view(-1, *self.frozen(WEIGHT).shape[1:]), B
+
+    def unpack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten A to (r, in/groups · kernel)."""
+        return A.flatten(1), B.flatten(1)
+
+
+def mix(S: Tensor, B: Tensor, groups: int, dim: int) -> Tensor:
+    """Apply B (out, channels/groups) to the channels of S at every position, group by group."""
+    return _CONV[dim](S, B.view(*B.shape, *[1] * (dim - 2)), groups=groups)
+
+
+def factored(like: LayerState) -> bool:
+    """Tell whether `like` asks for loralib's factors, which alone have a two-dimensional A."""
+    A = like.tensors.get("weight.lora_A")
+    return like.factored or (A is not None and A.dim() == 2)
+
+
+def spans(layer: nn.Module, like: LayerState) -> bool:
+    """Tell whether the A of `like` covers the input channels of all groups, as PEFT's does."""
+    A = like.tensors.get("weight.lora_A")
+    assert isinstance(layer, CONVOLUTIONS)
+    return A is not None and layer.groups > 1 and A.dim() > 2 and A.shape[1] == layer.in_channels
+
+
+def block_rows(groups: int, rows: int, columns: int, device: torch.device) -> Tensor:
+    """Return the (rows, columns) mask that is True where row group and column group agree."""
+    row = torch.arange(rows, device=device) * groups // rows
+    column = torch.arange(columns, device=device) * groups // columns
+    return row[:, None] == column

@@ -1,0 +1,86 @@
+"""PEFT's grouped convolution: A covers the input channels of all groups.
+
+Its ΔW couples channels that W does not, so the slot is W spread out to one dense matrix
+(out, in · kernel) with zeros between groups. Such a file works in the forward pass; it merges only
+where nothing of ΔW lies between groups.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltaw.errors import MergeError
+from deltaw.layer import WEIGHT
+from deltaw.layers.conv import CONVOLUTIONS, Conv, block_rows, mix, spans
+from deltaw.state import LayerState
+
+
+class SpanningConv(Conv):
+    """A grouped convolution with A (R, in, *kernel) and B (out, R), zero between groups."""
+
+    @classmethod
+    def fits(cls, layer: nn.Module, like: LayerState) -> bool:
+        """Take grouped convolutions whose A covers every input channel."""
+        return isinstance(layer, CONVOLUTIONS) and spans(layer, like)
+
+    def shape(self, slot: str) -> tuple[int, int]:
+        """Return (out, in · kernel)."""
+        W = self.frozen(WEIGHT)
+        return W.shape[0], W[0].numel() * self.groups
+
+    def matrix(self, slot: str) -> Tensor:
+        """Return W spread out over the input channels of all groups."""
+        W = self.frozen(WEIGHT)
+        rows, columns = self.shape(slot)
+        mask = block_rows(self.groups, rows, columns, W.device)
+        return torch.where(mask, W.flatten(1).repeat(1, self.groups), 0)
+
+    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
+        """Return W from its groups; raise where anything lies between them."""
+        W = self.frozen(WEIGHT)
+        M = matrices[WEIGHT]
+        mask = block_rows(self.groups, *M.shape, M.device)
+        if M.masked_fill(mask, 0).any():
+            raise MergeError(
+                "ΔW couples input channels of other groups, which the grouped weight cannot hold"
+            )
+        return M[mask].view(W.shape).to(W.dtype)
+
+    def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
+        """Convolve with M over all input channels."""
+        return self.convolve(x, M.to(x.dtype).view(M.shape[0], -1, *self.frozen(WEIGHT).shape[2:]))
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+        """Convolve with A over all channels; each group then sees its own part of the R."""
+        W = self.frozen(WEIGHT)
+        S = self.convolve(x, A.to(x.dtype).view(A.shape[0], -1, *W.shape[2:]))
+        return mix(S * scale, self.compact(B).to(x.dtype), self.groups, W.dim())
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Convolve as the layer does but with one group."""
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        padding = self.padding if self.padding_mode == "zeros" else 0
+        conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[kernels.dim()]
+        return conv(x, kernels, None, self.stride, padding, self.dilation)
+
+    def packed_shapes(self, slot: str, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return (R, in, *kernel) and (out, R/groups)."""
+        W = self.frozen(WEIGHT)
+        return (r, W.shape[1] * self.groups, *W.shape[2:]), (W.shape[0], r // self.groups)
+
+    def pack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Give A the shape (R, in, *kernel) and B (out, R/groups)."""
+        return A.view(A.shape[0], -1, *self.frozen(WEIGHT).shape[2:]), self.compact(B)
+
+    def unpack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten A, and spread the rows of B (out, R/groups) over the R channels of A."""
+        B = B.flatten(1)
+        mask = block_rows(self.groups, B.shape[0], A.shape[0], B.device)
+        return A.flatten(1), torch.where(mask, B.repeat(1, self.groups), 0)
+
+    def compact(self, B: Tensor) -> Tensor:
+        """Return the blocks of B (out, R) as (out, R/groups); the zeros between get no gradient."""
+        return B[block_rows(self.groups, *B.shape, B.device)].view(B.shape[0], -1)

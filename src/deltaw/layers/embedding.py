@@ -1,0 +1,76 @@
+"""`nn.Embedding`: looking up row x is multiplying a one-hot vector, so W is (width, vocabulary)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.state import LayerState
+
+
+class Embedding(AdaptedLayer):
+    """x (...) of token ids to y (..., width); the padding row gets no delta and no gradient.
+
+    Subclasses that multiply the looked-up row by their `embed_scale` are scaled likewise.
+    """
+
+    kind = "embedding"
+    takes = "nn.Embedding"
+    zero_factor = "A"
+
+    @classmethod
+    def fits(cls, layer: nn.Module, like: LayerState) -> bool:
+        """Take `nn.Embedding` and its scaled subclasses."""
+        return isinstance(layer, nn.Embedding)
+
+    @classmethod
+    def refusals(cls, layer: nn.Module) -> list[str]:
+        """Refuse sparse gradients, and subclasses whose forward we cannot follow."""
+        reasons = []
+        origin = type(layer).origin if isinstance(layer, AdaptedLayer) else type(layer)
+        if getattr(layer, "sparse", False):
+            reasons.append("sparse=True gives sparse gradients, which no adapter has")
+        if origin.forward is not nn.Embedding.forward and not hasattr(layer, "embed_scale"):
+            reasons.append(f"{origin.__name__} overrides forward in a way that is not known")
+        return reasons
+
+    def shape(self, slot: str) -> tuple[int, int]:
+        """Return (width, vocabulary)."""
+        vocabulary, width = self.frozen(WEIGHT).shape
+        return width, vocabulary
+
+    def matrix(self, slot: str) -> Tensor:
+        """Return the table as (width, vocabulary)."""
+        return self.frozen(WEIGHT).T
+
+    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
+        """Return the table with its padding row as it was."""
+        table = self.frozen(WEIGHT)
+        folded = matrices[WEIGHT].T.to(table.dtype).contiguous()
+        if self.padding_idx is not None:
+            folded[self.padding_idx] = table[self.padding_idx]
+        return folded
+
+    def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
+        """Return the columns x of M, scaled as the layer scales its rows."""
+        return self.scaled(self.look_up(x, M))
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+        """Return B times the columns x of A."""
+        dtype = self.frozen(WEIGHT).dtype
+        return self.scaled(F.linear(self.look_up(x, A).to(dtype) * scale, B.to(dtype)))
+
+    def look_up(self, x: Tensor, M: Tensor) -> Tensor:
+        """Return the columns x of M as rows, zero for the padding token."""
+        rows = F.embedding(x, M.T)
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((x == self.padding_idx).unsqueeze(-1), 0)
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Multiply by the `embed_scale` of scaled subclasses."""
+        scale = getattr(self, "embed_scale", None)
+        if scale is None:
+            return rows
+        return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)

@@ -1,0 +1,92 @@
+"""`nn.Linear`, whole or as equal slices of a fused output: y = W x."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.state import LayerState
+
+_SLICE = re.compile(r"slice_(\d+)_of_(\d+)")
+
+
+def slice_slot(index: int, count: int) -> str:
+    """Return the name of the slot that is slice `index` of `count` equal parts of the output."""
+    return f"slice_{index}_of_{count}"
+
+
+class Linear(AdaptedLayer):
+    """x (..., in) to y (..., out) with W (out, in)."""
+
+    kind = "linear"
+    takes = "nn.Linear"
+
+    @classmethod
+    def fits(cls, layer: nn.Module, like: LayerState) -> bool:
+        """Take `nn.Linear` and its subclasses."""
+        return isinstance(layer, nn.Linear)
+
+    @classmethod
+    def refusals(cls, layer: nn.Module) -> list[str]:
+        """Refuse a lazy layer, whose shape is not known yet."""
+        lazy = isinstance(layer, nn.modules.lazy.LazyModuleMixin)
+        return ["its shape is not known before the first forward pass"] if lazy else []
+
+    def whole(self) -> Tensor:
+        """Return W (out, in) of the whole layer."""
+        return self.frozen(WEIGHT)
+
+    def fold_whole(self, W: Tensor) -> Tensor:
+        """Return W (out, in) in the layout and dtype of the layer's weight."""
+        return W.to(self.frozen(WEIGHT).dtype)
+
+    def shape(self, slot: str) -> tuple[int, int]:
+        """Return (out, in) of the slot."""
+        rows, columns = self.whole().shape
+        start, stop = span(slot, rows)
+        return stop - start, columns
+
+    def matrix(self, slot: str) -> Tensor:
+        """Return the rows of W that the slot takes."""
+        W = self.whole()
+        return W[slice(*span(slot, W.shape[0]))]
+
+    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
+        """Return W with the rows of the given slots replaced."""
+        first = next(iter(matrices.values()))
+        if len(matrices) == 1 and first.shape == self.whole().shape:
+            return self.fold_whole(first)
+        W = self.whole().to(first.dtype, copy=True)
+        for slot, M in matrices.items():
+            W[slice(*span(slot, W.shape[0]))] = M
+        return self.fold_whole(W)
+
+    def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
+        """Return M x."""
+        return F.linear(x, M.to(x.dtype))
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+        """Return B (scale A x)."""
+        return F.linear(F.linear(x, A.to(x.dtype)) * scale, B.to(x.dtype))
+
+    def place(self, y: Tensor, delta: Tensor, slot: str) -> Tensor:
+        """Add `delta` to the part of y that the slot takes."""
+        start, stop = span(slot, y.shape[-1])
+        if stop - start == y.shape[-1]:
+            return y + delta.to(y.dtype)
+        before, part, after = y.tensor_split((start, stop), dim=-1)
+        return torch.cat((before, part + delta.to(y.dtype), after), dim=-1)
+
+
+def span(slot: str, rows: int) -> tuple[int, int]:
+    """Return the first and the one-past-last row of a slot among `rows` rows."""
+    if slot == WEIGHT:
+        return 0, rows
+    match = _SLICE.fullmatch(slot)
+    assert match is not None, slot
+    index, count = int(match[1]), int(match[2])
+    size = rows // count
+    return index * size, (index + 1) * size

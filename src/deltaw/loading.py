@@ -1,0 +1,78 @@
+"""Reading an adapter from disk onto a model."""
+
+from pathlib import Path
+
+from torch import nn
+
+from deltaw.attaching import attach_state, check_attachable
+from deltaw.errors import FormatError, StateError, raise_all
+from deltaw.fingerprint import fingerprint
+from deltaw.fitting import fit
+from deltaw.formats import format_of, sniff
+from deltaw.hotswap import swap_in
+from deltaw.planning import base_modules
+from deltaw.root import find_authority
+from deltaw.state import State
+
+
+def load(
+    model: nn.Module,
+    path: str | Path,
+    name: str = "default",
+    *,
+    trainable: bool = False,
+    swap: bool = False,
+    check_base: bool = True,
+    format: str | None = None,
+) -> None:
+    """Put the adapter at `path` on `model`.
+
+    The layers are those of the file's tensors. The first adapter of a model becomes active.
+
+    Args:
+        model: the base, or a model that has other adapters already.
+        path: a folder or file in any format of `deltaw/formats`.
+        name: what to call it.
+        trainable: whether its parameters have `requires_grad`.
+        swap: replace the adapter `name` that is there; it stays active or not as it was.
+        check_base: compare the base's bits with those the adapter was trained on, where the file
+            says so and the dtype is the same.
+        format: a file of `deltaw/formats`; None finds out.
+
+    Raises:
+        FormatError: listing every tensor that does not fit, or if the base is another one.
+        StateError: if the name is taken and `swap` is False, or the adapters are merged.
+    """
+    path = Path(path)
+    state = (format_of(format) if format else sniff(path)).read(path)
+    authority = find_authority(model)
+    exists = authority is not None and name in authority.configs
+    if swap and not exists:
+        raise StateError(f"There is no adapter {name!r} to swap. Fix: load without swap.")
+    if not swap:
+        check_attachable(model, name)
+    _, problems = fit(base_modules(model), state)
+    headline = f"The adapter {path} does not fit {type(model).__name__}:"
+    fix = "use the base model that the adapter was trained on"
+    if state.config.base_model_name_or_path:
+        fix += f" ({state.config.base_model_name_or_path})"
+    raise_all(FormatError, headline, problems, f"{fix}.")
+    if check_base:
+        _check_base(model, state, path)
+    if swap:
+        swap_in(model, state, name, trainable)
+    else:
+        attach_state(model, state, name, trainable)
+
+
+def _check_base(model: nn.Module, state: State, path: Path) -> None:
+    if state.base is None:
+        return
+    low_rank = [p for p, layer in state.layers.items() if layer.kind != "module"]
+    ours = fingerprint(model, low_rank)
+    same_dtype = ours is not None and ours.split(":")[0] == state.base.split(":")[0]
+    if same_dtype and ours != state.base:
+        raise FormatError(
+            f"The adapter {path} was trained on a base of the same shapes but other weights.\n"
+            "Fix: load that base, or pass check_base=False if you know that this one will do."
+        )

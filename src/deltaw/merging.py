@@ -1,0 +1,266 @@
+"""Writing ΔW into the weights, and giving the originals back."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from deltaw.authority import Active
+from deltaw.errors import MergeError, StateError, raise_all
+from deltaw.fingerprint import bits
+from deltaw.layer import WEIGHT, AdaptedLayer, Original, mixed
+from deltaw.originals import check_kept, keep, restored
+from deltaw.root import require_authority
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    `rounding` gives for each layer kept in half precision `‖W'_stored - W'‖ / ‖ΔW‖`, the share of
+    the update lost to rounding; it is empty for float32.
+    """
+
+    layers: tuple[str, ...]
+    rounding: dict[str, float]
+
+    def __str__(self) -> str:
+        text = f"merged {len(self.layers)} layers"
+        if self.rounding:
+            worst = max(self.rounding, key=lambda path: self.rounding[path])
+            text += f"; rounding takes up to {self.rounding[worst]:.1%} of ΔW ({worst})"
+        return text
+
+
+def merge(
+    model: nn.Module,
+    *,
+    original: str = "memory",
+    path: str | Path | None = None,
+    untie: bool = False,
+) -> MergeReport:
+    """Write the active adapters into the weights: `W' = round(W + Σ weight ΔW)`.
+
+    ΔW and the sum are computed in float32 (float64 for a float64 base) and rounded once to the
+    weight's dtype. Nothing is changed where anything is refused.
+
+    Args:
+        model: an adapted model with at least one active adapter.
+        original: where the weights stay for `unmerge`: `"memory"` beside the merged ones, `"cpu"`,
+            `"file"`, or `"none"`, which makes the merge final.
+        path: for `"file"`: a safetensors file or folder that holds the originals, such as the
+            base's own, or one to be written.
+        untie: give a weight that is shared with another parameter its own copy first.
+
+    Raises:
+        MergeError: listing every weight that is tied, on meta, sharded, renormalised by `max_norm`,
+            or whose ΔW holds NaN or Inf.
+        StateError: if no adapter is active, or adapters are merged already.
+    """
+    authority = require_authority(model)
+    authority.require_unmerged("merge")
+    active = authority.current()
+    layers = {
+        p: m
+        for p, m in model.named_modules()
+        if isinstance(m, AdaptedLayer) and any(name in m.adapter for name, _ in active)
+    }
+    if not layers:
+        raise StateError("No adapter is active, so there is nothing to merge. Fix: activate one.")
+    check_kept(original, path)
+    shared = _shared(model)
+    problems = [
+        p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
+    ]
+    raise_all(MergeError, "Cannot merge:", problems)
+    done: list[tuple[str, AdaptedLayer, str]] = []
+    rounding: dict[str, float] = {}
+    try:
+        for path_, layer in layers.items():
+            for name, exact in _exact(path_, layer, active, problems).items():
+                if problems:
+                    continue
+                _write(layer, name, exact, name in shared.get(path_, ()))
+                done.append((path_, layer, name))
+                if name == WEIGHT and exact.dtype != layer.frozen(name).dtype:
+                    rounding[path_] = _lost(layer, exact)
+        raise_all(MergeError, "Cannot merge:", problems)
+        keep(original, path, done)
+    except BaseException:
+        for _, layer, name in done:
+            _give_back(layer, name, layer.originals[name].tensor)
+        raise
+    authority.merged = active
+    return MergeReport(tuple(layers), rounding)
+
+
+def unmerge(model: nn.Module) -> None:
+    """Give every weight its original bits back.
+
+    Raises:
+        StateError: if nothing is merged, or the originals were not kept.
+        MergeError: listing every weight that was changed since the merge.
+    """
+    authority = require_authority(model)
+    if authority.merged is None:
+        raise StateError("Nothing is merged.")
+    merged = [
+        (p, layer, name)
+        for p, layer in model.named_modules()
+        if isinstance(layer, AdaptedLayer)
+        for name in layer.originals
+    ]
+    if not merged:
+        raise StateError(
+            'The merge was final (original="none"). Fix: load the base again; '
+            "deltaw.detach(model) makes the merged model a plain one."
+        )
+    problems = [
+        f"{p}.{name} was changed since the merge; its new values would be lost"
+        for p, layer, name in merged
+        if bits(layer.frozen(name)) != layer.originals[name].merged_hash
+    ]
+    raise_all(MergeError, "Cannot unmerge:", problems, "detach the model to keep it as it is.")
+    for layer, name, tensor in restored(merged):
+        _give_back(layer, name, tensor)
+    authority.merged = None
+
+
+@contextlib.contextmanager
+def merged(model: nn.Module) -> Iterator[MergeReport]:
+    """Merge within a `with` block and unmerge after it."""
+    report = merge(model)
+    try:
+        yield report
+    finally:
+        unmerge(model)
+
+
+def _shared(model: nn.Module) -> dict[str, dict[str, list[str]]]:
+    """Return path -> parameter name -> other names, for parameters that share memory."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.is_meta and not isinstance(parameter, DTensor):
+            owners.setdefault(parameter.untyped_storage().data_ptr(), []).append(name)
+    shared: dict[str, dict[str, list[str]]] = {}
+    for names in owners.values():
+        for name in names if len(names) > 1 else ():
+            path, _, last = name.rpartition(".")
+            shared.setdefault(path, {})[last] = [other for other in names if other != name]
+    return shared
+
+
+def _refusals(
+    path: str,
+    layer: AdaptedLayer,
+    active: Active,
+    shared: dict[str, dict[str, list[str]]],
+    untie: bool,
+) -> Iterator[str]:
+    for name in _touched(layer, active):
+        tensor = layer._parameters.get(name, layer._buffers.get(name))
+        where = f"{path}.{name}"
+        if tensor is None:
+            yield f"{where}: the layer has no bias to hold the adapter's; use lora_bias=False"
+        elif tensor.is_meta:
+            yield f"{where} is on the meta device; load the weights (remove offloading) first"
+        elif isinstance(tensor, DTensor):
+            yield f"{where} is sharded; merge before sharding"
+        elif name in shared.get(path, ()) and not untie:
+            others = ", ".join(shared[path][name])
+            yield f"{where} is tied to {others}, which would change too; pass untie=True to copy it"
+        if getattr(layer, "max_norm", None) is not None and name == WEIGHT:
+            yield f"{path}: max_norm renormalises the rows of the merged table differently"
+
+
+def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
+    """Return the parameters and buffers of a layer that the active adapters change."""
+    names: dict[str, None] = {}
+    for key, _ in active:
+        for slot, adapter in layer.adapter[key].items() if key in layer.adapter else ():
+            names[slot if adapter.replaces else WEIGHT] = None
+            if adapter.bias_delta() is not None:
+                names["bias"] = None
+    return list(names)
+
+
+def _exact(
+    path: str, layer: AdaptedLayer, active: Active, problems: list[str]
+) -> dict[str, Tensor]:
+    """Return the merged tensors of one layer before the last rounding."""
+    try:
+        with torch.no_grad():
+            new = {
+                name: mixed(layer.frozen(name), layer.copies(name, active))
+                for name in _touched(layer, active)
+            }
+            matrices, shift = _sums(layer, active)
+            if matrices:
+                new[WEIGHT] = layer.fold(matrices)
+            if shift is not None:
+                new["bias"] = new["bias"].to(shift.dtype) + shift
+    except MergeError as problem:
+        problems.append(f"{path}: {problem}")
+        return {}
+    for name, tensor in new.items():
+        if not torch.isfinite(tensor.to(layer.frozen(name).dtype)).all():
+            problems.append(f"{path}.{name} would hold NaN or Inf")
+    return new
+
+
+def _sums(layer: AdaptedLayer, active: Active) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return W' of each slot and what is added to the bias, in float32 or wider."""
+    parts: dict[str, list[tuple[nn.Module, float]]] = {}
+    shift: Tensor | None = None
+    for key, weight in active:
+        for slot, adapter in layer.adapter[key].items() if key in layer.adapter else ():
+            if not adapter.replaces:
+                parts.setdefault(slot, []).append((adapter, weight))
+                own = adapter.bias_delta()
+                if own is not None:
+                    rows = torch.zeros(layer.frozen("bias").shape, dtype=own.dtype)
+                    shift = (rows if shift is None else shift) + weight * own
+    matrices = {}
+    for slot, adapters in parts.items():
+        W = layer.matrix(slot)
+        W = W.to(torch.promote_types(torch.float32, W.dtype))
+        if len(adapters) == 1 and adapters[0][1] == 1:
+            matrices[slot] = adapters[0][0].merged(W)
+        else:
+            matrices[slot] = W + sum(weight * adapter.delta(W) for adapter, weight in adapters)
+    return matrices, shift
+
+
+def _write(layer: AdaptedLayer, name: str, exact: Tensor, tied: bool) -> None:
+    old = layer.frozen(name)
+    new = exact.to(old.dtype).contiguous()
+    parameter = old if tied and isinstance(old, nn.Parameter) else None
+    layer.originals[name] = Original(old.data, bits(new), parameter)
+    if name in layer._buffers:
+        layer._buffers[name] = new.clone()
+    elif parameter is not None:
+        layer._parameters[name] = nn.Parameter(new.clone(), requires_grad=False)
+    else:
+        old.data = new.clone() if new.data_ptr() == old.data_ptr() else new
+
+
+def _give_back(layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
+    kept = layer.originals.pop(name)
+    assert tensor is not None
+    if kept.parameter is not None:
+        layer._parameters[name] = kept.parameter
+    elif name in layer._buffers:
+        layer._buffers[name] = tensor
+    else:
+        layer.frozen(name).data = tensor
+
+
+def _lost(layer: AdaptedLayer, exact: Tensor) -> float:
+    stored = layer.frozen(WEIGHT).to(exact.dtype)
+    before = layer.originals[WEIGHT].tensor
+    assert before is not None
+    return float((stored - exact).norm() / (exact - before.to(exact.dtype)).norm().clamp(1e-30))

@@ -1,0 +1,257 @@
+"""A dry run: what a config would adapt in a model, as data and as a table, changing nothing."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from deltaw.config import LoraConfig
+from deltaw.errors import TargetError, raise_all
+from deltaw.heads import new_heads, output_head
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layers import geometries, geometry_of
+from deltaw.layers.linear import slice_slot
+from deltaw.patterns import pattern_values, within
+from deltaw.select import Modules, Selection, select
+from deltaw.state import LayerState
+from deltaw.swap import Swapped, seen_as
+
+FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module that gets a low-rank ΔW; `shapes` holds (out, in) of each slot."""
+
+    path: str
+    kind: str
+    slots: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    r: int
+    alpha: float
+    scale: float
+    enabled: tuple[bool, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One module of which parameters (and, in a head, buffers) are trained as full copies."""
+
+    path: str
+    names: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an adapter consists of; `str(plan)` is the table a person reads."""
+
+    config: LoraConfig
+    targets: tuple[Target, ...]
+    trained: tuple[Trained, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers are trained."""
+        return sum(row.parameters for row in (*self.targets, *self.trained))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{shorten(paths):<{58}} {first.kind:<10}{_shape(first):<16}"
+            f"r={first.r:<4} alpha={first.alpha:<6g}{sum(t.parameters for t in group):>12,}"
+            for first, group, paths in _grouped(self.targets)
+        ]
+        lines += [
+            f"{row.path:<58} {'in full':<10}{', '.join(row.names):<33}{row.parameters:>12,}"
+            for row in self.trained
+        ]
+        kinds = Counter(target.kind for target in self.targets)
+        total = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no"
+        lines.append(f"{total} layers, {self.parameters:,} trainable parameters")
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+
+def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
+    """Return what `config` would adapt in `model`, which may be on the meta device.
+
+    Args:
+        model: any module; one of transformers tells its heads by itself.
+        config: the settings.
+        strict: raise where an entry of the config matches nothing; otherwise put it in `warnings`.
+
+    Raises:
+        TargetError: listing every entry that matches nothing with the nearest names, every module
+            that cannot be adapted with the reason, or that nothing is left to train.
+    """
+    layers = base_modules(model)
+    paths = list(layers)
+    modules = Modules(
+        paths,
+        [p for p in paths if getattr(geometry_of(layers[p]), "kind", "") in ("linear", "conv1d")],
+        output_head(model),
+        new_heads(model),
+    )
+    selection = select(modules, config)
+    if strict:
+        raise_all(
+            TargetError,
+            f"These settings match nothing in {type(model).__name__}:",
+            selection.misses,
+            "correct the names; deltaw.plan or `deltaw inspect MODEL` shows what there is.",
+        )
+    problems: list[str] = []
+    targets = list(_targets(layers, selection, config, problems))
+    taken = ", ".join(g.takes for g in geometries() if g.takes and "takes" in vars(g))
+    raise_all(
+        TargetError,
+        "These modules cannot be adapted:",
+        problems,
+        f"name layers of a supported type ({taken}), or take these out with exclude_modules.",
+    )
+    trained = list(_trained(layers, selection, config))
+    if not targets and not trained:
+        raise TargetError(
+            f"Nothing in {type(model).__name__} would be trained.\n"
+            "Fix: give target_modules that name its layers."
+        )
+    warnings = [f"{miss} matches nothing" for miss in selection.misses]
+    warnings += _warnings(targets, config)
+    return Plan(config, tuple(targets), tuple(trained), tuple(warnings))
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return path -> module of the base model: neither the root nor what adapters brought."""
+    brought = {
+        id(part)
+        for layer in model.modules()
+        if isinstance(layer, AdaptedLayer)
+        for part in layer.adapter.modules()
+    }
+    return {path: m for path, m in model.named_modules() if path and id(m) not in brought}
+
+
+def _targets(
+    layers: dict[str, nn.Module], selection: Selection, config: LoraConfig, problems: list[str]
+) -> Iterator[Target]:
+    paths = selection.targets
+    assert config.lora_alpha is not None
+    ranks = pattern_values(config.rank_pattern, paths, config.r)
+    alphas = pattern_values(config.alpha_pattern, paths, config.lora_alpha)
+    flags = pattern_values(config.enable_lora or {}, paths, ())
+    for path, r, alpha, enabled in zip(paths, ranks, alphas, flags, strict=True):
+        like = LayerState("", {}, enabled=tuple(enabled))
+        reasons = refusals(layers, path, like)
+        if config.lora_bias and isinstance(layers[path], nn.Embedding):
+            reasons.append("lora_bias has no meaning for an embedding")
+        if reasons:
+            problems += [f"{path}: {reason}" for reason in reasons]
+            continue
+        geometry = geometry_of(layers[path])
+        assert geometry is not None
+        layer = seen_as(layers[path], geometry)
+        count = len(enabled)
+        slots = tuple(slice_slot(i, count) for i, on in enumerate(enabled) if on) or (WEIGHT,)
+        shapes = tuple(layer.shape(slot) for slot in slots)
+        bias = sum(out for out, _ in shapes) if config.lora_bias else 0
+        yield Target(
+            path,
+            layer.kind,
+            slots,
+            shapes,
+            r,
+            alpha,
+            config.scale(r, alpha),
+            like.enabled,
+            sum(r * (out + into) for out, into in shapes) + bias,
+        )
+
+
+def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> list[str]:
+    """Return the reasons why the module at `path` cannot get a low-rank ΔW as `like` asks."""
+    layer = layers[path]
+    geometry = geometry_of(layer, like)
+    enabled = like.enabled
+    kind = type(layer).origin if isinstance(layer, Swapped) else type(layer)
+    if geometry is None:
+        return [f"{kind.__name__} is not a supported layer type"]
+    parent = layers.get(path.rpartition(".")[0])
+    if isinstance(parent, FAST_PATH):
+        return [
+            f"{type(parent).__name__} reads this layer's weight past its forward, so an adapter "
+            "would train and then have no effect"
+        ]
+    reasons = geometry.refusals(layer)
+    if enabled and geometry.kind not in ("linear", "conv1d"):
+        reasons.append("enable_lora is for linear layers")
+    elif enabled and not reasons:
+        out, _ = seen_as(layer, geometry).shape(WEIGHT)
+        if out % len(enabled):
+            reasons.append(f"its output of {out} does not divide into {len(enabled)} slices")
+    return reasons
+
+
+def _trained(
+    layers: dict[str, nn.Module], selection: Selection, config: LoraConfig
+) -> Iterator[Trained]:
+    targets = set(selection.targets)
+    for path, module in layers.items():
+        parameters = {n: p for n, p in module._parameters.items() if p is not None}
+        buffers: dict[str, object] = {}
+        if within(path, selection.heads) and path not in targets:
+            kept = module._non_persistent_buffers_set
+            buffers = {n: b for n, b in module._buffers.items() if b is not None and n not in kept}
+        elif config.bias == "all" or (config.bias == "lora_only" and path in targets):
+            parameters = {n: p for n, p in parameters.items() if "bias" in n}
+        else:
+            continue
+        if parameters:
+            count = sum(p.numel() for p in parameters.values())
+            yield Trained(path, (*parameters, *buffers), count)
+
+
+def _warnings(targets: Sequence[Target], config: LoraConfig) -> list[str]:
+    found = []
+    for path, r, limit in [(t.path, t.r, min(min(shape) for shape in t.shapes)) for t in targets]:
+        if r > limit:
+            found.append(f"{path}: r={r} is above {limit}, the largest rank ΔW can have there")
+    transposed = {target.kind == "conv1d" for target in targets}
+    if config.fan_in_fan_out and transposed != {True}:
+        found.append("fan_in_fan_out=True has no effect: the layers here store (out, in)")
+    return found
+
+
+def _grouped(targets: Sequence[Target]) -> Iterator[tuple[Target, list[Target], list[str]]]:
+    groups: dict[object, list[Target]] = {}
+    for t in targets:
+        key = (re.sub(r"\d+", "*", t.path), t.kind, t.shapes, t.r, t.alpha)
+        groups.setdefault(key, []).append(t)
+    for group in groups.values():
+        yield group[0], group, [t.path for t in group]
+
+
+def shorten(paths: Sequence[str]) -> str:
+    """Return one line for paths that differ in their numbers, as in `layer.0-11.query (12)`."""
+    if len(paths) == 1:
+        return paths[0]
+    parts = list(zip(*(path.split(".") for path in paths), strict=True))
+    merged = []
+    for values in parts:
+        numbers = sorted({int(v) for v in values if v.isdigit()})
+        dense = numbers and numbers == list(range(numbers[0], numbers[-1] + 1))
+        if len(set(values)) == 1:
+            merged.append(values[0])
+        elif dense:
+            merged.append(f"{numbers[0]}-{numbers[-1]}")
+        else:
+            merged.append("{" + ",".join(map(str, numbers)) + "}" if numbers else "*")
+    return f"{'.'.join(merged)} ({len(paths)})"
+
+
+def _shape(target: Target) -> str:
+    out, into = target.shapes[0]
+    count = f" x{len(target.slots)}" if len(target.slots) > 1 else ""
+    return f"{out}x{into}{count}"

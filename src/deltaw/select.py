@@ -1,0 +1,159 @@
+"""Which modules a config names: from a list of paths to the targets, with every miss reported."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deltaw.config import LoraConfig
+from deltaw.patterns import ends_with, full_matches, key_matches, within
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What selection needs to know of a model: all its paths, and which of them are linear layers,
+    output heads and new heads."""
+
+    paths: Sequence[str]
+    linear: Sequence[str]
+    output_heads: Sequence[str]
+    new_heads: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The paths adapted by a low-rank ΔW, those trained in full, and what matched nothing."""
+
+    targets: tuple[str, ...]
+    heads: tuple[str, ...]
+    misses: tuple[str, ...]
+
+
+def select(modules: Modules, config: LoraConfig) -> Selection:
+    """Apply `target_modules`, `exclude_modules`, `layers_*` and `modules_to_save` of a config.
+
+    Precedence: a module in `modules_to_save` is never a low-rank target; with
+    `modules_to_save=None` the new heads are, except where an entry of `target_modules` matches
+    nothing else; `exclude_modules` removes; `layers_to_transform` filters, but not a path that a
+    list gives in full.
+    """
+    misses: list[str] = []
+    heads = _heads(modules, config, misses)
+    wanted = _wanted(modules, config, misses)
+    if config.modules_to_save is None:
+        aimed = {path for paths in wanted.values() if _all_within(paths, heads) for path in paths}
+    else:
+        aimed = set()
+    chosen = {path for paths in wanted.values() for path in paths}
+    excluded = _excluded(modules, config, chosen, misses)
+    kept = _in_layers(modules, config, chosen - excluded, misses)
+    targets = [p for p in modules.paths if p in kept and (p in aimed or not within(p, heads))]
+    _check_patterns(config, targets, misses)
+    return Selection(tuple(targets), tuple(heads), tuple(misses))
+
+
+def nearest(name: str, paths: Sequence[str]) -> str:
+    """Return `nearest: ...`, naming existing modules most like `name`, or an empty string."""
+    last = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths))
+    pool = [*last, *paths] if "." in name else last
+    close = difflib.get_close_matches(name, [n for n in pool if not n.isdigit()], n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(close)})" if close else ""
+
+
+def block_index(path: str, lists: Sequence[str]) -> int | None:
+    """Return the number after the first list of blocks on the path, or after one of `lists`.
+
+    Numbers further in (experts of a block) do not count.
+    """
+    parts = path.split(".")
+    for before, part in itertools.pairwise(parts):
+        if part.isdigit() and not before.isdigit() and (not lists or before in lists):
+            return int(part)
+    return None
+
+
+def _heads(modules: Modules, config: LoraConfig, misses: list[str]) -> list[str]:
+    if config.modules_to_save is None:
+        return list(modules.new_heads)
+    found: set[str] = set()
+    for name in config.modules_to_save:
+        matched = [path for path in modules.paths if ends_with(path, name)]
+        if not matched:
+            misses.append(f"modules_to_save {name!r}{nearest(name, modules.paths)}")
+        found.update(matched)
+    return [p for p in modules.paths if p in found and not within(p, found - {p})]
+
+
+def _wanted(modules: Modules, config: LoraConfig, misses: list[str]) -> Mapping[str, list[str]]:
+    """Return the matches of each entry of `target_modules`."""
+    target = config.target_modules
+    if target is None:
+        return {}
+    if target == "all-linear":
+        heads = {*modules.output_heads, *modules.new_heads}
+        return {target: [path for path in modules.linear if not within(path, heads)]}
+    wanted = {
+        entry: _matching(entry, target, modules.paths)
+        for entry in ([target] if isinstance(target, str) else target)
+    }
+    misses += [
+        f"target_modules {entry!r}{nearest(entry, modules.paths)}"
+        for entry, paths in wanted.items()
+        if not paths
+    ]
+    return wanted
+
+
+def _matching(entry: str, of: str | Sequence[str], paths: Sequence[str]) -> list[str]:
+    if isinstance(of, str):
+        return [path for path, hit in zip(paths, full_matches(entry, paths), strict=True) if hit]
+    return [path for path in paths if ends_with(path, entry)]
+
+
+def _excluded(
+    modules: Modules, config: LoraConfig, chosen: set[str], misses: list[str]
+) -> set[str]:
+    exclude = config.exclude_modules
+    if exclude is None:
+        return set()
+    out: set[str] = set()
+    for entry in [exclude] if isinstance(exclude, str) else exclude:
+        matched = _matching(entry, exclude, modules.paths)
+        if not chosen & set(matched):
+            misses.append(f"exclude_modules {entry!r} takes nothing out of the targets")
+        out.update(matched)
+    return out
+
+
+def _in_layers(
+    modules: Modules, config: LoraConfig, chosen: set[str], misses: list[str]
+) -> set[str]:
+    if config.layers_to_transform is None:
+        return chosen
+    asked = config.layers_to_transform
+    indices = {asked} if isinstance(asked, int) else set(asked)
+    pattern = config.layers_pattern
+    lists = [pattern] if isinstance(pattern, str) else list(pattern or ())
+    entries = config.target_modules
+    exact = set() if entries is None or isinstance(entries, str) else set(entries)
+    found = {path: block_index(path, lists) for path in chosen}
+    misses += [
+        f"layers_pattern {name!r}"
+        for name in lists
+        if not any(f".{name}." in f".{path}" for path in chosen)
+    ]
+    misses += [f"layers_to_transform {index}" for index in sorted(indices - set(found.values()))]
+    return {path for path, index in found.items() if index in indices or path in exact}
+
+
+def _check_patterns(config: LoraConfig, targets: Sequence[str], misses: list[str]) -> None:
+    for name in ("rank_pattern", "alpha_pattern", "enable_lora"):
+        for key in getattr(config, name) or {}:
+            if not any(key_matches(key, targets)):
+                plain = re.sub(r"[\\^$]", "", key)
+                misses.append(f"{name} {key!r}{nearest(plain, targets)}")
+
+
+def _all_within(paths: Sequence[str], heads: Sequence[str]) -> bool:
+    return bool(paths) and all(within(path, heads) for path in paths)

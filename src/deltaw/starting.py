@@ -1,0 +1,70 @@
+"""From a plan to the state an adapter starts in."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.inits import Site, start_of
+from deltaw.layers import geometry_of
+from deltaw.planning import Plan, Target, base_modules
+from deltaw.state import LayerState, State
+from deltaw.swap import seen_as
+
+
+def initial_state(model: nn.Module, plan: Plan, generator: torch.Generator | None = None) -> State:
+    """Return the factors at their start and the copies of what is trained in full.
+
+    Args:
+        model: the model that `plan` was made for.
+        plan: what is adapted.
+        generator: a CPU generator; the same seed gives the same factors whatever else ran, in any
+            dtype and on any device of the model. None draws from torch's global one.
+    """
+    layers = base_modules(model)
+    states = {t.path: _low_rank(layers[t.path], t, plan, generator) for t in plan.targets}
+    for row in plan.trained:
+        copies = {f"{n}.trained": t for n, t in _own_tensors(layers[row.path]) if n in row.names}
+        old = states.get(row.path, LayerState("module", {}))
+        states[row.path] = LayerState(
+            old.kind, {**old.tensors, **copies}, old.scale, old.enabled, old.groups
+        )
+    return State(plan.config, states)
+
+
+def _low_rank(
+    module: nn.Module, target: Target, plan: Plan, generator: torch.Generator | None
+) -> LayerState:
+    geometry = geometry_of(module)
+    assert geometry is not None
+    layer = seen_as(module, geometry)
+    begin = start_of(plan.config.init_lora_weights)
+    meta = layer.frozen("weight").is_meta and "_hf_hook" not in vars(module)
+    tensors: dict[str, Tensor] = {}
+    for slot, shape in zip(target.slots, target.shapes, strict=True):
+        if meta:
+            A = torch.empty(target.r, shape[1], device="meta")
+            B = torch.empty(shape[0], target.r, device="meta")
+        else:
+            matrix = layer.matrix
+            site = Site(
+                shape,
+                target.r,
+                target.scale,
+                layer.zero_factor,
+                generator,
+                lambda slot=slot, matrix=matrix: matrix(slot),
+            )
+            A, B = begin(site)
+        tensors[f"{slot}.lora_A"], tensors[f"{slot}.lora_B"] = layer.pack(A, B)
+        if plan.config.lora_bias:
+            tensors[f"{slot}.lora_B_bias"] = torch.zeros(shape[0], device=A.device)
+    groups = getattr(module, "groups", 1)
+    return LayerState(target.kind, tensors, target.scale, target.enabled, groups)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                yield name, tensor

@@ -1,0 +1,191 @@
+"""One batch through the model to prove that every adapter trains and takes effect."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.adapter import Adapter
+from deltaw.errors import StateError, raise_all
+from deltaw.layer import AdaptedLayer
+from deltaw.optimizers import trains_nothing
+from deltaw.root import require_authority
+from deltaw.switching import disabled
+
+
+def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Run one batch in training and in evaluation and raise where an adapter would be lost.
+
+    Weights, gradients, buffers, random state and training mode are what they were afterwards.
+
+    Args:
+        model: an adapted, unmerged model.
+        batch: the input: a mapping of keyword arguments, a tuple of positional ones, or one tensor.
+            The loss is the output's `loss` where it has one, else the sum of squares of its
+            floating-point tensors.
+        optimizer: checked to hold every trainable parameter of the adapters.
+
+    Raises:
+        StateError: naming every active adapter whose forward never ran in training or in
+            evaluation, that got no gradient, or whose ΔW changed nothing; or an optimiser that
+            would not train them.
+    """
+    authority = require_authority(model)
+    authority.require_unmerged("verify")
+    found = dict(_active(model))
+    problems = _optimizer_problems(found, optimizer)
+    with _unchanged(model), _random_deltas(found):
+        model.train()
+        ran = _ran(model, found, batch, train=True)
+        problems += [
+            f"{path}: its forward never ran in training" for path in found if path not in ran
+        ]
+        problems += [
+            f"{path}: {name} got no gradient"
+            for path, adapter in found.items()
+            if path in ran
+            for name, p in adapter.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.any())
+        ]
+        model.eval()
+        ran = _ran(model, found, batch, train=False)
+        problems += [
+            f"{path}: its forward is not used without gradients"
+            for path in found
+            if path not in ran
+        ]
+        if found and not problems and _same_output(model, batch):
+            problems.append("the adapters change nothing in the output")
+    raise_all(
+        StateError,
+        "These adapters would not do what they should:",
+        problems,
+        "take such layers out of target_modules; something reads past their forward. For "
+        "reentrant checkpointing call model.enable_input_require_grads().",
+    )
+
+
+def _active(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
+    for path, layer in model.named_modules():
+        if isinstance(layer, AdaptedLayer):
+            for name, _ in layer.authority.current():
+                for slot, adapter in layer.adapter[name].items() if name in layer.adapter else ():
+                    yield f"{path}.{slot} ({name})", adapter
+
+
+def _optimizer_problems(
+    found: Mapping[str, Adapter], optimizer: torch.optim.Optimizer | None
+) -> list[str]:
+    if optimizer is None:
+        return []
+    if trains_nothing(optimizer):
+        return ["the optimiser was built before attach and holds only frozen parameters"]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [
+        f"{path}: the optimiser does not hold {name}"
+        for path, adapter in found.items()
+        for name, p in adapter.named_parameters()
+        if p.requires_grad and id(p) not in held
+    ]
+
+
+def _ran(model: nn.Module, found: Mapping[str, Adapter], batch: Any, *, train: bool) -> set[str]:
+    """Return the adapters that took part in one pass; a trained copy does whenever it is read."""
+    ran = {path for path, adapter in found.items() if adapter.replaces}
+    hooks = [
+        adapter.register_forward_hook(lambda *_, path=path: ran.add(path))  # type: ignore[misc]
+        for path, adapter in found.items()
+    ]
+    try:
+        if train:
+            loss_of(_call(model, batch)).backward()  # type: ignore[no-untyped-call]
+        else:
+            with torch.no_grad():
+                _call(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran
+
+
+def _same_output(model: nn.Module, batch: Any) -> bool:
+    with torch.no_grad():
+        adapted = tensors_of(_call(model, batch))
+        with disabled(model):
+            base = tensors_of(_call(model, batch))
+    return all(torch.equal(a, b) for a, b in zip(adapted, base, strict=True))
+
+
+@contextlib.contextmanager
+def _random_deltas(found: Mapping[str, Adapter]) -> Iterator[None]:
+    """Fill factors that are zero with small random values, so that they have an effect."""
+    generator = torch.Generator().manual_seed(0)
+    before: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for adapter in found.values():
+            for parameter in adapter.parameters():
+                if not parameter.any() or adapter.replaces:
+                    before.append((parameter, parameter.clone()))
+                    noise = torch.randn(parameter.shape, generator=generator) * 1e-2
+                    parameter.add_(noise.to(parameter))
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for parameter, old in before:
+                parameter.copy_(old)
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore gradients, buffers, training flags and random state."""
+    modes = [(module, module.training) for module in model.modules()]
+    grads = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    for parameter, _ in grads:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, grad in grads:
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, old in buffers:
+                buffer.copy_(old)
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def loss_of(output: Any) -> Tensor:
+    """Return the loss in an output, or the sum of squares of its floating-point tensors."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(loss, Tensor):
+        return loss
+    total = sum(t.float().square().sum() for t in tensors_of(output) if t.requires_grad)
+    if not isinstance(total, Tensor):
+        raise StateError(
+            "No output of the model depends on a trainable parameter: nothing would be trained.\n"
+            "Fix: with reentrant checkpointing call model.enable_input_require_grads() first."
+        )
+    return total
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return the floating-point tensors of an output, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (list, tuple)):
+        return [tensor for part in output for tensor in tensors_of(part)]
+    return []
