@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from deltaw.errors import LISTED, DataError, raise_all
 from deltaw.train.escape import printable
 from deltaw.train.items import Item, Items, missing_columns
-from deltaw.train.rows import PATH_LIMIT, Skip, Table
+from deltaw.train.rows import PATH_LIMIT, Skip, Table, place
+from deltaw.train.wording import counted
 
 MANY_CLASSES = 20
 
@@ -36,7 +37,7 @@ def check_any(table: Table, part: Items) -> None:
     if not part.items:
         raise_all(
             DataError,
-            f"{shown(table)}: all {len(part.skipped)} rows were skipped",
+            f"{shown(table)}: nothing is left, skipped: {counted(len(part.skipped), 'row')}",
             _reasons(part.skipped),
             "name the columns to use, or give rows that have a text and a label.",
         )
@@ -49,7 +50,7 @@ def check_labels(train: Sequence[Item], table: Table, column: str) -> None:
     if len(counts) < 2:
         only = f'only "{printable(str(next(iter(counts))))}"' if counts else "nothing"
         raise DataError(
-            f"{name} holds {only} in the {len(train)} usable training rows\n"
+            f"{name} holds {only} in {counted(len(train), 'usable training row')}\n"
             "Fix: give at least two different labels, or name another label column."
         )
     classes = isinstance(train[0].label, str)
@@ -75,7 +76,7 @@ def check_known(held_out: Sequence[Item], labels: Sequence[str]) -> None:
         DataError,
         "labels that do not occur in training",
         [
-            f'"{printable(name)}": {counts[name]} rows, first {item.place}'
+            f'"{printable(name)}": {counted(counts[name], "row")}, first {item.place}'
             for name, item in first.items()
         ],
         f"correct or remove these rows, or add training rows; training has {names}{more}.",
@@ -91,6 +92,6 @@ def _reasons(skipped: Sequence[Skip]) -> list[str]:
     counts = Counter(skip.reason for skip in skipped)
     first = {skip.reason: skip for skip in reversed(skipped)}
     return [
-        f"{count} rows: {reason}; the first: {first[reason]}"
+        f"{counted(count, 'row')}: {reason}; first {place(first[reason].file, first[reason].line)}"
         for reason, count in counts.most_common()
     ]

@@ -22,6 +22,7 @@ from deltaw.train.overlaps import leaks, repetition_warnings, without_leaks
 from deltaw.train.rows import Skip, Table
 from deltaw.train.split import hold_out, sample
 from deltaw.train.table import Splits
+from deltaw.train.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def build(
     held = [*validation.items, *test.items]
     items, dropped = without_leaks(train.items, held, drop=allow_leakage)
     if dropped:
-        warnings.append(f"{len(dropped)} training rows dropped: they are held out too")
+        warnings.append(f"{counted(len(dropped), 'training row')} dropped because held out too")
     warnings += repetition_warnings(items)
     check_labels(items, splits.train, schema.label)
     classes = schema.task == "classification"
@@ -117,7 +118,7 @@ def _read(splits: Splits, schema: Schema) -> tuple[Items, Items, Items, list[str
     if splits.test is not None and not tested.items:
         warnings.append(f"{shown(splits.test)}: no labels, so the test part is not used")
     if shared := leaks(validation.items, tested.items):
-        warnings.append(f"{len(shared)} validation rows are in the test part too")
+        warnings.append(f"in the test part too: {counted(len(shared), 'validation row')}")
     return train, validation, tested, warnings
 
 
@@ -134,7 +135,4 @@ def _split_warnings(table: Table, kept: Sequence[Item], held_out: Sequence[Item]
         return []
     names = ", ".join(f'"{printable(str(label), 40)}"' for label in alone[:LISTED])
     more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
-    return [
-        f"{len(alone)} labels have too few rows to be held out and are not evaluated: {names}{more}"
-        "; two different texts each would do"
-    ]
+    return [f"not evaluated, because only two different texts or more can be split: {names}{more}"]

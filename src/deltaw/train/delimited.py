@@ -23,6 +23,7 @@ from deltaw.train.decode import physical_lines
 from deltaw.train.escape import printable
 from deltaw.train.header import NUMBER, check_header
 from deltaw.train.rows import PATH_LIMIT, Row, Skip, place
+from deltaw.train.wording import counted
 
 LARGEST_FIELD = min(sys.maxsize, 2**31 - 1)
 WRAPPED = re.compile(r'"([^"]|"")*"')
@@ -48,7 +49,7 @@ def read_delimited(
     columns = tuple(name.strip() for name in names)
     _refuse_other_separator(columns, delimiter, file)
     ragged = [
-        f"{place(file, line)}: {len(values)} values"
+        f"{place(file, line)}: {counted(len(values), 'value')}"
         for line, values in body
         if len(values) != len(columns)
     ]

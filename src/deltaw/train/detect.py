@@ -11,6 +11,7 @@ from deltaw.train.escape import printable
 from deltaw.train.labels import is_missing, number, spelt
 from deltaw.train.names import LABELS, PAIRS, TEXTS, plain
 from deltaw.train.rows import PATH_LIMIT, Opaque, Table, Value
+from deltaw.train.wording import counted
 
 Task = Literal["classification", "regression"]
 SAMPLE = 1000
@@ -150,7 +151,7 @@ def _doubt(table: Table, role: str, option: str) -> None:
     def described(name: str) -> str:
         values = {spelt(value): None for value in table.column(name)}
         examples = ", ".join(list(values)[:3])
-        return f'"{printable(name)}": {len(values)} different values, such as {examples}'
+        return f'"{printable(name)}": {counted(len(values), "different value")}, such as {examples}'
 
     raise_all(
         DataError,

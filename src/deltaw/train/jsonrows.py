@@ -13,7 +13,7 @@ from deltaw.train.rows import PATH_LIMIT, Opaque, Row, Value, place
 
 BLANK = re.compile(r"[ \t\r\n]*")
 LINE_END = re.compile(r"\r\n|\r|\n")
-KINDS = {list: "a list", dict: "an object"}
+KINDS: dict[type, str] = {list: "a list", dict: "an object"}
 
 
 def read_json(text: str, file: str) -> tuple[tuple[str, ...], list[Row]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from deltaw.train.escape import printable
 from deltaw.train.rows import Value
+from deltaw.train.wording import counted
 
 INTEGRAL = re.compile(r"([+-]?)(0|[1-9][0-9]*)(?:\.0*)?")
 REAL = re.compile(
@@ -64,17 +65,19 @@ def spelling_warnings(spellings: Counter[tuple[str, str]]) -> list[str]:
     """
     forms: dict[str, list[str]] = defaultdict(list)
     alike: dict[str, Counter[str]] = defaultdict(Counter)
-    for (name, raw), count in sorted(spellings.items()):
-        forms[name].append(f"{count} rows with {raw}")
+    for (name, raw), count in sorted(spellings.items(), key=lambda found: (-found[1], found[0])):
+        forms[name].append(f"{counted(count, 'row')} with {raw}")
         alike[unicodedata.normalize("NFKC", name).casefold()][name] += count
     unified = [
-        f'label "{printable(name)}" unites ' + ", ".join(raws)
+        f"label {spelt(name)} unites " + ", ".join(raws)
         for name, raws in forms.items()
         if len(raws) > 1
     ]
     apart = [
         "labels kept apart although they differ only in case or encoding form: "
-        + ", ".join(f'"{printable(name)}" ({count} rows)' for name, count in names.items())
+        + ", ".join(
+            f"{spelt(name)} in {counted(count, 'row')}" for name, count in names.most_common()
+        )
         for names in alike.values()
         if len(names) > 1
     ]

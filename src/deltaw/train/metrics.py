@@ -118,12 +118,14 @@ def _confusion(true: Floats, predicted: Floats) -> tuple[NDArray[np.int64], Floa
 
 def _totals(counts: Floats, of: NDArray[np.int64], classes: int) -> Floats:
     """Sum (..., cells) by class to (..., classes)."""
-    return counts @ np.eye(classes)[of]
+    totals: Floats = counts @ np.eye(classes)[of]
+    return totals
 
 
 def _accuracy(counts: Floats, cells: NDArray[np.int64], classes: int) -> Floats:
     right = cells[0] == cells[1]
-    return counts[..., right].sum(-1) / counts.sum(-1)
+    share: Floats = counts[..., right].sum(-1) / counts.sum(-1)
+    return share
 
 
 def _macro_f1(counts: Floats, cells: NDArray[np.int64], classes: int) -> Floats:
@@ -131,7 +133,8 @@ def _macro_f1(counts: Floats, cells: NDArray[np.int64], classes: int) -> Floats:
     right = cells[0] == cells[1]
     hits = _totals(counts[..., right], cells[0, right], classes)
     seen = _totals(counts, cells[0], classes) + _totals(counts, cells[1], classes)
-    return (2 * _ratio(hits, seen)).sum(-1) / (seen > 0).sum(-1)
+    mean: Floats = (2 * _ratio(hits, seen)).sum(-1) / (seen > 0).sum(-1)
+    return mean
 
 
 def _matthews(counts: Floats, cells: NDArray[np.int64], classes: int) -> Floats:

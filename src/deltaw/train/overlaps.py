@@ -7,6 +7,7 @@ from deltaw.errors import DataError, raise_all
 from deltaw.train.escape import printable
 from deltaw.train.items import Item
 from deltaw.train.rows import Skip
+from deltaw.train.wording import counted
 
 FIRST = 3
 
@@ -28,7 +29,7 @@ def without_leaks(
     if not drop:
         raise_all(
             DataError,
-            f"{len(found)} training rows are held-out rows too, so evaluation would flatter",
+            f"held out too, so evaluation would flatter: {counted(len(found), 'training row')}",
             [
                 f'{item.place} "{printable(item.text, 40)}" is also {other.place}'
                 for item, other in found
@@ -60,12 +61,12 @@ def repetition_warnings(train: Sequence[Item]) -> list[str]:
     warnings = []
     if conflicts:
         warnings.append(
-            f"{len(conflicts)} texts occur with different labels, all kept: "
+            f"{counted(len(conflicts), 'text')} with different labels, all kept: "
             + _first([_contradiction(group) for group in conflicts])
         )
     if copies:
         warnings.append(
-            f"{len(copies)} training rows repeat an earlier one, all kept: "
+            f"{counted(len(copies), 'repeated training row')}, all kept: "
             + _first([f"{item.place} repeats {earlier.place}" for item, earlier in copies])
         )
     return warnings

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from deltaw.errors import DataError
 from deltaw.train.examples import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Encoded = dict[str, list[int] | int | float]
 MULTIPLE = 8
@@ -42,7 +45,8 @@ class Lengths:
         most = max(part.count for part in self.histogram)
         width = len(str(self.histogram[-1].last))
         lines = [
-            f"{part.first:>{width}}-{part.last:<{width}} {'█' * _bar(part.count, most)} {part.count}"
+            f"{part.first:>{width}}-{part.last:<{width}} "
+            f"{'█' * math.ceil(BAR * part.count / most)} {part.count}"
             for part in self.histogram
         ]
         lines.append(
@@ -53,7 +57,7 @@ class Lengths:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     examples: Sequence[Example],
     max_length: int | None = None,
     *,
@@ -78,7 +82,7 @@ def encode(
     rows = _tokenise(tokenizer, examples, None)
     lengths = [_length(row) for row in rows]
     if max_length is None:
-        percentile = float(np.quantile(lengths, QUANTILE, method="higher"))
+        percentile = float(np.quantile(lengths, QUANTILE, method="inverted_cdf"))
         max_length = min(math.ceil(percentile / MULTIPLE) * MULTIPLE, limit)
     long = [index for index, length in enumerate(lengths) if length > max_length]
     cut = _tokenise(tokenizer, [examples[index] for index in long], max_length)
@@ -102,7 +106,7 @@ def histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:
 
 
 def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int | None
+    tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], max_length: int | None
 ) -> list[Encoded]:
     rows: list[Encoded] = []
     for start in range(0, len(examples), CHUNK):
@@ -127,7 +131,3 @@ def _length(row: Encoded) -> int:
     ids = row["input_ids"]
     assert isinstance(ids, list)
     return len(ids)
-
-
-def _bar(count: int, most: int) -> int:
-    return math.ceil(BAR * count / most)

@@ -1,0 +1,55 @@
+"""Tables for a trained model: the labels it knows, or none at all."""
+
+import pytest
+
+from deltaw.errors import DataError
+from deltaw.train.detect import Schema
+from deltaw.train.evaluation import build_evaluation, build_texts
+from deltaw.train.examples import Example
+from deltaw.train.rows import Row, Table, Value
+
+SCHEMA = Schema(("text",), "label", "classification", "")
+
+
+def table(*rows: tuple[Value, ...]) -> Table:
+    numbered = tuple(Row("new.csv", line, row) for line, row in enumerate(rows, 2))
+    return Table("new.csv", ("text", "label")[: len(rows[0])], numbered, (), "")
+
+
+def test_labels_keep_the_numbers_of_the_trained_model() -> None:
+    part = build_evaluation(table(("x", "b"), ("", "a"), ("y", "b ")), SCHEMA, ("c", "b", "a"))
+    assert part.examples == (
+        Example("x", None, 1, "new.csv", 2),
+        Example("y", None, 1, "new.csv", 4),
+    )
+    assert [str(skip) for skip in part.skipped] == ['new.csv:3: no text in "text"']
+    assert part.warnings == ('label "b" unites 1 row with "b ", 1 row with "b"',)
+
+
+def test_a_regression_needs_no_labels() -> None:
+    schema = Schema(("text",), "label", "regression", "")
+    assert build_evaluation(table(("x", "2.5")), schema, ()).examples[0].label == 2.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([("x", "d"), ("y", "a")], '"d": 1 row, first new.csv:2'),
+        ([("x",)], 'new.csv: no column "label"'),
+        ([(3, "a")], "new.csv:2: column"),
+        ([("", "a")], "skipped: 1 row"),
+    ],
+)
+def test_bad_tables(rows: list[tuple[Value, ...]], problem: str) -> None:
+    with pytest.raises(DataError, match="Fix: ") as caught:
+        build_evaluation(table(*rows), SCHEMA, ("a", "b"))
+    assert problem in str(caught.value)
+
+
+def test_texts_need_no_labels() -> None:
+    part = build_texts(table(("x",), (None,), ("y",)), ("text",))
+    assert [example.text for example in part.examples] == ["x", "y"]
+    assert {example.label for example in part.examples} == {None}
+    assert len(part.skipped) == 1
+    with pytest.raises(DataError, match='no column "body"'):
+        build_texts(table(("x",)), ("body",))

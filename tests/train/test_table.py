@@ -1,0 +1,180 @@
+"""Files of every kind, folders and hub data sets: read exactly, or refused with place and fix."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from deltaw.errors import DataError
+from deltaw.train.rows import Opaque
+from deltaw.train.table import read_data, read_rows
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def error(path: str | Path, encoding: str = "utf-8") -> str:
+    with pytest.raises(DataError) as caught:
+        read_data(path, encoding=encoding)
+    message = str(caught.value)
+    assert "Fix: " in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.csv", b"", "a.csv: the file is empty"),
+        ("a.csv", b" \r\n\n", "a.csv: the file holds only blanks"),
+        ("a.csv", b"\xef\xbb\xbf", "a.csv: the file holds only blanks"),
+        ("a.csv", b"text,label\n", "a.csv: no rows"),
+        ("a.json", b"[]", "a.json: no rows"),
+        ("a.csv", b"text,label\nok,1\nna\xefve,0\n", "a.csv:3: byte 18 is 0xef"),
+        ("a.csv", b"text,label\r\x80,1\rok,1\r\x81,0\r", "a.csv:4: byte 20 is 0x81"),
+        ("a.csv", b"text,label\nok,1\nn\0,0\n", "a.csv:3: NUL byte"),
+        ("a.csv", "text,label\nok,1\n".encode("utf-16"), "the file is UTF-16"),
+        ("a.csv", "text,label\nok,1\n".encode("utf-32"), "the file is UTF-32"),
+        ("a.csv", "text,label\nok,1\n".encode("utf-16-be"), "a.csv:1: NUL byte"),
+        ("a.xlsx", b"PK", "cannot read .xlsx"),
+        ("a", b"x", "a file without an ending"),
+        ("a.txt", b"just words\nand more\n", "a .txt file without tabs"),
+        ("a.parquet", b"PAR1 and nothing", "not a readable parquet file"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes, part: str) -> None:
+    assert part in error(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "./absent", "ab/sent/data", "absent\x1b[2J"])
+def test_a_missing_file_is_not_looked_up_on_the_hub(name: str) -> None:
+    message = error(name)
+    assert "no such file" in message
+    assert "\x1b" not in message
+    assert "hub" not in message
+
+
+def test_another_encoding_is_read_when_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nnaïve,1\n".encode("cp1252"))
+    assert read_rows(path, encoding="cp1252").rows[0].values == ("naïve", "1")
+    wide = write(tmp_path / "b.csv", "text,label\nnaïve,1\n".encode("utf-16"))
+    assert read_rows(wide, encoding="utf-16").columns == ("text", "label")
+    assert "unknown encoding" in error(path, "klingon")
+    assert "byte 13 is not valid ascii" in error(path, "ascii")
+
+
+def test_a_table_carries_the_digest_of_its_bytes(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbftext\tlabel\r\nok\t1\r\n"
+    table = read_rows(write(tmp_path / "a.txt", content))
+    assert table.columns == ("text", "label")
+    assert table.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {
+        "text": ["a\r\n", None, "c"],
+        "label": [1, None, 3],
+        "at": [None, None, pyarrow.scalar(0, pyarrow.timestamp("s"))],
+        "tags": [["x"], [], None],
+    }
+    parquet.write_table(pyarrow.table(columns), path)
+    table = read_rows(path)
+    assert table.columns == ("text", "label", "at", "tags")
+    assert [row.line for row in table.rows] == [1, 2, 3]
+    assert table.rows[0].values == ("a\r\n", 1, None, Opaque("a value of type list"))
+    assert table.rows[2].values[2] == Opaque("a value of type datetime")
+    twice = pyarrow.Table.from_arrays([[1], [2]], names=["text", "text"])
+    parquet.write_table(twice, path)
+    assert "columns 1 and 2 are both named" in error(path)
+
+
+CSV = "text,label\nok,1\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "parts"),
+    [
+        (["train.csv"], ["train.csv", None, None]),
+        (["training.csv", "val.csv", "eval.csv"], ["training.csv", "val.csv", "eval.csv"]),
+        (["Train.CSV", "dev.csv"], ["Train.CSV", "dev.csv", None]),
+        (["x_train.csv", "x-test.csv", "x.csv"], ["x_train.csv", None, "x-test.csv"]),
+        (["train.csv", "old_train.csv", "README.md"], ["train.csv", None, None]),
+        (["train.csv", "train.tsv", "test.csv"], ["train.csv", None, "test.csv"]),
+    ],
+)
+def test_the_parts_of_a_folder(tmp_path: Path, files: list[str], parts: list[str | None]) -> None:
+    for name in files:
+        write(tmp_path / name, CSV)
+    splits = read_data(tmp_path)
+    tables = (splits.train, splits.validation, splits.test)
+    assert [table and Path(table.path).name for table in tables] == parts
+    chosen = "train.tsv" in files
+    assert splits.notes == (("read the .csv files and not train.tsv",) if chosen else ())
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    assert "holds no data files" in error(tmp_path)
+    write(tmp_path / "dev.csv", CSV)
+    write(tmp_path / "val.csv", CSV)
+    write(tmp_path / "train.csv", CSV)
+    assert "validation: dev.csv, val.csv" in error(tmp_path)
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "val.csv").unlink()
+    assert "no training file; the folder holds dev.csv" in error(tmp_path)
+
+
+def test_the_problems_of_all_parts_come_together(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "text,label\nragged\n")
+    write(tmp_path / "test.csv", b"text,label\n\xff,1\n")
+    message = error(tmp_path)
+    assert "train.csv:2: 1 value\n" in message
+    assert "test.csv:2: byte 11" in message
+
+
+def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    part = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features)
+    blind = datasets.Dataset.from_dict({"text": ["c"], "label": [-1]}, features)
+    asked = []
+
+    def load(path: str, name: str | None) -> datasets.DatasetDict:
+        asked.append((path, name))
+        return datasets.DatasetDict({"train": part, "dev": part, "test": blind})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    splits = read_data("owner/set:english")
+    assert asked == [("owner/set", "english")]
+    assert [row.values for row in splits.train.rows] == [("a", "yes"), ("b", "no")]
+    assert splits.train.rows[1].place == "owner/set:english/train:2"
+    assert splits.test is not None
+    assert splits.test.rows[0].values == ("c", None)
+    assert splits.validation is not None
+    assert splits.validation.sha256 == splits.train.sha256 != splits.test.sha256
+
+
+def test_an_unknown_hub_data_set_is_one_error() -> None:
+    message = error("owner/no-such-set")
+    assert "owner/no-such-set: no such file or folder, and the hub" in message
+
+
+def test_real_folders(shared: Path) -> None:
+    counts = {}
+    for name in ("sst2", "snips_nlu", "banking77", "glue_rte", "glue_mrpc"):
+        splits = read_data(shared / "data" / name)
+        tables = (splits.train, splits.validation, splits.test)
+        counts[name] = tuple(0 if table is None else len(table.rows) for table in tables)
+    assert counts == {
+        "sst2": (67349, 872, 0),
+        "snips_nlu": (13784, 0, 700),
+        "banking77": (10003, 0, 3080),
+        "glue_rte": (2490, 277, 0),
+        "glue_mrpc": (4076, 0, 1725),
+    }
