@@ -18,22 +18,22 @@ ROWS = (
     {"select", "heads", "adapter", "layer", "authority", "swap"},
     {"layers/", "quant/", "adapters/", "inits/", "kernels/", "formats/", "combine/", "optim/"},
     {
-        "activate",
-        "attach",
-        "capture",
+        "switching",
+        "attaching",
+        "capturing",
         "fingerprint",
         "fitting",
         "hotswap",
-        "load",
-        "merge",
+        "loading",
+        "merging",
         "optimizers",
         "originals",
-        "plan",
+        "planning",
         "root",
-        "save",
-        "start",
-        "summary",
-        "verify",
+        "saving",
+        "starting",
+        "summarizing",
+        "verifying",
     },
     {"__init__"},
     {"train/", "serve/", "analysis/", "compat/"},
@@ -104,7 +104,7 @@ def imports(text: str, known: set[str]) -> Iterator[Import]:
 
 
 def group(module: str) -> str:
-    """The cell of the table a module of deltaw belongs to: `merge`, `layers/`, `__init__`."""
+    """The cell of the table a module of deltaw belongs to: `merging`, `layers/`, `__init__`."""
     _, *inside = module.split(".")
     if not inside:
         return "__init__"

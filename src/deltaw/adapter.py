@@ -47,9 +47,9 @@ class Adapter(nn.Module):
             return nn.functional.dropout(x, self.dropout)
         return x
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Adapter":
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         refuse_cast(self, fn)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
         self,
@@ -81,6 +81,6 @@ def refuse_cast(module: nn.Module, fn: Any) -> None:
         cast = fn(torch.zeros(1, dtype=dtype)).dtype
         if cast != dtype:
             raise StateError(
-                f"Casting an adapted model from {dtype} to {cast} would change the bits of its base "
-                "and of its adapters.\nFix: detach, cast the base, then attach again."
+                f"Casting an adapted model from {dtype} to {cast} would change the bits of its "
+                "base and of its adapters.\nFix: detach, cast the base, then attach again."
             )

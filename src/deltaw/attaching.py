@@ -1,5 +1,6 @@
 """Putting an adapter on a model, and taking it off again."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,9 @@ def attach(
     """
     check_attachable(model, name)
     if isinstance(source, LoraConfig):
+        if source.base_model_name_or_path is None:
+            known = getattr(model, "name_or_path", None) or None
+            source = dataclasses.replace(source, base_model_name_or_path=known)
         made = plan(model, source, strict=strict)
         attach_state(model, initial_state(model, made, generator), name, trainable)
         return made
@@ -70,7 +74,7 @@ def attach(
 
 
 def attach_state(model: nn.Module, state: State, name: str, trainable: bool) -> None:
-    """Put the adapter `state` on `model` under `name`; nothing is changed where anything misfits."""
+    """Put the adapter `state` on `model` under `name`, or raise and change nothing."""
     layers = base_modules(model)
     fits, problems = fit(layers, state)
     raise_all(

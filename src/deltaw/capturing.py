@@ -8,6 +8,7 @@ from deltaw.authority import Authority
 from deltaw.errors import StateError
 from deltaw.fingerprint import fingerprint
 from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layers.conv import Conv
 from deltaw.layers.conv_factored import FactoredConv
 from deltaw.state import LayerState, State
 
@@ -34,8 +35,9 @@ def capture(model: nn.Module, name: str = "default") -> State:
 
 def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
     tensors: dict[str, Tensor] = {}
-    kind, scale, enabled = "module", 1.0, ()
-    for slot, adapter in layer.adapter[name].items():
+    kind, scale = "module", 1.0
+    enabled: tuple[bool, ...] = ()
+    for slot, adapter in layer.parts(name).items():
         if isinstance(adapter, LoraAdapter):
             kind, scale = layer.kind, adapter.scale
             outer, enabled = _outer(slot, enabled)
@@ -46,7 +48,7 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
         else:
             tensors[f"{slot}.trained"] = _trained(adapter)
     factored = isinstance(layer, FactoredConv) and kind == "conv"
-    groups = layer.groups if kind == "conv" else 1
+    groups = layer.groups if isinstance(layer, Conv) and kind == "conv" else 1
     return LayerState("fused" if enabled else kind, tensors, scale, enabled, groups, factored)
 
 

@@ -5,7 +5,7 @@
     ├── TargetError  (ValueError)    a name or pattern matches nothing, or a layer cannot be adapted
     ├── FormatError  (ValueError)    a file is damaged, or does not fit the model
     ├── DataError    (ValueError)    training data cannot be used as it is
-    ├── StateError   (RuntimeError)  the right call at the wrong moment (merged, attached twice, ...)
+    ├── StateError   (RuntimeError)  the right call at the wrong moment (merged, ...)
     ├── MergeError   (RuntimeError)  a merge would lose or corrupt something
     └── RunError     (RuntimeError)  a training run cannot start or go on
 

@@ -29,7 +29,7 @@ def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:
             return None
         weights[path] = weight
     digest = hashlib.sha256()
-    for path, weight in weights.items():
-        digest.update(f"{path} {tuple(weight.shape)} {bits(weight)}\n".encode())
+    for path, frozen in weights.items():
+        digest.update(f"{path} {tuple(frozen.shape)} {bits(frozen)}\n".encode())
     dtypes = ",".join(sorted({str(weight.dtype) for weight in weights.values()}))
     return f"{dtypes.replace('torch.', '')}:{digest.hexdigest()}" if weights else None

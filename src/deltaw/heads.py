@@ -30,5 +30,5 @@ def output_head(model: nn.Module) -> list[str]:
     """Return the path of the output embeddings of a transformers model, where it has them."""
     if not hasattr(model, "get_output_embeddings"):
         return []
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[operator]
     return [path for path, module in model.named_modules() if head is not None and module is head]

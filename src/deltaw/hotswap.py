@@ -38,7 +38,7 @@ def _copied_in_place(model: nn.Module, state: State, name: str, trainable: bool)
     for path, (_, slots) in fits.items():
         layer = layers[path]
         assert isinstance(layer, AdaptedLayer)
-        entry = layer.adapter[name]
+        entry = layer.parts(name)
         if set(entry) != {fit.slot for fit in slots}:
             return False
         for fit_ in slots:

@@ -112,6 +112,11 @@ class AdaptedLayer(Swapped, _Module):
             y = self.place(y, delta if plain else delta * weight, slot)
         return y
 
+    def parts(self, name: str) -> Mapping[str, Adapter]:
+        """Return what the adapter `name` holds for each slot of this layer, if anything."""
+        held = self.adapter[name].items() if name in self.adapter else ()  # type: ignore[operator]
+        return dict(held)
+
     def in_force(self) -> list[tuple[str, float | Tensor]]:
         """Return the (adapter name, weight) pairs that count now.
 
@@ -131,10 +136,9 @@ class AdaptedLayer(Swapped, _Module):
     def contributors(self) -> Iterator[tuple[str, Adapter, float | Tensor]]:
         """Yield (slot, adapter, weight) of the low-rank adapters in force."""
         for name, weight in self.in_force():
-            if name in self.adapter:
-                for slot, adapter in self.adapter[name].items():
-                    if not adapter.replaces:
-                        yield slot, adapter, weight
+            for slot, adapter in self.parts(name).items():
+                if not adapter.replaces:
+                    yield slot, adapter, weight
 
     @staticmethod
     def override(name: str) -> property:
@@ -142,7 +146,7 @@ class AdaptedLayer(Swapped, _Module):
         return property(lambda layer: layer.effective(name))
 
     def effective(self, name: str) -> Tensor:
-        """Return `P + Σ weight (copy - P)` for the frozen P; for one adapter the copy's own bits."""
+        """Return `P + Σ weight (copy - P)` for the frozen P; of one adapter the copy itself."""
         return mixed(self.frozen(name), self.copies(name, self.in_force()))
 
     def frozen(self, name: str) -> Tensor:
@@ -156,17 +160,16 @@ class AdaptedLayer(Swapped, _Module):
     ) -> list[tuple[Tensor, float | Tensor]]:
         """Return the (trained copy, weight) pairs of a parameter or buffer among `active`."""
         return [
-            (self.adapter[key][name].merged(self.frozen(name)), weight)
+            (part.merged(self.frozen(name)), weight)
             for key, weight in active
-            if key in self.adapter
-            and name in self.adapter[key]
-            and self.adapter[key][name].replaces
+            for slot, part in self.parts(key).items()
+            if slot == name and part.replaces
         ]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.authority.require_unmerged("load a checkpoint")
         self.authority.fingerprints.clear()
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from deltaw.adapter import Adapter
 from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
@@ -181,7 +182,7 @@ def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
     """Return the parameters and buffers of a layer that the active adapters change."""
     names: dict[str, None] = {}
     for key, _ in active:
-        for slot, adapter in layer.adapter[key].items() if key in layer.adapter else ():
+        for slot, adapter in layer.parts(key).items():
             names[slot if adapter.replaces else WEIGHT] = None
             if adapter.bias_delta() is not None:
                 names["bias"] = None
@@ -214,10 +215,10 @@ def _exact(
 
 def _sums(layer: AdaptedLayer, active: Active) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return W' of each slot and what is added to the bias, in float32 or wider."""
-    parts: dict[str, list[tuple[nn.Module, float]]] = {}
+    parts: dict[str, list[tuple[Adapter, float]]] = {}
     shift: Tensor | None = None
     for key, weight in active:
-        for slot, adapter in layer.adapter[key].items() if key in layer.adapter else ():
+        for slot, adapter in layer.parts(key).items():
             if not adapter.replaces:
                 parts.setdefault(slot, []).append((adapter, weight))
                 own = adapter.bias_delta()

@@ -16,7 +16,7 @@ from deltaw.layers.linear import slice_slot
 from deltaw.patterns import pattern_values, within
 from deltaw.select import Modules, Selection, select
 from deltaw.state import LayerState
-from deltaw.swap import Swapped, seen_as
+from deltaw.swap import origin_of, seen_as
 
 FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -57,13 +57,14 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Return how many numbers are trained."""
-        return sum(row.parameters for row in (*self.targets, *self.trained))
+        return sum(t.parameters for t in self.targets) + sum(t.parameters for t in self.trained)
 
     def __str__(self) -> str:
         lines = [
-            f"{shorten(paths):<{58}} {first.kind:<10}{_shape(first):<16}"
-            f"r={first.r:<4} alpha={first.alpha:<6g}{sum(t.parameters for t in group):>12,}"
-            for first, group, paths in _grouped(self.targets)
+            f"{shorten([t.path for t in group]):<58} {group[0].kind:<10}{_shape(group[0]):<16}"
+            f"r={group[0].r:<4} alpha={group[0].alpha:<6g}"
+            f"{sum(t.parameters for t in group):>12,}"
+            for group in _grouped(self.targets)
         ]
         lines += [
             f"{row.path:<58} {'in full':<10}{', '.join(row.names):<33}{row.parameters:>12,}"
@@ -175,9 +176,8 @@ def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> li
     layer = layers[path]
     geometry = geometry_of(layer, like)
     enabled = like.enabled
-    kind = type(layer).origin if isinstance(layer, Swapped) else type(layer)
     if geometry is None:
-        return [f"{kind.__name__} is not a supported layer type"]
+        return [f"{origin_of(layer).__name__} is not a supported layer type"]
     parent = layers.get(path.rpartition(".")[0])
     if isinstance(parent, FAST_PATH):
         return [
@@ -224,13 +224,13 @@ def _warnings(targets: Sequence[Target], config: LoraConfig) -> list[str]:
     return found
 
 
-def _grouped(targets: Sequence[Target]) -> Iterator[tuple[Target, list[Target], list[str]]]:
+def _grouped(targets: Sequence[Target]) -> list[list[Target]]:
+    """Return the targets that differ in the numbers of their paths alone, group by group."""
     groups: dict[object, list[Target]] = {}
     for t in targets:
         key = (re.sub(r"\d+", "*", t.path), t.kind, t.shapes, t.r, t.alpha)
         groups.setdefault(key, []).append(t)
-    for group in groups.values():
-        yield group[0], group, [t.path for t in group]
+    return list(groups.values())
 
 
 def shorten(paths: Sequence[str]) -> str:

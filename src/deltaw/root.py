@@ -24,7 +24,7 @@ class AdaptedModel(Swapped, _Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         refuse_cast(self, fn)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise StateError(

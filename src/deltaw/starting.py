@@ -1,5 +1,6 @@
 """From a plan to the state an adapter starts in."""
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -46,14 +47,13 @@ def _low_rank(
             A = torch.empty(target.r, shape[1], device="meta")
             B = torch.empty(shape[0], target.r, device="meta")
         else:
-            matrix = layer.matrix
             site = Site(
                 shape,
                 target.r,
                 target.scale,
                 layer.zero_factor,
                 generator,
-                lambda slot=slot, matrix=matrix: matrix(slot),
+                functools.partial(layer.matrix, slot),
             )
             A, B = begin(site)
         tensors[f"{slot}.lora_A"], tensors[f"{slot}.lora_B"] = layer.pack(A, B)

@@ -72,7 +72,7 @@ def summary(model: nn.Module) -> Summary:
         path
         for path, layer in model.named_modules()
         if isinstance(layer, AdaptedLayer)
-        and any(not a.replaces for slots in layer.adapter.values() for a in slots.values())
+        and any(not part.replaces for name in layer.adapter for part in layer.parts(name).values())
     )
     return Summary(rows, adapted)
 
@@ -91,5 +91,6 @@ def _replaced(model: nn.Module) -> Iterator[str]:
     """Yield the names of the frozen originals that a trained copy stands in for."""
     for path, layer in model.named_modules():
         if isinstance(layer, AdaptedLayer):
-            for slots in layer.adapter.values():
-                yield from (f"{path}.{slot}" for slot, a in slots.items() if a.replaces)
+            for name in layer.adapter:
+                parts = layer.parts(name).items()
+                yield from (f"{path}.{slot}" for slot, part in parts if part.replaces)

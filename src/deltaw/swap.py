@@ -6,7 +6,6 @@ its class. Only `__class__` becomes a cached subclass `(mixin, original class)`,
 `rebuild`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -36,11 +35,22 @@ class Swapped:
 Kind = TypeVar("Kind", bound=Swapped)
 
 
-@functools.cache
+_classes: dict[Any, type[nn.Module]] = {}
+
+
 def swapped_class(
     mixin: type[Swapped], origin: type[nn.Module], overridden: tuple[str, ...]
 ) -> type[nn.Module]:
     """Return the subclass `(mixin, origin)` whose attributes `overridden` are `mixin.override`."""
+    key = (mixin, origin, overridden)
+    if key not in _classes:
+        _classes[key] = _make(mixin, origin, overridden)
+    return _classes[key]
+
+
+def _make(
+    mixin: type[Swapped], origin: type[nn.Module], overridden: tuple[str, ...]
+) -> type[nn.Module]:
     namespace: dict[str, Any] = {name: mixin.override(name) for name in overridden}
     namespace |= {
         "origin": origin,
@@ -61,22 +71,25 @@ def rebuild(
     return kind.__new__(kind)
 
 
+def origin_of(module: nn.Module) -> type[nn.Module]:
+    """Return the module's own class, swapped or not."""
+    return type(module).origin if isinstance(module, Swapped) else type(module)
+
+
 def swap(module: nn.Module, mixin: type[Swapped], overridden: tuple[str, ...] = ()) -> None:
     """Change in place the class of `module` to `(mixin, its original class)`.
 
     A module that is swapped already keeps its original class and the attributes overridden before.
     """
-    origin = type(module)
     if isinstance(module, Swapped):
-        origin = type(module).origin
         overridden = tuple(sorted({*overridden, *type(module).overridden}))
-    module.__class__ = swapped_class(mixin, origin, overridden)
+    kind = swapped_class(mixin, origin_of(module), overridden)
+    module.__class__ = kind
 
 
 def seen_as(module: nn.Module, mixin: type[Kind]) -> Kind:
     """Return a second object with the contents of `module` and the class it would be swapped to."""
-    origin = type(module).origin if isinstance(module, Swapped) else type(module)
-    kind = swapped_class(mixin, origin, ())
+    kind = swapped_class(mixin, origin_of(module), ())
     probe = kind.__new__(kind)
     object.__setattr__(probe, "__dict__", vars(module))
     return cast(Kind, probe)
@@ -85,7 +98,7 @@ def seen_as(module: nn.Module, mixin: type[Kind]) -> Kind:
 def unswap(module: nn.Module) -> None:
     """Change in place the class of `module` back to its original one."""
     if isinstance(module, Swapped):
-        module.__class__ = type(module).origin
+        module.__class__ = type(module).origin  # type: ignore[assignment]
 
 
 def refuse_hidden_names(module: nn.Module, mixin: type[Swapped], path: str) -> None:

@@ -71,7 +71,7 @@ def _active(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     for path, layer in model.named_modules():
         if isinstance(layer, AdaptedLayer):
             for name, _ in layer.authority.current():
-                for slot, adapter in layer.adapter[name].items() if name in layer.adapter else ():
+                for slot, adapter in layer.parts(name).items():
                     yield f"{path}.{slot} ({name})", adapter
 
 
@@ -95,7 +95,7 @@ def _ran(model: nn.Module, found: Mapping[str, Adapter], batch: Any, *, train: b
     """Return the adapters that took part in one pass; a trained copy does whenever it is read."""
     ran = {path for path, adapter in found.items() if adapter.replaces}
     hooks = [
-        adapter.register_forward_hook(lambda *_, path=path: ran.add(path))  # type: ignore[misc]
+        adapter.register_forward_hook(lambda *_, path=path: ran.add(path))
         for path, adapter in found.items()
     ]
     try:
@@ -134,8 +134,8 @@ def _random_deltas(found: Mapping[str, Adapter]) -> Iterator[None]:
             with torch.enable_grad():
                 yield
         finally:
-            for parameter, old in before:
-                parameter.copy_(old)
+            for changed, old in before:
+                changed.copy_(old)
 
 
 @contextlib.contextmanager
@@ -144,9 +144,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     grads = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.clone()) for b in model.buffers()]
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    for parameter, _ in grads:
-        parameter.grad = None
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    model.zero_grad()
     try:
         with torch.random.fork_rng(devices):
             yield

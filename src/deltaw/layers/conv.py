@@ -64,7 +64,8 @@ class Conv(AdaptedLayer, _Conv):
 
     def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
         """Convolve as the layer does, padding mode included, without bias."""
-        return self._conv_forward(x, kernels, None)
+        convolved: Tensor = self._conv_forward(x, kernels, None)
+        return convolved
 
     def packed_shapes(self, slot: str, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (r, in/groups, *kernel) and (out, r)."""
@@ -98,8 +99,9 @@ def spans(layer: nn.Module, like: LayerState) -> bool:
     return A is not None and layer.groups > 1 and A.dim() > 2 and A.shape[1] == layer.in_channels
 
 
-def block_rows(groups: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """Return the (rows, columns) mask that is True where row group and column group agree."""
+def same_group(groups: int, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the mask of that shape that is True where row and column are of the same group."""
+    rows, columns = shape
     row = torch.arange(rows, device=device) * groups // rows
     column = torch.arange(columns, device=device) * groups // columns
     return row[:, None] == column

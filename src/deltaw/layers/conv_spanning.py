@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from deltaw.errors import MergeError
 from deltaw.layer import WEIGHT
-from deltaw.layers.conv import CONVOLUTIONS, Conv, block_rows, mix, spans
+from deltaw.layers.conv import CONVOLUTIONS, Conv, mix, same_group, spans
 from deltaw.state import LayerState
 
 
@@ -33,15 +33,14 @@ class SpanningConv(Conv):
     def matrix(self, slot: str) -> Tensor:
         """Return W spread out over the input channels of all groups."""
         W = self.frozen(WEIGHT)
-        rows, columns = self.shape(slot)
-        mask = block_rows(self.groups, rows, columns, W.device)
+        mask = same_group(self.groups, self.shape(slot), W.device)
         return torch.where(mask, W.flatten(1).repeat(1, self.groups), 0)
 
     def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
         """Return W from its groups; raise where anything lies between them."""
         W = self.frozen(WEIGHT)
         M = matrices[WEIGHT]
-        mask = block_rows(self.groups, *M.shape, M.device)
+        mask = same_group(self.groups, (M.shape[0], M.shape[1]), M.device)
         if M.masked_fill(mask, 0).any():
             raise MergeError(
                 "ΔW couples input channels of other groups, which the grouped weight cannot hold"
@@ -78,9 +77,9 @@ class SpanningConv(Conv):
     def unpack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten A, and spread the rows of B (out, R/groups) over the R channels of A."""
         B = B.flatten(1)
-        mask = block_rows(self.groups, B.shape[0], A.shape[0], B.device)
+        mask = same_group(self.groups, (B.shape[0], A.shape[0]), B.device)
         return A.flatten(1), torch.where(mask, B.repeat(1, self.groups), 0)
 
     def compact(self, B: Tensor) -> Tensor:
         """Return the blocks of B (out, R) as (out, R/groups); the zeros between get no gradient."""
-        return B[block_rows(self.groups, *B.shape, B.device)].view(B.shape[0], -1)
+        return B[same_group(self.groups, (B.shape[0], B.shape[1]), B.device)].view(B.shape[0], -1)

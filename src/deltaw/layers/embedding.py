@@ -1,15 +1,22 @@
 """`nn.Embedding`: looking up row x is multiplying a one-hot vector, so W is (width, vocabulary)."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.state import LayerState
+from deltaw.swap import origin_of
+
+if TYPE_CHECKING:
+    _Embedding = nn.Embedding
+else:
+    _Embedding = object
 
 
-class Embedding(AdaptedLayer):
+class Embedding(AdaptedLayer, _Embedding):
     """x (...) of token ids to y (..., width); the padding row gets no delta and no gradient.
 
     Subclasses that multiply the looked-up row by their `embed_scale` are scaled likewise.
@@ -28,7 +35,7 @@ class Embedding(AdaptedLayer):
     def refusals(cls, layer: nn.Module) -> list[str]:
         """Refuse sparse gradients, and subclasses whose forward we cannot follow."""
         reasons = []
-        origin = type(layer).origin if isinstance(layer, AdaptedLayer) else type(layer)
+        origin = origin_of(layer)
         if getattr(layer, "sparse", False):
             reasons.append("sparse=True gives sparse gradients, which no adapter has")
         if origin.forward is not nn.Embedding.forward and not hasattr(layer, "embed_scale"):
