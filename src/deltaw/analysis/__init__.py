@@ -1,0 +1,1 @@
+"""Looking into adapters: norms, dead layers, damage."""

@@ -1,0 +1,102 @@
+"""What an adapter is made of and how far it moves each layer, without forming any ΔW.
+
+    ‖BA‖_F² = ⟨BᵀB, AAᵀ⟩
+
+costs O(r² (in + out)) instead of O(in out).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.state import LayerState, State
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One slot of one layer; `relative` is ‖ΔW‖/‖W‖ where the base is at hand."""
+
+    path: str
+    kind: str
+    r: int
+    scale: float
+    norm: float
+    relative: float | None
+
+    @property
+    def dead(self) -> bool:
+        """Whether the slot's ΔW is zero: it was never trained, or has no effect."""
+        return self.norm == 0
+
+    @property
+    def broken(self) -> bool:
+        """Whether its tensors hold NaN or Inf."""
+        return not math.isfinite(self.norm)
+
+
+@dataclass(frozen=True)
+class Report:
+    """An adapter's layers and the parameters it trained as full copies."""
+
+    layers: tuple[LayerReport, ...]
+    copies: tuple[tuple[str, int], ...]
+    parameters: int
+
+    @property
+    def dead(self) -> list[str]:
+        """Paths of layers whose ΔW is zero."""
+        return [layer.path for layer in self.layers if layer.dead]
+
+    @property
+    def broken(self) -> list[str]:
+        """Paths of layers that hold NaN or Inf."""
+        return [layer.path for layer in self.layers if layer.broken]
+
+
+def report(state: State, base: nn.Module | None = None) -> Report:
+    """Return ranks, scales and norms of all layers of an adapter."""
+    weights: Mapping[str, Tensor] = dict(base.named_parameters()) if base is not None else {}
+    layers, copies, count = [], [], 0
+    for path, layer in state.layers.items():
+        count += sum(t.numel() for t in layer.tensors.values())
+        for name, tensor in layer.tensors.items():
+            if name.endswith(".trained"):
+                broken = not bool(torch.isfinite(tensor).all())
+                suffix = " (holds NaN or Inf)" if broken else ""
+                copies.append(
+                    (f"{path}.{name.removesuffix('.trained')}{suffix}".lstrip("."), tensor.numel())
+                )
+            elif name.endswith(".lora_A"):
+                slot = name.removesuffix(".lora_A")
+                layers.append(_layer(path, slot, layer, weights.get(f"{path}.weight")))
+    return Report(tuple(layers), tuple(copies), count)
+
+
+def delta_norm(layer: LayerState, slot: str) -> float:
+    """Return ‖scale B A‖_F of a slot, in float64, from the two r x r Gram matrices."""
+    A = layer.tensors[f"{slot}.lora_A"].to(torch.float64).flatten(1)
+    B = layer.tensors[f"{slot}.lora_B"].to(torch.float64)
+    groups = A.shape[0] // B.shape[1]  # over 1 where A spans all groups of a convolution
+    parts = zip(A.chunk(groups), B.chunk(groups), strict=True)
+    return layer.scale * math.sqrt(sum(_square(a, b) for a, b in parts))
+
+
+def _square(A: Tensor, B: Tensor) -> float:
+    square = ((B.T @ B) * (A @ A.T)).sum().item()
+    return square if math.isnan(square) else max(0.0, square)
+
+
+def _layer(path: str, slot: str, layer: LayerState, weight: Tensor | None) -> LayerReport:
+    norm = delta_norm(layer, slot)
+    relative = None
+    if weight is not None:
+        if layer.enabled and slot.startswith("slice_"):
+            axis = 1 if layer.kind == "conv1d" else 0
+            weight = weight.chunk(len(layer.enabled), axis)[int(slot.removeprefix("slice_"))]
+        relative = norm / max(weight.to(torch.float64).norm().item(), 1e-30)
+    name = path if slot == "weight" else f"{path}[{slot}]"
+    rank = layer.tensors[f"{slot}.lora_A"].shape[0]
+    return LayerReport(name, layer.kind, rank, layer.scale, norm, relative)

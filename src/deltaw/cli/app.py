@@ -1,0 +1,23 @@
+"""All commands in the order a person meets them."""
+
+import typer
+
+from deltaw.cli.demo import demo
+from deltaw.cli.evaluate import evaluate
+from deltaw.cli.inspect import inspect
+from deltaw.cli.merge import merge
+from deltaw.cli.predict import predict
+from deltaw.cli.train import train
+
+app = typer.Typer(
+    help="Fine-tune pretrained models with low-rank adapters, and see that it worked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(predict)
+app.command()(inspect)
+app.command()(merge)

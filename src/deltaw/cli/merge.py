@@ -1,0 +1,21 @@
+"""`deltaw merge`: turn a run into a plain model."""
+
+from typing import Annotated
+
+import typer
+
+from deltaw.cli.options import Model, Run, TrustRemoteCode
+
+
+def merge(
+    run: Run,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="New folder for the plain model.")],
+    model: Model = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write a plain model that loads with transformers alone, and check it against the run."""
+    from pathlib import Path
+
+    from deltaw.train.export import merge_run
+
+    merge_run(Path(run), Path(out), model=model, trust_remote_code=trust_remote_code)

@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder that `deltaw train` wrote.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+NoMerge = Annotated[
+    bool, typer.Option("--no-merge", help="Keep the adapter beside the weights while computing.")
+]
+
+
+def targets(values: list[str] | None) -> str | list[str] | None:
+    """Return `--targets` as PEFT means it: names, one regular expression, or "all-linear"."""
+    if not values:
+        return None
+    names = [name for value in values for name in value.split(",")] if _plain(values) else values
+    return (
+        names[0] if len(names) == 1 and (names[0] == "all-linear" or not _plain(names)) else names
+    )
+
+
+def _plain(values: list[str]) -> bool:
+    return all(part.isidentifier() for v in values for part in v.replace(",", ".").split(".")) or (
+        values == ["all-linear"]
+    )

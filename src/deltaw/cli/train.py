@@ -1,0 +1,111 @@
+"""`deltaw train`: fine-tune a model on a table of labelled texts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deltaw.cli.options import TrustRemoteCode, targets
+from deltaw.errors import ConfigError
+
+Text = Annotated[list[str] | None, typer.Option(help="Text column; twice for a pair.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--targets", help='Layers: names, a regular expression, or "all-linear".'),
+]
+
+
+def train(
+    first: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE", help="Hub name or folder, or recipe.yaml.")
+    ],
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [KEY=VALUE]...",
+            help="csv, tsv, json, jsonl or parquet file, folder, or hub data set; recipe keys.",
+        ),
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder of the run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run below runs/.")] = None,
+    text: Text = None,
+    label: Annotated[str | None, typer.Option(help="Label column.")] = None,
+    task: Annotated[str | None, typer.Option(help="classification or regression.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="lora (default), full, head, bitfit or freeze.")
+    ] = None,
+    r: Annotated[int | None, typer.Option("--r", help="Rank (8).")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Scale times rank (2r).")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="Dropout before A (0).")] = None,
+    target_modules: Targets = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Peak rate (by rule).")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data (by rows).")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a batch (16).")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens kept of a text.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, macro_f1, matthews, pearson or spearman.")
+    ] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations without a better score.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random (0).")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16", help="Compute in bfloat16.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show receipt and recipe, train nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")
+    ] = False,
+) -> None:
+    """Train an adapter on labelled texts, and evaluate it before and after.
+
+    The same command again resumes a run that was interrupted. Every key that --dry-run shows can be
+    given as KEY=VALUE.
+    """
+    options: dict[str, Any] = {
+        "output": output,
+        "name": name,
+        "text": text or None,
+        "label": label,
+        "task": task,
+        "method": method,
+        "r": r,
+        "lora_alpha": lora_alpha,
+        "lora_dropout": lora_dropout,
+        "target_modules": targets(target_modules),
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "metric": metric,
+        "early_stopping": early_stopping,
+        "seed": seed,
+        "bf16": bf16,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    values, origin = _recipe_values(first, rest or [])
+    given = {key: value for key, value in options.items() if value is not None}
+
+    from deltaw.train.recipe import parse
+    from deltaw.train.run import train as run
+
+    run(parse(values | given, origin), dry_run=dry_run, overwrite=overwrite)
+
+
+def _recipe_values(first: str, rest: list[str]) -> tuple[dict[str, Any], str]:
+    from deltaw.train import yamlfile
+    from deltaw.train.recipe import parse_overrides
+
+    if first.lower().endswith((".yaml", ".yml")):
+        return yamlfile.read(Path(first)) | parse_overrides(rest), first
+    if not rest:
+        raise ConfigError(
+            "deltaw train needs a model and data, or a recipe.\n"
+            "Fix: deltaw train MODEL DATA, or deltaw train recipe.yaml"
+        )
+    return {"model": first, "data": rest[0]} | parse_overrides(rest[1:]), "the command line"

@@ -1,0 +1,65 @@
+"""Encoded examples in batches whose order depends on the seed and the epoch alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+BUCKET = 50
+"""Batches are cut from this many batches' worth of rows sorted by length."""
+
+
+class EpochSampler(Sampler[int]):
+    """A new order of the rows for every epoch, similar lengths side by side if `bucketed`.
+
+    With buckets the short last batch stays last, so that all others are full.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, *, bucketed: bool
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.bucketed = bucketed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is iterated next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if not self.bucketed:
+            return iter(order)
+        size = self.batch_size
+        span = size * BUCKET
+        batches = []
+        for start in range(0, len(order), span):
+            rows = sorted(order[start : start + span], key=self.lengths.__getitem__)
+            batches += [rows[i : i + size] for i in range(0, len(rows), size)]
+        last = [batches.pop()] if len(order) % size else []
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return iter([row for batch in [*(batches[i] for i in shuffled), *last] for row in batch])
+
+
+class Collator:
+    """Pads encoded rows to the longest of their batch."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return `input_ids` and masks of shape (rows, longest) and `labels` of shape (rows,)."""
+        texts = [{key: row[key] for key in row if key != "labels"} for row in rows]
+        batch = dict(self.tokenizer.pad(texts, padding=True, return_tensors="pt"))
+        if "labels" in rows[0]:
+            labels = [row["labels"] for row in rows]
+            dtype = torch.float32 if isinstance(labels[0], float) else torch.int64
+            batch["labels"] = torch.tensor(labels, dtype=dtype)
+        return batch

@@ -1,0 +1,111 @@
+"""Scores of a model on held-out rows, while training and of a finished run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.errors import RunError
+from deltaw.train.batches import Collator
+from deltaw.train.console import Console
+from deltaw.train.dataset import Data
+from deltaw.train.detect import Schema, Task
+from deltaw.train.evaluation import build_evaluation
+from deltaw.train.examples import Example
+from deltaw.train.metrics import Score, score
+from deltaw.train.opened import Opened, open_run
+from deltaw.train.prepare import read
+from deltaw.train.table import read_data
+from deltaw.train.tokens import Encoded, encode
+
+BATCH = 32
+
+
+def logits(model: nn.Module, rows: Sequence[Encoded], collator: Collator) -> Tensor:
+    """Return the model's outputs, (rows, outputs) in float32 on the CPU, without dropout."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # type: ignore[arg-type]
+    training = model.training
+    model.eval()
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(order), BATCH):
+            batch = collator([rows[index] for index in order[start : start + BATCH]])
+            batch.pop("labels", None)
+            out = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+            parts.append(out["logits"].float().cpu())
+    model.train(training)
+    found = torch.cat(parts)
+    return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+
+
+def predictions(task: Task, outputs: Tensor) -> list[float]:
+    """Return class indices, or the real numbers of a regression."""
+    values = outputs.argmax(-1) if task == "classification" else outputs[:, 0]
+    return values.tolist()  # type: ignore[no-any-return]
+
+
+def evaluate(model: nn.Module, rows: Sequence[Encoded], collator: Collator, task: Task) -> Score:
+    """Return the scores of `model` on labelled rows."""
+    labels = [float(row["labels"]) for row in rows]  # type: ignore[arg-type]
+    return score(task, labels, predictions(task, logits(model, rows, collator)))
+
+
+def table(scores: Sequence[tuple[str, Score]], first: str) -> str:
+    """Return scores side by side, the metric `first` on top, with the last one's 95% interval."""
+    names = sorted(scores[-1][1].values, key=lambda name: name != first)
+    head = " " * 12 + "".join(f"{title:>10}" for title, _ in scores) + "   95% interval"
+    lines = [head]
+    for name in names:
+        low, high = scores[-1][1].intervals[name]
+        values = "".join(f"{found.values[name]:>10.3f}" for _, found in scores)
+        lines.append(f"{name:<12}{values}   {low:.3f} to {high:.3f}")
+    return "\n".join(lines)
+
+
+def evaluate_run(
+    folder: Path,
+    data: str | None,
+    *,
+    merge: bool = True,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> Score:
+    """Score a finished run on its own held-out rows, or on `data`, and print the table."""
+    opened = open_run(folder, model=model, trust_remote_code=trust_remote_code)
+    console = Console()
+    examples, what = _examples(opened, data)
+    rows, _ = encode(opened.tokenizer, examples, opened.recipe.max_length)
+    console.field("run", f"{opened.shown}, {opened.merge() if merge else 'adapter not merged'}")
+    task = opened.task
+    found = evaluate(opened.model, rows, Collator(opened.tokenizer), task)
+    console.field("data", f"{found.rows:,} {what}")
+    console.line(table([("score", found)], opened.recipe.metric or found.primary))
+    return found
+
+
+def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str]:
+    recipe = opened.recipe
+    if data is None:
+        own = read(recipe)
+        _refuse_changed(own, recipe.record or {})
+        if not (own.test or own.validation):
+            raise RunError("The run held no rows out. Fix: deltaw eval RUN DATA")
+        rows = own.test or own.validation
+        return rows, f"{'test' if own.test else 'validation'} rows that were not trained on"
+    splits = read_data(data, encoding=recipe.encoding)
+    chosen = splits.test or splits.validation or splits.train
+    schema = Schema(tuple(recipe.text or ()), recipe.label or "", opened.task, "")
+    part = build_evaluation(chosen, schema, opened.labels)
+    return part.examples, f"rows, {len(part.skipped):,} skipped"
+
+
+def _refuse_changed(data: Data, record: dict[str, Any]) -> None:
+    now = {Path(path).name: digest for path, digest in data.hashes.items()}
+    if now != record.get("data"):
+        raise RunError(
+            "The data changed since the run, so rows held out now may have been trained on.\n"
+            "Fix: give the rows to score: deltaw eval RUN DATA"
+        )

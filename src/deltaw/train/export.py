@@ -1,0 +1,86 @@
+"""From a run to a plain model that needs nothing of deltaw, checked against the run."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+import deltaw
+from deltaw.errors import RunError
+from deltaw.train import staging
+from deltaw.train.batches import Collator
+from deltaw.train.console import Console
+from deltaw.train.escape import printable
+from deltaw.train.evaluate import logits
+from deltaw.train.examples import Example
+from deltaw.train.methods import IN_PLACE
+from deltaw.train.model import quiet
+from deltaw.train.opened import Opened, open_run
+from deltaw.train.tokens import encode
+
+PROBES = (
+    "Yes.",
+    "Where is my order? It should have been here on Monday.",
+    "The film begins slowly, but the last half hour is worth every minute of it.",
+    "42 is not the answer I was looking for!",
+    "Could you please explain to me, in simple words, what the difference between the two is?",
+    "¿Dónde está la biblioteca? Ich weiß es nicht. 我也不知道。",
+    "http://example.org/a?b=c&d=e -- (see the note below) ... #7",
+    "word " * 60,
+)
+TOLERANCE = 1e-4
+"""Largest difference of float32 logits, relative to their root mean square, that is accepted."""
+
+
+def merge_run(
+    folder: Path, out: Path, *, model: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Write the run in `folder` as a plain model to the new folder `out`.
+
+    The written model is loaded with transformers alone and must give the logits of the base with
+    its adapter on probe texts.
+
+    Raises:
+        RunError: if `out` exists, cannot be written, or the logits differ.
+        MergeError: if the adapter cannot be merged.
+    """
+    if out.exists():
+        raise RunError(f"{printable(str(out), 300)} exists already. Fix: give a new folder.")
+    opened = open_run(folder, model=model, trust_remote_code=trust_remote_code)
+    before = _probe(opened, opened.model)
+    if opened.recipe.method not in IN_PLACE:
+        deltaw.merge(opened.model, original="none")
+        deltaw.detach(opened.model)
+    with quiet(), staging.staged(out) as partial:
+        opened.model.save_pretrained(partial)  # type: ignore[operator]
+        opened.tokenizer.save_pretrained(partial)
+        plain = transformers.AutoModelForSequenceClassification.from_pretrained(
+            partial, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        difference = (_probe(opened, plain) - before).abs().max().item()
+        size = before.square().mean().sqrt().item()
+        if not difference <= TOLERANCE * max(1.0, size):
+            raise RunError(
+                f"The merged model's logits differ from the run's by up to {difference:.2e} "
+                f"(their rms is {size:.2e}), more than rounding explains; nothing was written."
+            )
+    console = Console()
+    shown = printable(str(out), 300)
+    console.field("merged", f"{opened.shown} -> {shown}")
+    console.field(
+        "checked",
+        f"largest difference of logits on {len(PROBES)} probe texts: {difference:.1e} "
+        f"(rms of the logits: {size:.2f})",
+    )
+    console.field(
+        "next",
+        f"transformers.AutoModelForSequenceClassification.from_pretrained({str(out)!r})",
+    )
+
+
+def _probe(opened: Opened, model: nn.Module) -> Tensor:
+    pair = "And this?" if len(opened.recipe.text or ()) == 2 else None
+    examples = [Example(text, pair, None, "probe", 0) for text in PROBES]
+    rows, _ = encode(opened.tokenizer, examples, opened.recipe.max_length)
+    return logits(model, rows, Collator(opened.tokenizer))

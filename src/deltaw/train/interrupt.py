@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM: a training loop ends at the next step with a checkpoint, all else at once."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class Stopped(BaseException):
+    """The run was asked to stop by a signal; nothing is wrong."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number, as shells expect."""
+        return 128 + self.number
+
+
+class Interrupt:
+    """Catches SIGINT and SIGTERM while its `with` block lasts.
+
+    While `waiting` is true the first signal only sets `number`; otherwise, and the second time, it
+    raises `Stopped` where the program is.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = False
+        self.number: int | None = None
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        again = self.number is not None
+        self.number = number
+        if again or not self.waiting:
+            raise Stopped(number, "Stopped.")

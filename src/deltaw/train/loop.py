@@ -1,0 +1,145 @@
+"""The training loop: `transformers.Trainer` with our order of rows, loss, rates and stops."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from deltaw.train.batches import EpochSampler
+from deltaw.train.interrupt import Interrupt
+from deltaw.train.methods import optimizer_groups
+from deltaw.train.recipe import Recipe
+from deltaw.train.trainer import ExactCheckpoints
+
+LOGS = 100
+"""Losses logged over a whole run, at most every step."""
+
+
+class TextTrainer(ExactCheckpoints):
+    """A Trainer for sequence classification and regression by a recipe."""
+
+    recipe: Recipe
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimiser, with layer-wise rates where the recipe asks."""
+        if self.optimizer is None:
+            chosen, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = optimizer_groups(
+                self.model,
+                self.args.learning_rate,
+                self.args.weight_decay,
+                set(self.get_decay_parameter_names(self.model)),
+                self.recipe.lr_layer_decay,
+            )
+            self.optimizer = chosen(groups, **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(
+            [len(row["input_ids"]) for row in self.train_dataset],
+            self.recipe.batch_size,
+            self.recipe.seed,
+            bucketed=self.recipe.group_by_length,
+        )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Tell whether this is the best state so far; of equal scores the lower loss is better."""
+        best = self.state.best_global_step
+        if best and metrics[f"eval_{self.args.metric_for_best_model}"] == self.state.best_metric:
+            losses = {e["step"]: e["eval_loss"] for e in self.state.log_history if "eval_loss" in e}
+            if metrics["eval_loss"] < losses[best]:
+                self.state.best_global_step = self.state.global_step
+                return True
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        return sum(len(batch["labels"]) for batch in batch_samples)
+
+
+def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: int | None = None) -> torch.Tensor:
+    """Return the mean cross-entropy, or squared error of real labels, over the whole step's rows.
+
+    `num_items_in_batch` counts the rows of all micro-batches, so that accumulation equals one
+    large batch.
+    """
+    logits = outputs["logits"].float()
+    rows = num_items_in_batch or len(labels)
+    if labels.is_floating_point():
+        return nn.functional.mse_loss(logits.squeeze(-1), labels, reduction="sum") / rows
+    return nn.functional.cross_entropy(logits, labels, reduction="sum") / rows
+
+
+class Flow(TrainerCallback):  # type: ignore[misc]
+    """Ends the loop on a signal, or when the score has not risen for `patience` evaluations."""
+
+    def __init__(self, interrupt: Interrupt, patience: int | None) -> None:
+        self.interrupt = interrupt
+        self.patience = patience
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop when a signal came."""
+        if self.interrupt.number is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop early after the checkpoint that makes it known."""
+        if is_stale(state, self.patience):
+            control.should_training_stop = True
+
+
+def is_stale(state: TrainerState, patience: int | None) -> bool:
+    """Tell whether `patience` evaluations in a row brought no better score."""
+    if patience is None or not state.best_global_step:
+        return False
+    later = [
+        entry
+        for entry in state.log_history
+        if "eval_runtime" in entry and entry["step"] > state.best_global_step
+    ]
+    return len(later) >= patience
+
+
+def is_done(state: TrainerState, total: int, patience: int | None) -> bool:
+    """Tell whether a checkpoint of this state needs no further training."""
+    return bool(state.global_step >= total) or is_stale(state, patience)
+
+
+def arguments(
+    recipe: Recipe, folder: Path, *, steps: int, every: int, rate: float, metric: str | None
+) -> TrainingArguments:
+    """Return the Trainer's arguments; `metric` names the validation score, if there is one."""
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=max(32, recipe.batch_size),
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=rate,
+        lr_scheduler_type=recipe.scheduler,
+        warmup_steps=round(recipe.warmup * steps),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.bf16,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        seed=recipe.seed,
+        eval_strategy="steps" if metric else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=False,
+        metric_for_best_model=metric,
+        greater_is_better=True,
+        logging_steps=max(1, min(10, steps // LOGS)),
+        logging_nan_inf_filter=False,
+        report_to=recipe.report_to,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+    )
+    args._n_gpu = min(1, args.n_gpu)  # DataParallel would run adapters on copies of the model
+    return args

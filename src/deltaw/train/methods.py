@@ -1,0 +1,154 @@
+"""What each `method` trains: adapters beside frozen weights, or the weights themselves."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+import deltaw
+from deltaw.config import LoraConfig
+from deltaw.errors import RunError
+from deltaw.planning import Plan
+from deltaw.train.escape import printable
+from deltaw.train.recipe import Recipe
+
+IN_PLACE = frozenset({"full", "freeze"})
+"""Methods that change the model's own weights; the others are adapters."""
+
+ADAPTER = "default"
+
+
+def lora_config(recipe: Recipe) -> LoraConfig:
+    """Return the settings of the adapter that the recipe asks for.
+
+    `head` trains new heads alone, `bitfit` heads and every bias.
+
+    Source: BitFit, arXiv 2106.10199.
+    """
+    if recipe.method == "lora":
+        return LoraConfig(
+            r=recipe.r,
+            lora_alpha=recipe.lora_alpha,
+            target_modules=recipe.target_modules,
+            exclude_modules=recipe.exclude_modules,
+            lora_dropout=recipe.lora_dropout,
+            bias=recipe.bias,
+            use_rslora=recipe.use_rslora,
+            modules_to_save=recipe.modules_to_save,
+            init_lora_weights=recipe.init_lora_weights,
+            layers_to_transform=recipe.layers_to_transform,
+            layers_pattern=recipe.layers_pattern,
+            rank_pattern=recipe.rank_pattern,
+            alpha_pattern=recipe.alpha_pattern,
+            lora_bias=recipe.lora_bias,
+            task_type="SEQ_CLS",
+        )
+    return LoraConfig(
+        target_modules=[],
+        bias="all" if recipe.method == "bitfit" else "none",
+        modules_to_save=recipe.modules_to_save,
+        task_type="SEQ_CLS",
+    )
+
+
+def prepare(model: nn.Module, recipe: Recipe) -> tuple[str, tuple[str, ...]]:
+    """Freeze and adapt `model` as the method asks; return what is trained as text, and warnings.
+
+    The adapter's start is drawn from the recipe's seed, whatever else was drawn before.
+    """
+    if recipe.method == "full":
+        model.requires_grad_(True)
+        return "every weight", ()
+    if recipe.method == "freeze":
+        return thaw_last(model, recipe.last_layers), ()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    plan = deltaw.attach(model, lora_config(recipe), ADAPTER, generator=generator)
+    assert plan is not None
+    return count_kinds(plan), plan.warnings
+
+
+def count_kinds(plan: Plan) -> str:
+    """Return `37 x linear at r=8 (query, key, ...)` and the modules trained in full."""
+    kinds = Counter((target.kind, target.r) for target in plan.targets)
+    parts = [f"{count} x {kind} at r={r}" for (kind, r), count in kinds.items()]
+    names = list(dict.fromkeys(target.path.rsplit(".", 1)[-1] for target in plan.targets))
+    if names:
+        parts[-1] += f" ({', '.join(printable(name) for name in names)})"
+    full = [printable(row.path) for row in plan.trained]
+    if full:
+        shown = ", ".join(full[:3]) + (", ..." if len(full) > 3 else "")
+        parts.append(f"{len(full)} x trained in full ({shown})")
+    return " and ".join(parts)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks, first to last: the longest list of modules in the base.
+
+    Raises:
+        RunError: if there is none.
+    """
+    base = getattr(model, "base_model", model)
+    lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise RunError(
+            f"{type(model).__name__} has no list of layers to count.\n"
+            "Fix: use method=full or method=lora without lr_layer_decay."
+        )
+    return list(max(lists, key=len))
+
+
+def thaw_last(model: nn.Module, k: int) -> str:
+    """Freeze all but the last `k` blocks and what comes after them."""
+    layers = blocks(model)
+    if k > len(layers):
+        raise RunError(f"last_layers={k}, but the model has {len(layers)} layers.")
+    model.requires_grad_(False)
+    base = getattr(model, "base_model", model)
+    inside = {id(p) for p in base.parameters()}
+    after = {id(p) for name, p in base.named_parameters() if name.startswith("pooler.")}
+    for layer in layers[len(layers) - k :]:
+        layer.requires_grad_(True)
+    for parameter in model.parameters():
+        if id(parameter) not in inside or id(parameter) in after:
+            parameter.requires_grad_(True)
+    return f"the last {k} of {len(layers)} layers and the head"
+
+
+def layer_rates(model: nn.Module, rate: float, decay: float) -> dict[int, float]:
+    """Return the learning rate of each trainable parameter by id: `rate decay^(L - l)`.
+
+    The last block has l = L - 1, embeddings lie below the first, and all after the blocks has
+    l = L.
+
+    Source: ULMFiT, arXiv 1801.06146, section 3.2.
+    """
+    layers = blocks(model)
+    depth = {id(p): len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
+    below = {
+        id(p)
+        for name, p in model.named_parameters()
+        if "embed" in name.lower() or ".wte." in name or ".wpe." in name
+    }
+    rates = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            steps = depth.get(id(parameter), len(layers) + 1 if id(parameter) in below else 0)
+            rates[id(parameter)] = rate * decay**steps
+    return rates
+
+
+def optimizer_groups(
+    model: nn.Module, rate: float, weight_decay: float, decayed: set[str], layer_decay: float | None
+) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: by learning rate, and with or without weight decay."""
+    rates = layer_rates(model, rate, layer_decay) if layer_decay else {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = rates.get(id(parameter), rate), weight_decay if name in decayed else 0.0
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": params, "lr": lr, "weight_decay": decay}
+        for (lr, decay), params in groups.items()
+    ]

@@ -1,0 +1,150 @@
+"""Loading a pretrained encoder or decoder with a classification head, and its tokenizer."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from deltaw.errors import RunError
+from deltaw.train.escape import printable
+
+LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+"""What transformers raises for an absent, damaged or unknown model."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the reports and bars of transformers; errors still raise."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def load_config(
+    name: str,
+    labels: Sequence[str] | None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Return the model's configuration with a head for `labels`, or one output for `None`.
+
+    Raises:
+        RunError: if there is no such model or its type is unknown.
+    """
+    head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if labels is not None:
+        head = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code, **head
+            )
+    except LOADING as error:
+        raise _cannot_load(name, error) from error
+
+
+def load_model(config: Any, name: str, seed: int, *, trust_remote_code: bool = False) -> nn.Module:
+    """Return the float32 model; a head that the weights do not have is drawn from `seed`.
+
+    Raises:
+        RunError: if the weights cannot be loaded or the architecture has no classification head.
+    """
+    try:
+        with quiet():
+            torch.manual_seed(seed)
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=config,
+                revision=getattr(config, "_commit_hash", None),
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,
+            )
+    except LOADING as error:
+        raise _cannot_load(name, error) from error
+    return model  # type: ignore[no-any-return]
+
+
+def load_empty(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """Return the model with a new head on the meta device: names and shapes, no weights."""
+    config = load_config(name, None, trust_remote_code=trust_remote_code)
+    try:
+        with quiet(), torch.device("meta"):
+            return transformers.AutoModelForSequenceClassification.from_config(  # type: ignore[no-any-return]
+                config, trust_remote_code=trust_remote_code
+            )
+    except LOADING as error:
+        raise _cannot_load(name, error) from error
+
+
+def load_base(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """Return the model with a new head of one output, to look at its weights."""
+    config = load_config(name, None, trust_remote_code=trust_remote_code)
+    return load_model(config, name, 0, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    name: str, config: Any, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Return the tokenizer; without a padding token its end-of-text token pads.
+
+    Raises:
+        RunError: if it cannot be loaded or has neither token.
+    """
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code
+            )
+    except LOADING as error:
+        raise _cannot_load(name, error) from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RunError(f"The tokenizer of {printable(name, 200)} has no token to pad with.")
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def full_name(name: str) -> str:
+    """Return a local folder as an absolute path and a hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def hidden_size(config: Any) -> int:
+    """Return the width of the model."""
+    size = getattr(config.get_text_config(), "hidden_size", None)
+    return int(size) if size else 768
+
+
+def size_on_disk(model: nn.Module) -> int:
+    """Return the bytes of all weights as they are in memory."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _cannot_load(name: str, error: Exception) -> RunError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RunError(
+        f"The model {printable(name, 200)} cannot be loaded: {printable(first, 300)}\n"
+        "Fix: give a folder written by save_pretrained, or a hub name (needs the network or the "
+        "cache); the architecture must be one that AutoModelForSequenceClassification knows."
+    )

@@ -1,0 +1,74 @@
+"""A finished run, loaded again from its folder alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import deltaw
+from deltaw.errors import MergeError, RunError
+from deltaw.train.detect import Task
+from deltaw.train.escape import printable
+from deltaw.train.methods import ADAPTER, IN_PLACE
+from deltaw.train.model import load_config, load_model, load_tokenizer
+from deltaw.train.recipe import Recipe
+from deltaw.train.runfolder import read_recipe, read_results
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The model of a run with its adapter on, ready to predict."""
+
+    folder: Path
+    recipe: Recipe
+    model: nn.Module
+    tokenizer: Any
+    labels: tuple[str, ...]
+    task: Task
+
+    @property
+    def shown(self) -> str:
+        """The folder, safe to print."""
+        return printable(str(self.folder), 300)
+
+    def merge(self) -> str:
+        """Merge the adapter into the weights where that is possible; return what was done."""
+        if self.recipe.method in IN_PLACE:
+            return "a model without adapters"
+        try:
+            deltaw.merge(self.model, original="none")
+        except MergeError as error:
+            return f"adapter not merged: {str(error).splitlines()[0]}"
+        return "adapter merged into the weights"
+
+
+def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool = False) -> Opened:
+    """Load the base that the run names (or `model`) and put the run's adapter on it.
+
+    Raises:
+        RunError: if the folder is not a finished run, or its base cannot be loaded.
+        FormatError: if the adapter's file is damaged or does not fit the base.
+    """
+    recipe = read_recipe(folder)
+    if not read_results(folder):
+        raise RunError(
+            f"The run in {printable(str(folder), 300)} is not finished.\n"
+            "Fix: give the same `deltaw train` command again; it resumes."
+        )
+    labels = tuple((recipe.record or {}).get("labels", ()))
+    task: Task = recipe.task or "classification"
+    in_place = recipe.method in IN_PLACE
+    source = str(folder) if in_place else model or recipe.model
+    config = load_config(
+        source,
+        labels if task == "classification" else None,
+        revision=None if in_place else recipe.revision,
+        trust_remote_code=trust_remote_code,
+    )
+    tokenizer = load_tokenizer(str(folder), config, trust_remote_code=trust_remote_code)
+    loaded = load_model(config, source, recipe.seed, trust_remote_code=trust_remote_code)
+    if not in_place:
+        deltaw.load(loaded, folder, ADAPTER)
+    loaded.eval()
+    return Opened(folder, recipe, loaded, tokenizer, labels, task)

@@ -1,0 +1,157 @@
+"""From a recipe to everything a run needs: data, model, tokens, and the choices left open."""
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deltaw.fingerprint import bits
+from deltaw.train import methods, rates
+from deltaw.train.batches import Collator
+from deltaw.train.console import Console
+from deltaw.train.dataset import Data, build
+from deltaw.train.detect import detect
+from deltaw.train.metrics import PRIMARY
+from deltaw.train.model import full_name, hidden_size, load_config, load_model, load_tokenizer
+from deltaw.train.rates import Choice
+from deltaw.train.receipt import show_data
+from deltaw.train.recipe import Recipe
+from deltaw.train.table import read_data
+from deltaw.train.tokens import Encoded, Lengths, encode
+
+VERSIONS = ("deltaw", "torch", "transformers", "tokenizers", "accelerate", "safetensors")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to start; `recipe` has every choice filled in."""
+
+    recipe: Recipe
+    data: Data
+    model: nn.Module
+    tokenizer: Any
+    collator: Collator
+    train: list[Encoded]
+    validation: list[Encoded]
+    held_out: list[Encoded]
+    held_out_name: str
+    lengths: Lengths
+    adapted: str
+    warnings: tuple[str, ...]
+    steps: int
+    every: int
+    epochs: Choice
+    rate: Choice
+    usual_rate: float
+
+    @property
+    def metric(self) -> str:
+        """The score that runs are compared by."""
+        assert self.recipe.metric is not None
+        return self.recipe.metric
+
+
+def prepare(recipe: Recipe, console: Console) -> Job:
+    """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    Raises:
+        ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
+    """
+    methods.lora_config(recipe)
+    data = read(recipe)
+    show_data(console, data)
+    labels = data.labels if data.schema.task == "classification" else None
+    trust = recipe.trust_remote_code
+    config = load_config(recipe.model, labels, revision=recipe.revision, trust_remote_code=trust)
+    tokenizer = load_tokenizer(
+        recipe.model, config, revision=recipe.revision, trust_remote_code=trust
+    )
+    limit = getattr(config, "max_position_embeddings", None)
+    train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
+    model = load_model(config, recipe.model, recipe.seed, trust_remote_code=trust)
+    base = fingerprint(model)
+    adapted, warnings = methods.prepare(model, recipe)
+    total = rates.steps(recipe, len(train))
+    width = hidden_size(config)
+    epochs, rate = rates.epochs(recipe, len(train)), rates.learning_rate(recipe, width, total)
+    usual = rates.learning_rate(recipe.model_copy(update={"learning_rate": None}), width, total)
+    every = rates.evaluate_every(recipe, total)
+    resolved = recipe.model_copy(
+        update={
+            "model": full_name(recipe.model),
+            "data": full_data_name(recipe.data),
+            "text": list(data.schema.text),
+            "label": data.schema.label,
+            "task": data.schema.task,
+            "metric": recipe.metric or PRIMARY[data.schema.task],
+            "max_length": lengths.max_length,
+            "lora_alpha": recipe.lora_alpha or 2 * recipe.r,
+            "epochs": epochs.value,
+            "max_steps": total,
+            "learning_rate": rate.value,
+            "eval_every": every,
+            "record": {
+                "versions": {name: version(name) for name in VERSIONS}
+                | {"python": platform.python_version()},
+                "data": {Path(path).name: digest for path, digest in data.hashes.items()},
+                "base": base,
+                "labels": list(data.labels),
+            },
+        }
+    )
+
+    def encoded(examples: Sequence[Any]) -> list[Encoded]:
+        return encode(tokenizer, examples, lengths.max_length, limit=limit)[0] if examples else []
+
+    validation, test = encoded(data.validation), encoded(data.test)
+    return Job(
+        recipe=resolved,
+        data=data,
+        model=model,
+        tokenizer=tokenizer,
+        collator=Collator(tokenizer),
+        train=train,
+        validation=validation,
+        held_out=test or validation,
+        held_out_name="test" if test else "validation",
+        lengths=lengths,
+        adapted=adapted,
+        warnings=warnings,
+        steps=total,
+        every=every,
+        epochs=epochs,
+        rate=rate,
+        usual_rate=usual.value,
+    )
+
+
+def read(recipe: Recipe) -> Data:
+    """Return the examples of the recipe's data."""
+    splits = read_data(recipe.data, encoding=recipe.encoding)
+    schema = detect(splits.train, recipe.text, recipe.label, recipe.task)
+    return build(
+        splits,
+        schema,
+        seed=recipe.seed,
+        validation_share=recipe.validation_share,
+        allow_leakage=recipe.allow_leakage,
+        max_train_rows=recipe.max_train_rows,
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a digest of every parameter's name, shape and bits."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {bits(parameter)}\n".encode())
+    return digest.hexdigest()
+
+
+def full_data_name(name: str) -> str:
+    """Return a local path as an absolute one and a hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

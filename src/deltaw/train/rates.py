@@ -1,0 +1,76 @@
+"""What deltaw chooses where a recipe says nothing: learning rate, length of training, evaluations.
+
+The full fine-tuning rate is 5e-5 at width 768, the upper end of BERT's own grid (arXiv 1810.04805,
+appendix A.3), and inverse to the width, as Adam's rate transfers across widths (arXiv 2203.03466,
+table 3). An adapter takes 10 times that rate, 15 times below 100 steps, whatever its rank (Thinking
+Machines, "LoRA Without Regret", 2025; the higher rate also in arXiv 2405.09673). A new head alone
+is a convex problem and takes 100 times the rate (chosen by measurement).
+"""
+
+import math
+from dataclasses import dataclass
+
+from deltaw.train.recipe import Recipe
+
+FULL_RATE = 5e-5
+FULL_WIDTH = 768
+SHORT = 100
+STEPS = 600
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 20
+EVALUATIONS, LONGEST_WAIT = 10, 500
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A number and where it comes from."""
+
+    value: float
+    origin: str
+
+
+def epochs(recipe: Recipe, rows: int) -> Choice:
+    """Return how often the rows are seen: about 600 steps, between 3 and 20 epochs."""
+    if recipe.epochs is not None:
+        return Choice(recipe.epochs, "as asked")
+    if recipe.max_steps is not None:
+        per_epoch = steps_per_epoch(recipe, rows)
+        return Choice(math.ceil(recipe.max_steps / per_epoch), "what max_steps makes")
+    wanted = round(STEPS / steps_per_epoch(recipe, rows))
+    chosen = min(MOST_EPOCHS, max(FEWEST_EPOCHS, wanted))
+    return Choice(chosen, f"default: about {STEPS} steps, {FEWEST_EPOCHS} to {MOST_EPOCHS} epochs")
+
+
+def steps_per_epoch(recipe: Recipe, rows: int) -> int:
+    """Return how many optimiser steps one pass over the rows takes."""
+    return math.ceil(math.ceil(rows / recipe.batch_size) / recipe.gradient_accumulation)
+
+
+def steps(recipe: Recipe, rows: int) -> int:
+    """Return the number of optimiser steps of the whole run."""
+    whole = math.ceil(epochs(recipe, rows).value * steps_per_epoch(recipe, rows))
+    return min(whole, recipe.max_steps or whole)
+
+
+def evaluate_every(recipe: Recipe, total: int) -> int:
+    """Return the steps between evaluations: ten in a run, at most 500 steps apart."""
+    return recipe.eval_every or max(1, min(LONGEST_WAIT, math.ceil(total / EVALUATIONS)))
+
+
+def learning_rate(recipe: Recipe, width: int, total: int) -> Choice:
+    """Return the peak learning rate for a model of this width."""
+    if recipe.learning_rate is not None:
+        return Choice(recipe.learning_rate, "as asked")
+    full = FULL_RATE * FULL_WIDTH / width
+    rule = f"5e-5 x 768/{width}"
+    if recipe.method in ("full", "freeze"):
+        return Choice(_rounded(full), f"default: {rule}, arXiv 1810.04805 and 2203.03466")
+    if recipe.method == "head":
+        return Choice(_rounded(100 * full), f"default for a head alone: 100 x {rule}")
+    factor, why = (15, f"under {SHORT} steps") if total < SHORT else (10, "adapters")
+    return Choice(
+        _rounded(factor * full), f"default: {factor} x ({rule}), {why}; LoRA Without Regret, 2025"
+    )
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.1e}")

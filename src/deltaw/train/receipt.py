@@ -1,0 +1,87 @@
+"""The receipt: what will be trained, on what and how, before the first step."""
+
+from typing import TYPE_CHECKING
+
+import deltaw
+from deltaw.train.advice import advice
+from deltaw.train.console import Console
+from deltaw.train.dataset import Data
+from deltaw.train.escape import printable
+from deltaw.train.examples import distribution
+from deltaw.train.model import size_on_disk
+
+if TYPE_CHECKING:
+    from deltaw.train.prepare import Job
+
+SHOWN_SKIPS = 5
+SHOWN_LABELS = 20
+
+
+def show_data(console: Console, data: Data) -> None:
+    """Say which rows are used, which are not and why, and how the labels are spread."""
+    parts = [f"{len(data.train):,} training"]
+    parts += [f"{len(part):,} {name}" for name, part in _held_out(data) if part]
+    rows = len(data.train) + sum(len(part) for _, part in _held_out(data)) + len(data.skipped)
+    lines = [f"{rows:,} rows read: {', '.join(parts)}, {len(data.skipped):,} skipped"]
+    lines += [f"skipped {skip}" for skip in data.skipped[:SHOWN_SKIPS]]
+    if len(data.skipped) > SHOWN_SKIPS:
+        lines.append(f"skipped {len(data.skipped) - SHOWN_SKIPS:,} more; all in log.jsonl")
+    lines += [data.schema.reasons, *data.warnings]
+    console.field("data", "\n".join(lines))
+    for skip in data.skipped:
+        console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
+    console.field("labels", _labels(data))
+
+
+def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
+    """Say what is trained, for how long and how fast, with advice where a setting is unusual."""
+    recipe = job.recipe
+    console.field("length", str(job.lengths))
+    name = printable(recipe.model.rstrip("/").rsplit("/", 1)[-1])
+    config = job.model.config
+    console.field(
+        "model",
+        f"{name}: {type(job.model).__name__.removeprefix('Adapted')}, {config.model_type}, "
+        f"{size_on_disk(job.model) / 1e6:.1f} MB in float32",
+    )
+    summary = deltaw.summary(job.model)
+    console.field("method", f"{recipe.method}: {job.adapted}")
+    console.field(
+        "trained",
+        f"{summary.trainable:,} of {summary.total:,} parameters ({summary.percentage:.2f}%)",
+    )
+    console.field("verify", verified)
+    per_step = recipe.batch_size * recipe.gradient_accumulation
+    console.field(
+        "steps",
+        f"{job.steps:,} of {per_step} rows, {job.epochs.value:g} epochs ({job.epochs.origin}); "
+        f"evaluated every {job.every}",
+    )
+    warmup = round(recipe.warmup * job.steps)
+    console.field(
+        "rate",
+        f"{job.rate.value:g}, {recipe.scheduler} after {warmup} warm-up steps ({job.rate.origin})",
+    )
+    unusual = advice(recipe, len(job.train), job.rate.value, job.usual_rate)
+    for line in [*job.warnings, *unusual]:
+        console.field("advice", line)
+    console.field("folder", where)
+
+
+def _held_out(data: Data) -> list[tuple[str, tuple[object, ...]]]:
+    return [("validation", data.validation), ("test", data.test)]
+
+
+def _labels(data: Data) -> str:
+    if not data.labels:
+        values = [float(e.label) for e in data.train if e.label is not None]
+        return f"real numbers from {min(values):g} to {max(values):g}"
+    counts = sorted(distribution(data.train, data.labels).items(), key=lambda pair: -pair[1])
+    shown = [f"{printable(label, 40)} {count}" for label, count in counts[:SHOWN_LABELS]]
+    more = f", and {len(counts) - SHOWN_LABELS} more" if len(counts) > SHOWN_LABELS else ""
+    lines = [f"{len(counts)} classes: "]
+    for part in shown:
+        if len(lines[-1]) + len(part) > 88:
+            lines.append("")
+        lines[-1] += part + ", "
+    return "\n".join(lines).rstrip(", ") + more

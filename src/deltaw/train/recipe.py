@@ -1,0 +1,182 @@
+"""A recipe: every choice behind a training run, checked before anything is loaded."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from deltaw.errors import ConfigError, raise_all
+from deltaw.train import yamlfile
+from deltaw.train.escape import printable
+
+Method = Literal["lora", "full", "head", "bitfit", "freeze"]
+Task = Literal["classification", "regression"]
+Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"]
+Schedule = Literal["linear", "cosine", "constant_with_warmup"]
+
+SYNONYMS = {
+    "alpha": "lora_alpha",
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lora_target": "target_modules",
+    "dropout": "lora_dropout",
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "model_name_or_path": "model",
+    "dataset": "data",
+    "output_dir": "output",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "lr_scheduler_type": "scheduler",
+    "warmup_ratio": "warmup",
+    "cutoff_len": "max_length",
+    "max_seq_length": "max_length",
+    "finetuning_type": "method",
+    "save_steps": "eval_every",
+    "eval_steps": "eval_every",
+}
+
+
+class Recipe(BaseModel):
+    """Everything that decides a run; `None` means that deltaw chooses, and says what it chose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    data: str = Field(min_length=1)
+    name: str | None = None
+    output: str | None = None
+
+    text: list[str] | None = None
+    label: str | None = None
+    task: Task | None = None
+    max_length: int | None = Field(None, ge=4)
+    encoding: str = "utf-8"
+    validation_share: float = Field(0.1, ge=0, lt=1)
+    max_train_rows: int | None = Field(None, ge=1)
+    allow_leakage: bool = False
+
+    method: Method = "lora"
+    r: int = 8
+    lora_alpha: float | None = None
+    target_modules: str | list[str] = "all-linear"
+    exclude_modules: str | list[str] | None = None
+    lora_dropout: float = 0.0
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str = True
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    lora_bias: bool = False
+    last_layers: int = Field(2, ge=1)
+    lr_layer_decay: float | None = Field(None, gt=0, le=1)
+
+    epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(16, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float | None = Field(None, gt=0, lt=10)
+    scheduler: Schedule = "linear"
+    warmup: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    group_by_length: bool = True
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    eval_every: int | None = Field(None, ge=1)
+    metric: Metric | None = None
+    early_stopping: int | None = Field(None, ge=1)
+    report_to: list[str] = []
+    trust_remote_code: bool = False
+
+    record: dict[str, Any] | None = None
+
+    @field_validator("text", "report_to", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("r", "last_layers", "batch_size", "seed", mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("must be a whole number")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _one_segment(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_segment(value)
+        return value
+
+
+def check_segment(name: str) -> None:
+    """Raise `ValueError` unless `name` is one plain path segment, as run and adapter names are."""
+    strange = not name.isprintable() or any(c in name for c in '/\\:*?"<>|') or name != name.strip()
+    if not name or strange or name.startswith(".") or len(name) > 100:
+        raise ValueError("must be one plain folder name of at most 100 characters")
+
+
+def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe:
+    """Return the recipe of these values.
+
+    Raises:
+        ConfigError: listing every unknown key, with the nearest known ones, and every value that
+            does not fit.
+    """
+    known = [key for key in Recipe.model_fields if key != "record"]
+    problems = [_unknown(str(key), known) for key in values if key not in Recipe.model_fields]
+    good = {key: value for key, value in values.items() if key in Recipe.model_fields}
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(good)
+    except ValidationError as error:
+        problems += [_misfit(detail) for detail in error.errors()]
+    raise_all(ConfigError, f"The recipe from {printable(origin, 300)} cannot be used:", problems)
+    assert recipe is not None
+    return recipe
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a YAML file with `key=value` overrides applied."""
+    return parse(yamlfile.read(path) | parse_overrides(overrides), str(path))
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return `key=value` arguments as a dictionary; values are read as YAML."""
+    values: dict[str, Any] = {}
+    problems = []
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            problems.append(f"{printable(pair)!r} is not `key=value`")
+        elif key in values:
+            problems.append(f"{printable(key)} is given twice")
+        else:
+            values[key] = yamlfile.value(text)
+    raise_all(ConfigError, "These arguments cannot be used:", problems)
+    return values
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = SYNONYMS.get(key) or next(iter(difflib.get_close_matches(key, known, 1)), None)
+    hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
+    return f"unknown key {printable(key)}{hint}"
+
+
+def _misfit(detail: Any) -> str:
+    key = ".".join(printable(str(part)) for part in detail["loc"])
+    if detail["type"] == "missing":
+        return f"{key} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}={printable(repr(detail['input']))}: {message}"

@@ -1,0 +1,266 @@
+"""The main job: from a recipe to a trained, evaluated and reloadable adapter."""
+
+import shlex
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from transformers import EvalPrediction, TrainerState
+
+import deltaw
+from deltaw.errors import RunError
+from deltaw.train import staging, yamlfile
+from deltaw.train.console import Console
+from deltaw.train.escape import printable
+from deltaw.train.evaluate import evaluate, predictions, table
+from deltaw.train.interrupt import Interrupt, Stopped
+from deltaw.train.loop import Flow, TextTrainer, arguments, is_done, loss
+from deltaw.train.methods import ADAPTER, IN_PLACE
+from deltaw.train.metrics import Score, measure
+from deltaw.train.model import quiet, size_on_disk
+from deltaw.train.prepare import Job, prepare
+from deltaw.train.progress import ProgressBar, duration
+from deltaw.train.receipt import show_job
+from deltaw.train.recipe import Recipe
+from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
+from deltaw.train.trainer import STATE, restore
+
+PROBE = 8
+"""Rows of the batch on which `verify` tries the adapters."""
+
+
+def train(recipe: Recipe, *, dry_run: bool = False, overwrite: bool = False) -> Path:
+    """Train, evaluate and save what the recipe says; return the run's folder.
+
+    A run that was interrupted in the same folder is resumed. `dry_run` stops after the receipt and
+    writes nothing. `overwrite` deletes the run that is in the folder.
+
+    Raises:
+        DeltawError: whatever is wrong, before anything is written.
+        Stopped: on Ctrl-C or SIGTERM, with a checkpoint once training had begun.
+    """
+    console = Console()
+    path = default_path(recipe)
+    with Interrupt() as interrupt, quiet():
+        if dry_run:
+            _show_only(recipe, path, console, interrupt)
+            return path
+        with RunFolder(path) as folder:
+            if folder.finished and not overwrite:
+                raise RunError(
+                    f"{folder.shown} holds a finished run.\n"
+                    "Fix: train into another folder with --output, or delete it with --overwrite."
+                )
+            folder.refuse_foreign()
+            job = prepare(recipe, console)
+            if overwrite:
+                folder.clear()
+            if folder.started:
+                folder.refuse_other(job.recipe)
+            console.log_to(path / LOG)
+            _Run(job, folder, console, interrupt).finish()
+    return path
+
+
+def _show_only(recipe: Recipe, path: Path, console: Console, interrupt: Interrupt) -> None:
+    job = prepare(recipe, console)
+    with TemporaryDirectory() as scratch:
+        trainer = make_trainer(job, Path(scratch), console, interrupt)
+        where = f"{printable(str(path), 300)} (not written: dry run)"
+        show_job(console, job, where, verify(trainer))
+    values = job.recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
+    console.line()
+    console.line(yamlfile.write(values, "The recipe, every choice filled in.").rstrip())
+
+
+class _Run:
+    """One pass through the job inside a locked folder."""
+
+    def __init__(self, job: Job, folder: RunFolder, console: Console, interrupt: Interrupt) -> None:
+        self.job = job
+        self.folder = folder
+        self.console = console
+        self.interrupt = interrupt
+        self.trainer = make_trainer(job, folder.path, console, interrupt)
+
+    def finish(self) -> None:
+        """Do what is left of the run."""
+        show_job(self.console, self.job, self.folder.shown, verify(self.trainer))
+        before = self._begin()
+        began = time.monotonic()
+        self._train()
+        seconds = time.monotonic() - began
+        after = self._evaluate()
+        size = self._save()
+        results = self._results(before, after, size, seconds)
+        self.folder.write_results(results)
+        for checkpoint in self.folder.checkpoints():
+            staging.remove(checkpoint)
+        self.console.record("results", **results)
+        self._report(before, after, size, seconds)
+
+    def _begin(self) -> Score | None:
+        """Score the untrained model and save the recipe, or take both from the run begun before."""
+        recipe = self.job.recipe
+        assert recipe.record is not None
+        if self.folder.started:
+            record = read_recipe(self.folder.path).record or {}
+            self._announce_resumption(record.get("versions", {}))
+            before = record.get("before")
+            return None if before is None else Score(**before)
+        before = self._evaluate()
+        scores = {} if before is None else {"before": _as_data(before)}
+        self.folder.write_recipe(recipe.model_copy(update={"record": {**recipe.record, **scores}}))
+        return before
+
+    def _announce_resumption(self, versions: dict[str, str]) -> None:
+        checkpoints = self.folder.checkpoints()
+        step = _state(checkpoints[-1]).global_step if checkpoints else 0
+        where = f"from step {step} of {self.job.steps}" if step else "from the first step"
+        self.console.field("resume", f"an interrupted run goes on {where}")
+        assert self.job.recipe.record is not None
+        changed = [
+            f"{name} {versions.get(name)} then, {now} now"
+            for name, now in self.job.recipe.record["versions"].items()
+            if versions.get(name) != now
+        ]
+        if changed:
+            self.console.field("note", f"{', '.join(changed)}: the result may differ in last bits")
+
+    def _train(self) -> None:
+        """Train from the newest checkpoint to the end, and go back to the best state."""
+        self.console.line()
+        checkpoints = self.folder.checkpoints()
+        newest = checkpoints[-1] if checkpoints else None
+        patience = self.job.recipe.early_stopping
+        if newest is None or not is_done(_state(newest), self.job.steps, patience):
+            transformers.set_seed(self.job.recipe.seed)
+            self.interrupt.waiting = True
+            self.trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+            self.interrupt.waiting = False
+            if self.interrupt.number is not None:
+                raise Stopped(
+                    self.interrupt.number,
+                    f"Stopped in step {self.trainer.state.global_step} of {self.job.steps}; the "
+                    "checkpoint is saved.\nThe same command goes on from there.",
+                )
+            newest = self.folder.checkpoints()[-1]
+        state = _state(newest)
+        restore(
+            self.job.model,
+            self.folder.path / f"checkpoint-{state.best_global_step or state.global_step}",
+        )
+
+    def _evaluate(self) -> Score | None:
+        job = self.job
+        if not job.held_out:
+            return None
+        return evaluate(job.model, job.held_out, job.collator, job.data.schema.task)
+
+    def _save(self) -> int:
+        """Write adapter (or model) and tokenizer; return the bytes of the weights."""
+        model = self.job.model
+        with staging.staged_into(self.folder.path) as partial:
+            if self.job.recipe.method in IN_PLACE:
+                model.save_pretrained(partial)
+            else:
+                deltaw.save(model, partial, ADAPTER)
+            weights = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
+            self.job.tokenizer.save_pretrained(partial)
+        return weights
+
+    def _results(
+        self, before: Score | None, after: Score | None, size: int, seconds: float
+    ) -> dict[str, Any]:
+        summary = deltaw.summary(self.job.model)
+        return {
+            "held_out": self.job.held_out_name,
+            "before": None if before is None else _as_data(before),
+            "after": None if after is None else _as_data(after),
+            "trainable_parameters": summary.trainable,
+            "parameters": summary.total,
+            "weights_bytes": size,
+            "model_bytes": size_on_disk(self.job.model),
+            "seconds": round(seconds, 1),
+        }
+
+    def _report(self, before: Score | None, after: Score | None, size: int, seconds: float) -> None:
+        console, job = self.console, self.job
+        console.line()
+        if before is not None and after is not None:
+            console.line(table([("before", before), ("after", after)], job.metric))
+            rows = f"on {after.rows:,} {job.held_out_name} rows that were not trained on"
+            chosen = ", but the best state was chosen by them" if not job.data.test else ""
+            console.line(rows + chosen)
+            console.line()
+        whole = size_on_disk(job.model)
+        kind = "model" if job.recipe.method in IN_PLACE else "adapter"
+        console.field(
+            "saved",
+            f"{self.folder.shown}: {kind} of {size / 1e6:.2f} MB, {whole / size:.0f} times smaller "
+            f"than the model ({whole / 1e6:.1f} MB)"
+            if kind == "adapter"
+            else f"{self.folder.shown}: {kind} of {size / 1e6:.1f} MB",
+        )
+        console.field("time", duration(seconds))
+        run = printable(shlex.quote(str(self.folder.path)), 300)
+        text = " ".join(['"..."'] * len(job.recipe.text or [""]))
+        console.field(
+            "next", f"deltaw predict {run} {text}\ndeltaw inspect {run}\ndeltaw merge {run} OUT"
+        )
+
+
+def make_trainer(job: Job, folder: Path, console: Console, interrupt: Interrupt) -> TextTrainer:
+    """Return the Trainer of a job, its optimiser built."""
+    recipe = job.recipe
+    task = job.data.schema.task
+
+    def metrics(outcome: EvalPrediction) -> dict[str, float]:
+        outputs = torch.as_tensor(outcome.predictions)
+        return measure(task, outcome.label_ids, predictions(task, outputs))
+
+    metric = job.metric if job.validation else None
+    trainer = TextTrainer(
+        model=job.model,
+        args=arguments(
+            recipe, folder, steps=job.steps, every=job.every, rate=job.rate.value, metric=metric
+        ),
+        train_dataset=job.train,
+        eval_dataset=job.validation or None,
+        data_collator=job.collator,
+        compute_loss_func=loss,
+        compute_metrics=metrics,
+        callbacks=[
+            Flow(interrupt, recipe.early_stopping),
+            ProgressBar(console, recipe.batch_size * recipe.gradient_accumulation, job.metric),
+        ],
+    )
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    trainer.recipe = recipe
+    trainer.create_optimizer()
+    return trainer
+
+
+def verify(trainer: TextTrainer) -> str:
+    """Try the adapters on a batch; raise if one of them would not train."""
+    if trainer.recipe.method in IN_PLACE:
+        return "not needed: the weights themselves are trained"
+    batch = trainer._prepare_inputs(trainer.data_collator(trainer.train_dataset[:PROBE]))
+    deltaw.verify(trainer.model, batch, optimizer=trainer.optimizer)
+    return "passed: every adapter runs, gets gradients and is in the optimiser"
+
+
+def _state(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / STATE))
+
+
+def _as_data(score: Score) -> dict[str, Any]:
+    return {
+        "primary": score.primary,
+        "values": score.values,
+        "intervals": {name: list(pair) for name, pair in score.intervals.items()},
+        "rows": score.rows,
+    }

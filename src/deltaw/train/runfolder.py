@@ -1,0 +1,197 @@
+"""The folder of a run: who may write to it, what is in it, and whether it can be resumed.
+
+RUN/
+  adapter_config.json, adapter_model.safetensors   the adapter (PEFT's format), or a full model
+  tokenizer files
+  recipe.yaml                                      every setting, with versions and hashes
+  results.json                                     the scores, written when the run is finished
+  log.jsonl                                        everything that was shown
+  checkpoint-<step>/                               what resuming needs
+  .lock                                            held by the process that trains
+"""
+
+import fcntl
+import json
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from deltaw.errors import RunError, raise_all
+from deltaw.train import staging, yamlfile
+from deltaw.train.escape import printable
+from deltaw.train.recipe import Recipe, parse
+
+RECIPE = "recipe.yaml"
+RESULTS = "results.json"
+LOG = "log.jsonl"
+LOCK = ".lock"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+FREE = {"output", "name", "report_to", "trust_remote_code", "record", "data"}
+"""Keys that may differ between a run and its resumption; the data are compared by their hashes."""
+
+
+def default_path(recipe: Recipe) -> Path:
+    """Return where a run goes: `output`, or `runs/<name>`, by default `<model>-<data>`."""
+    if recipe.output is not None:
+        return Path(recipe.output)
+    data = Path(recipe.data)
+    stem = data.name if data.is_dir() else data.stem
+    return Path("runs") / (recipe.name or f"{_slug(Path(recipe.model).name)}-{_slug(stem)}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:60] or "run"
+
+
+class RunFolder:
+    """A run's folder, locked for this process while the `with` block lasts.
+
+    Raises:
+        RunError: on entry, if the folder cannot be written, another process holds it, or it is
+            not a run of deltaw.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+        self._created = False
+
+    def __enter__(self) -> "RunFolder":
+        try:
+            self._created = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK).open("a+")
+        except OSError as error:
+            raise staging.cannot_write(self.path, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = printable(lock.read().strip()) or "unknown"
+            lock.close()
+            raise RunError(
+                f"Another process (id {holder}) is training in {self.shown}.\n"
+                "Fix: wait for it, stop it, or choose another folder with --output."
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+        staging.sweep(self.path)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._lock is not None
+        if self._created and [p.name for p in self.path.iterdir()] == [LOCK]:
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
+        self._lock.close()
+
+    @property
+    def shown(self) -> str:
+        """The path, safe to print."""
+        return printable(str(self.path), 300)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return (self.path / RESULTS).is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / RECIPE).is_file()
+
+    def refuse_foreign(self) -> None:
+        """Raise if the folder holds files but no run of deltaw."""
+        others = sorted(p.name for p in self.path.iterdir() if p.name not in (LOCK, LOG))
+        if others and not self.started:
+            raise RunError(
+                f"{self.shown} holds other files ({printable(', '.join(others[:3]))}) and no run.\n"
+                "Fix: choose an empty or new folder with --output."
+            )
+
+    def clear(self) -> None:
+        """Delete the run in this folder; the marker of a finished run goes first."""
+        (self.path / RESULTS).unlink(missing_ok=True)
+        for path in sorted(self.path.iterdir()):
+            if path.is_dir() and CHECKPOINT.fullmatch(path.name):
+                staging.remove(path)
+            elif path.is_file() and path.name != LOCK:
+                path.unlink()
+
+    def checkpoints(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first."""
+        found = [
+            (int(match[1]), path)
+            for path in self.path.iterdir()
+            if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
+        ]
+        return [path for _, path in sorted(found)]
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Save the resolved recipe; `trust_remote_code` is never stored."""
+        values = recipe.model_dump(exclude={"trust_remote_code"}, exclude_none=True)
+        comment = "Train again: deltaw train recipe.yaml --output NEW_FOLDER"
+        staging.write_text(self.path / RECIPE, yamlfile.write(values, comment))
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Save the scores, which also marks the run as finished."""
+        staging.write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+
+    def refuse_other(self, recipe: Recipe) -> None:
+        """Raise if the run begun here had another recipe, other data or another base."""
+        before = read_recipe(self.path)
+        old, new = before.model_dump(exclude=FREE), recipe.model_dump(exclude=FREE)
+        problems = [
+            f"{key} was {printable(repr(old[key]))}, is now {printable(repr(new[key]))}"
+            for key in new
+            if old[key] != new[key]
+        ]
+        then, now = before.record or {}, recipe.record or {}
+        if then.get("data") != now.get("data"):
+            problems.append("the data changed since the run began (other hashes)")
+        if then.get("base") != now.get("base"):
+            problems.append("the base model's weights changed since the run began (other hash)")
+        raise_all(
+            RunError,
+            f"{self.shown} holds a run from another recipe, which cannot be resumed with this one:",
+            problems,
+            "repeat the old settings, start over with --overwrite, or use another --output.",
+        )
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Return the recipe of a run; what it says about remote code is ignored.
+
+    Raises:
+        RunError: if `folder` is not a run.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        raise RunError(
+            f"{printable(str(folder), 300)} is not a run of deltaw: it has no {RECIPE}.\n"
+            "Fix: give the folder that `deltaw train` wrote."
+        )
+    values = yamlfile.read(path)
+    values.pop("trust_remote_code", None)
+    return parse(values, str(path))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return the scores of a run, empty while it is not finished."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return {}
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{printable(str(path), 300)} is damaged: {error}") from error
+    return results

@@ -1,0 +1,160 @@
+"""A mix-in over `transformers.Trainer`: checkpoints hold what was trained, whole or not at all.
+
+    class MyTrainer(ExactCheckpoints, Trainer): ...
+
+A checkpoint is written beside its final name and renamed when complete. It holds the trainable
+tensors, the optimiser, the scheduler, the random states and the Trainer's state, never the frozen
+base; a model with adapters also gets their PEFT files. Resuming from it goes on bit for bit.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+
+from deltaw.errors import RunError, raise_all
+from deltaw.saving import save_all
+from deltaw.switching import adapters
+from deltaw.train import staging
+from deltaw.train.escape import printable
+
+TRAINED = "trained.safetensors"
+STATE = "trainer_state.json"
+
+
+class ExactCheckpoints(Trainer):
+    """Atomic checkpoints of the trainable tensors only, exact resume, and a watch on NaN."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.store_flos()
+        folder = Path(self._get_output_dir(trial))
+        final = folder / f"checkpoint-{self.state.global_step}"
+        if not final.exists():
+            with staging.staged(final) as partial:
+                self._write_checkpoint(partial)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(
+                folder / f"checkpoint-{self.state.best_global_step}"
+            )
+        self._rotate(folder)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self._save(str(folder))
+        try:
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+        except RuntimeError as error:  # what torch.save raises when the disk is full
+            raise staging.cannot_write(folder, error) from error
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(folder / STATE))
+
+    def _rotate(self, folder: Path) -> None:
+        """Delete all checkpoints but the newest and the best, oldest first."""
+        keep = {self.state.global_step, self.state.best_global_step}
+        limit = self.args.save_total_limit
+        steps = sorted(int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*"))
+        if limit:
+            spare = [step for step in steps if step not in keep]
+            for step in spare[: max(0, len(steps) - max(limit, len(keep & set(steps))))]:
+                staging.remove(folder / f"checkpoint-{step}")
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(trained(self.model), folder / TRAINED)
+        if adapters(self.model):
+            save_all(self.model, folder)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        restore(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        restore(self.model, Path(self.state.best_model_checkpoint))
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        position: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        if self.state.best_global_step:  # the folder may have moved since the state was written
+            best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return position
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run one forward and backward pass; raise `RunError` on a loss that is no number."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._require_finite(loss, "The loss")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and self.accelerator.scaler is None:
+            self._require_finite(torch.as_tensor(norm), "The gradient")
+        return norm
+
+    def _require_finite(self, value: torch.Tensor, what: str) -> None:
+        if torch.isfinite(value).all():
+            return
+        step = self.state.global_step
+        saved = sorted(
+            Path(self.args.output_dir).glob("checkpoint-*"),
+            key=lambda path: int(path.name.removeprefix("checkpoint-")),
+        )
+        kept = (
+            f"The last good state is in {printable(str(saved[-1]), 300)}."
+            if saved
+            else ("No checkpoint had been written yet.")
+        )
+        raise RunError(
+            f"{what} became {value.item()} in step {step + 1}, so the run was stopped before the "
+            f"weights were touched. {kept}\n"
+            f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), more "
+            "warmup, bf16 off, or a smaller max_grad_norm, with --overwrite."
+        )
+
+
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters by name, on the CPU, in the dtype they are trained in."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def restore(model: nn.Module, checkpoint: Path) -> None:
+    """Copy a checkpoint's tensors into the trainable parameters of `model`.
+
+    Raises:
+        RunError: listing every parameter that is missing, unexpected or of another shape.
+    """
+    file = checkpoint / TRAINED
+    try:
+        tensors = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"{printable(str(file), 300)} cannot be read: {error}") from error
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    raise_all(
+        RunError,
+        f"{printable(str(checkpoint), 300)} does not fit the model:",
+        [f"{name}: missing in the checkpoint" for name in sorted(parameters.keys() - tensors)]
+        + [f"{name}: not trained now" for name in sorted(tensors.keys() - parameters)]
+        + [
+            f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(p.shape)} in the model"
+            for name, p in parameters.items()
+            if name in tensors and tensors[name].shape != p.shape
+        ],
+        "resume with the recipe of the run, or start over with --overwrite.",
+    )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
