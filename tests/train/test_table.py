@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from deltaw.errors import DataError
@@ -49,12 +51,46 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, part: str) -> None
     assert part in error(write(tmp_path / name, content))
 
 
-@pytest.mark.parametrize("name", ["absent.csv", "./absent", "ab/sent/data", "absent\x1b[2J"])
+@pytest.mark.parametrize(
+    "name", ["absent.csv", "csv", "json:x", "./absent", "ab/sent/data", "absent\x1b[2J"]
+)
 def test_a_missing_file_is_not_looked_up_on_the_hub(name: str) -> None:
     message = error(name)
     assert "no such file" in message
     assert "\x1b" not in message
-    assert "hub" not in message
+    assert "the hub gives" not in message
+
+
+BYTES = st.one_of(
+    st.binary(max_size=200),
+    st.text('ab1,"\t\r\n {}[]:\\u0\0\ufeff', max_size=80).map(str.encode),
+    st.tuples(
+        st.sampled_from(["text,label\n", "text\tlabel\n", '[{"text": "', '{"text": "a"}\n', ""]),
+        st.text(max_size=60),
+    ).map(lambda parts: "".join(parts).encode(errors="replace")),
+)
+
+
+@given(BYTES, st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet"]))
+def test_any_bytes_are_a_table_or_one_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str
+) -> None:
+    path = write(tmp_path_factory.getbasetemp() / f"fuzz{ending}", content)
+    try:
+        table = read_rows(path)
+    except DataError as error:
+        assert f"fuzz{ending}" in str(error)
+        assert "Fix: " in str(error)
+        assert str(error).replace("\n", "").isprintable()
+    else:
+        assert table.rows
+        assert {len(row.values) for row in table.rows} == {len(table.columns)}
+        assert len(set(table.columns)) == len(table.columns)
+
+
+@pytest.mark.parametrize("name", ["a/b", "owner/no-such-set", "owner/set:part"])
+def test_a_name_that_nothing_answers_to_is_one_error(name: str) -> None:
+    assert f"{name}: no such file or folder, and the hub" in error(name)
 
 
 def test_another_encoding_is_read_when_named(tmp_path: Path) -> None:
@@ -158,11 +194,6 @@ def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert splits.test.rows[0].values == ("c", None)
     assert splits.validation is not None
     assert splits.validation.sha256 == splits.train.sha256 != splits.test.sha256
-
-
-def test_an_unknown_hub_data_set_is_one_error() -> None:
-    message = error("owner/no-such-set")
-    assert "owner/no-such-set: no such file or folder, and the hub" in message
 
 
 def test_real_folders(shared: Path) -> None:

@@ -23,7 +23,10 @@ def load(path: Path) -> bytes:
     """Return the bytes of `path`; raise `DataError` when it is missing, unreadable or empty."""
     shown = printable(str(path), PATH_LIMIT)
     if not path.is_file():
-        raise DataError(f"{shown}: no such file\nFix: check the path.")
+        raise DataError(
+            f"{shown}: no such file\n"
+            "Fix: check the path; a data set of the hub is written owner/name."
+        )
     try:
         data = path.read_bytes()
     except OSError as error:

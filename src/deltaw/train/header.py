@@ -36,10 +36,12 @@ def check_header(columns: Sequence[str], rows: Sequence[Row], file: str) -> None
 def name_problems(columns: Sequence[str]) -> list[str]:
     """Return one sentence for each missing and each repeated column name."""
     problems = []
+    places: dict[str, int] = {}
     for index, name in enumerate(columns):
+        first = places.setdefault(name, index)
         if not name.strip():
             problems.append(f"column {index + 1} has no name")
-        elif (first := columns.index(name)) < index:
+        elif first < index:
             problems.append(
                 f"columns {first + 1} and {index + 1} are both named {printable(name)!r}"
             )

@@ -10,11 +10,12 @@ from deltaw.train.folder import PARTS
 from deltaw.train.parquet import plain_value
 from deltaw.train.rows import Row, Table, Value
 
-NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
+# The owner is required: `load_dataset("csv")` would read every csv file of the working directory.
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 
 
 def is_hub_name(name: str) -> bool:
-    """Does `name` look like `data-set`, `owner/data-set` or `owner/data-set:configuration`?"""
+    """Does `name` look like `owner/data-set` or `owner/data-set:configuration`?"""
     return NAME.fullmatch(name) is not None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.errors import DataError
-from deltaw.train.decode import UTF8, decode, load
+from deltaw.train.decode import UTF8, decode, load, physical_lines
 from deltaw.train.delimited import read_delimited
 from deltaw.train.escape import printable
 from deltaw.train.folder import ENDINGS, find_parts
@@ -56,7 +56,7 @@ def _read_text(text: str, file: str, ending: str) -> tuple[tuple[str, ...], list
         return *read_jsonl(text, file), []
     if ending == ".json":
         return *read_json(text, file), []
-    if ending == ".txt" and "\t" not in text.splitlines()[0]:
+    if ending == ".txt" and "\t" not in next(iter(physical_lines(text))):
         raise DataError(
             f"{printable(file, PATH_LIMIT)}: a .txt file without tabs has no columns\n"
             "Fix: save it as .csv with the columns text and label."
