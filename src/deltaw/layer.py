@@ -69,7 +69,7 @@ class AdaptedLayer(Swapped, _Module):
         raise NotImplementedError
 
     def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
-        """Return the whole weight in its own layout and dtype with these slots replaced."""
+        """Return the whole weight in its own layout, these slots replaced, in their dtype."""
         raise NotImplementedError
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
@@ -82,6 +82,10 @@ class AdaptedLayer(Swapped, _Module):
 
     def per_output(self, v: Tensor, slot: str) -> Tensor:
         """Return a vector of length out, shaped to broadcast over the output."""
+        return v
+
+    def spread(self, v: Tensor, slot: str) -> Tensor:
+        """Return a vector of length out of a slot as one over the layer's whole output."""
         return v
 
     def place(self, y: Tensor, delta: Tensor, slot: str) -> Tensor:

@@ -223,8 +223,8 @@ def _sums(layer: AdaptedLayer, active: Active) -> tuple[dict[str, Tensor], Tenso
                 parts.setdefault(slot, []).append((adapter, weight))
                 own = adapter.bias_delta()
                 if own is not None:
-                    rows = torch.zeros(layer.frozen("bias").shape, dtype=own.dtype)
-                    shift = (rows if shift is None else shift) + weight * own
+                    part = weight * layer.spread(own, slot)
+                    shift = part if shift is None else shift + part
     matrices = {}
     for slot, adapters in parts.items():
         W = layer.matrix(slot)

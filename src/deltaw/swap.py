@@ -103,7 +103,7 @@ def unswap(module: nn.Module) -> None:
 
 def refuse_hidden_names(module: nn.Module, mixin: type[Swapped], path: str) -> None:
     """Raise where an attribute of `module` bears a name that the mixin brings."""
-    brought = set(dir(mixin)) - set(dir(nn.Module))
+    brought = (set(dir(mixin)) | {"adapter", "authority", "originals"}) - set(dir(nn.Module))
     taken = brought & (set(dir(type(module))) | set(vars(module)) | set(module._modules))
     if taken and not isinstance(module, Swapped):
         raise TargetError(

@@ -44,9 +44,8 @@ class Conv(AdaptedLayer, _Conv):
         return self.frozen(WEIGHT).flatten(1)
 
     def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
-        """Return the matrix in the shape and dtype of W."""
-        W = self.frozen(WEIGHT)
-        return matrices[WEIGHT].to(W.dtype).view(W.shape)
+        """Return the matrix in the shape of W."""
+        return matrices[WEIGHT].view(self.frozen(WEIGHT).shape)
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M in the shape of W."""

@@ -27,4 +27,4 @@ class Conv1D(Linear):
 
     def fold_whole(self, W: Tensor) -> Tensor:
         """Return W (out, in) as the layer stores it, (in, out)."""
-        return W.T.to(self.frozen(WEIGHT).dtype).contiguous()
+        return W.T.contiguous()

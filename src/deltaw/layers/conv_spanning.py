@@ -45,7 +45,7 @@ class SpanningConv(Conv):
             raise MergeError(
                 "ΔW couples input channels of other groups, which the grouped weight cannot hold"
             )
-        return M[mask].view(W.shape).to(W.dtype)
+        return M[mask].view(W.shape)
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M over all input channels."""

@@ -54,9 +54,9 @@ class Embedding(AdaptedLayer, _Embedding):
     def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
         """Return the table with its padding row as it was."""
         table = self.frozen(WEIGHT)
-        folded = matrices[WEIGHT].T.to(table.dtype).contiguous()
+        folded = matrices[WEIGHT].T.contiguous()
         if self.padding_idx is not None:
-            folded[self.padding_idx] = table[self.padding_idx]
+            folded[self.padding_idx] = table[self.padding_idx].to(folded.dtype)
         return folded
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:

@@ -40,8 +40,8 @@ class Linear(AdaptedLayer):
         return self.frozen(WEIGHT)
 
     def fold_whole(self, W: Tensor) -> Tensor:
-        """Return W (out, in) in the layout and dtype of the layer's weight."""
-        return W.to(self.frozen(WEIGHT).dtype)
+        """Return W (out, in) in the layout of the layer's weight."""
+        return W
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in) of the slot."""
@@ -71,6 +71,12 @@ class Linear(AdaptedLayer):
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
         """Return B (scale A x)."""
         return F.linear(F.linear(x, A.to(x.dtype)) * scale, B.to(x.dtype))
+
+    def spread(self, v: Tensor, slot: str) -> Tensor:
+        """Return zeros with v where the slot lies."""
+        rows = self.whole().shape[0]
+        start, stop = span(slot, rows)
+        return F.pad(v, (start, rows - stop))
 
     def place(self, y: Tensor, delta: Tensor, slot: str) -> Tensor:
         """Add `delta` to the part of y that the slot takes."""
