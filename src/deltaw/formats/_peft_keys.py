@@ -1,0 +1,122 @@
+"""Which tensor of a PEFT file belongs to which module, told from names and shapes alone."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from deltaw.config import LoraConfig
+from deltaw.formats._parts import B_BIAS, TRAINED, A, B
+
+PREFIX = "base_model.model."
+LINEAR = {A: "lora_A.weight", B: "lora_B.weight", B_BIAS: "lora_B.bias"}
+EMBEDDING = {A: "lora_embedding_A", B: "lora_embedding_B"}
+SUFFIXES = {suffix: name for names in (LINEAR, EMBEDDING) for name, suffix in names.items()}
+_FACTOR = re.compile(rf"(?P<path>.+)\.(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})", re.DOTALL)
+_FEATURES = {
+    "lora_magnitude_vector": "DoRA",
+    "lora_diag": "KaSA",
+    "trainable_tokens_delta": "trainable tokens",
+}
+_LORA = {suffix.partition(".")[0] for suffix in SUFFIXES}
+_INSIDE = ".base_layer"
+# With bias="all" PEFT also stores the biases inside its own wrappers, under these names.
+_WRAPPERS = {"original_module", "modules_to_save"}
+
+
+@dataclass
+class Found:
+    """What a file holds of one module: the kind of layer, and the key of each of its tensors."""
+
+    kind: str = "module"
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def key(path: str, suffix: str) -> str:
+    """Return the key of a tensor of the module at `path`, "" being the model itself."""
+    return f"{PREFIX}{path}.{suffix}" if path else PREFIX + suffix
+
+
+def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, Found], list[str]]:
+    """Return what the file holds of each module, and a list of all that is wrong with it."""
+    found: dict[str, Found] = {}
+    problems: list[str] = []
+    rest: list[str] = []
+    for name in header:
+        match = _FACTOR.fullmatch(name.removeprefix(PREFIX))
+        if not name.startswith(PREFIX):
+            problems.append(f"unexpected {name!r}: it does not start with {PREFIX!r}")
+        elif match is None:
+            rest.append(name)
+        else:
+            place = found.setdefault(match["path"], Found())
+            place.kind = "embedding" if "embedding" in match["suffix"] else "linear"
+            place.keys[SUFFIXES[match["suffix"]]] = name
+    ranks = {config.r, *config.rank_pattern.values()}
+    for path, place in found.items():
+        if A in place.keys and header[place.keys[A]].dim() > 2:
+            place.kind = "conv"
+        problems += [f"{path!r}: {p}" for p in _pair_problems(place, header, ranks)]
+        outer = path.rpartition(_INSIDE)[0]
+        if outer in found:
+            problems.append(
+                f"{path!r}: an adapter inside the adapted {outer!r} (attention or stacked experts) "
+                "is not supported"
+            )
+    problems += _copies(rest, found, config.bias)
+    if not found and not problems:
+        problems.append("it holds no tensor of an adapter")
+    return found, problems
+
+
+def _copies(names: Collection[str], found: dict[str, Found], bias: str) -> list[str]:
+    """Add the tensors trained as full copies to `found`, and return what is wrong with them."""
+    adapted = set(found)
+    problems = []
+    for name in names:
+        path, _, parameter = name.removeprefix(PREFIX).rpartition(".")
+        segments = name.split(".")
+        feature = next((f for part, f in _FEATURES.items() if part in segments), None)
+        if feature:
+            problems.append(f"{name!r}: {feature} is not supported")
+        elif _LORA & set(segments):
+            problems.append(f"unexpected {name!r}: no tensor of that name belongs to a LoRA layer")
+        elif bias != "all" or not _WRAPPERS & set(segments):
+            inner = path.removesuffix(_INSIDE)
+            path = inner if inner in adapted else path
+            found.setdefault(path, Found()).keys[parameter + TRAINED] = name
+    return problems
+
+
+def _pair_problems(place: Found, header: Mapping[str, Tensor], ranks: Collection[int]) -> list[str]:
+    missing = [name for name in (A, B) if name not in place.keys]
+    if missing:
+        there = ", ".join(repr(name) for name in place.keys.values())
+        return [f"{missing[0].removeprefix('weight.')} is missing beside {there}"]
+    tensors = {name: header[key] for name, key in place.keys.items()}
+    problems = [
+        f"{place.keys[name]!r} holds {tensor.dtype}, not floating point numbers"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point()
+    ]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if not _fit(place.kind, shapes):
+        text = ", ".join(f"{n.removeprefix('weight.')} {s}" for n, s in shapes.items())
+        problems.append(f"shapes do not fit each other: {text}")
+    elif shapes[A][0] not in ranks:
+        problems.append(
+            f"rank {shapes[A][0]} by its shape, but the settings know only "
+            f"{', '.join(map(str, sorted(ranks)))}"
+        )
+    return problems
+
+
+def _fit(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    a, b, bias = shapes[A], shapes[B], shapes.get(B_BIAS, shapes[B][:1])
+    if not all(size > 0 for size in (*a, *b)) or len(a) != len(b) or bias != b[:1]:
+        return False
+    if kind == "conv":
+        groups, left = divmod(a[0], b[1])
+        return len(a) <= 5 and not left and b[0] % groups == 0 and set(b[2:]) == {1}
+    return len(a) == 2 and a[0] == b[1]

@@ -1,0 +1,182 @@
+"""PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
+
+What PEFT's files cannot say goes into `deltaw.json`, which PEFT does not look at: the fingerprint
+of the base, which slices of a fused layer are adapted, and a scale that no `lora_alpha` gives to
+the last bit. Without it the adapter does the same.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from deltaw.config import LoraConfig
+from deltaw.errors import ConfigError, FormatError, raise_all
+from deltaw.formats import _peft_read, _peft_side, _peft_write
+from deltaw.formats._files import json_bytes, not_finite, read_json, read_tensors, replace_files
+from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned
+from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, key, layout
+from deltaw.formats._peft_layers import pack, unpack_conv
+from deltaw.patterns import pattern_values
+from deltaw.state import LayerState, State
+
+CONFIG = "adapter_config.json"
+TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def sniff(path: Path | str) -> bool:
+    """Tell whether `path` is a folder with an `adapter_config.json`, or a tensor file in one."""
+    return (_folder(path) / CONFIG).is_file()
+
+
+def read(path: Path | str) -> State:
+    """Read an adapter folder; which layers it adapts is told from the tensors alone.
+
+    Raises:
+        FormatError: listing all that is missing, unexpected or misshapen, or not supported.
+    """
+    folder = _folder(path)
+    _need(folder, CONFIG)
+    config = _peft_read.parse(folder / CONFIG, read_json(folder / CONFIG))
+    file = _need(folder, *TENSORS)
+    found: dict[str, Found] = {}
+
+    def check(header: Mapping[str, Tensor]) -> None:
+        places, problems = layout(header, config)
+        raise_all(FormatError, f"{file} is not an adapter that can be used:", problems)
+        found.update(places)
+
+    tensors = read_tensors(file, check)
+    layers = _layers(found, tensors, config, folder)
+    targets = config.target_modules or [path for path in layers if A in found[path].keys]
+    enabled = {
+        pinned(path): layer.enabled for path, layer in layers.items() if layer.kind == "fused"
+    }
+    config = replace(config, target_modules=targets, enable_lora=enabled or None)
+    return State(config, layers, _peft_side.read(folder).base)
+
+
+def write(state: State, path: Path | str) -> None:
+    """Write the adapter as a folder that PEFT loads; the same state gives the same bytes.
+
+    Layers are named by their whole paths, ΔW of fused slices is padded with zeros, and A of a
+    convolution with groups is repeated for each group. A local path of the base is not written.
+
+    Raises:
+        FormatError: listing all that PEFT's format cannot hold; nothing is written then.
+        DeltawError: if the folder cannot be written; what was there is unchanged.
+    """
+    raise_all(FormatError, "PEFT's format cannot hold this adapter:", _problems(state))
+    state = replace(state, layers=dict(sorted(state.layers.items())))
+    config = state.config
+    packed = {path: pack(layer) for path, layer in state.layers.items() if factors(layer)}
+    ranks = {path: tensors[A].shape[0] for path, tensors in packed.items()}
+    alphas = {
+        path: _peft_write.alpha_for(config, state.layers[path].scale, r)
+        for path, r in ranks.items()
+    }
+    kinds = {layer.kind for layer in state.layers.values()}
+    fan_in_fan_out = "linear" not in kinds and ("conv1d" in kinds or config.fan_in_fan_out)
+    notes = {}
+    for name, layer in state.layers.items():
+        exact = name not in ranks or config.scale(ranks[name], alphas[name]) == layer.scale
+        conv1d = layer.kind == "conv1d" and not fan_in_fan_out
+        notes[name] = _peft_side.Note(layer.enabled, conv1d, None if exact else layer.scale)
+    saved = [name for name, layer in state.layers.items() if _is_head(layer, config)]
+    settings = _peft_write.render(
+        config,
+        ranks,
+        alphas,
+        _peft_write.heads(config, saved, packed),
+        fan_in_fan_out,
+        any(B_BIAS in tensors for tensors in packed.values()),
+    )
+    contents = {
+        TENSORS[0]: save(_named(state, packed), metadata={"format": "pt"}),
+        CONFIG: json_bytes(settings),
+        _peft_side.NAME: _peft_side.Side(state.base, notes).content(),
+    }
+    replace_files(Path(path), contents)
+
+
+def _folder(path: Path | str) -> Path:
+    path = Path(path)
+    return path.parent if path.name in TENSORS and path.is_file() else path
+
+
+def _need(folder: Path, *names: str) -> Path:
+    """Return the first of these files that is there, or raise an error that says what is not."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    if not folder.is_dir():
+        raise FormatError(f"There is no folder {folder}.\nFix: check the path of the adapter.")
+    nested = ", ".join(repr(config.parent.name) for config in sorted(folder.glob(f"*/{CONFIG}")))
+    raise FormatError(
+        f"{folder} has no {' or '.join(names)}, which an adapter folder of PEFT's holds."
+        + (f"\nFix: name one of the adapters below it: {nested}." if nested else "")
+    )
+
+
+def _layers(
+    found: Mapping[str, Found], tensors: Mapping[str, Tensor], config: LoraConfig, folder: Path
+) -> dict[str, LayerState]:
+    paths = sorted(found)
+    try:
+        alphas = pattern_values(config.alpha_pattern, paths, config.lora_alpha or 1)
+    except ConfigError as problem:
+        raise FormatError(f"{folder / CONFIG}: alpha_pattern: {problem}") from problem
+    notes = _peft_side.read(folder).notes
+    layers = {}
+    for path, alpha in zip(paths, alphas, strict=True):
+        place = found[path]
+        own = {name: tensors[key_] for name, key_ in sorted(place.keys.items())}
+        if place.kind == "conv":
+            layer = unpack_conv(own)
+        elif place.kind == "linear" and config.fan_in_fan_out:
+            layer = LayerState("conv1d", own)
+        else:
+            layer = LayerState(place.kind, own)
+        if A in own:
+            layer = replace(layer, scale=config.scale(own[A].shape[0], alpha))
+        layers[path] = notes[path].apply(layer) if path in notes else layer
+    return layers
+
+
+def _problems(state: State) -> list[str]:
+    """List all that keeps PEFT's format from holding the state."""
+    problems = [] if state.layers else ["it is empty"]
+    for path, layer in state.layers.items():
+        own = factors(layer)
+        parts = {name.rpartition(".")[2] for name in own}
+        if layer.factored:
+            problems.append(f"{path!r}: loralib's factors of a convolution have no form in PEFT")
+        elif own and (layer.kind == "module" or not {"lora_A", "lora_B"} <= parts):
+            problems.append(f"{path!r}: no layer of PEFT's has {', '.join(map(repr, own))}")
+        elif layer.kind == "embedding" and "lora_B_bias" in parts:
+            problems.append(f"{path!r}: PEFT knows no bias on B of an embedding")
+        if own and not 0 < layer.scale < math.inf:
+            problems.append(f"{path!r}: the scale is {layer.scale}, not above 0")
+        problems += [f"{path!r}: {text}" for text in not_finite(layer.tensors)]
+    return problems
+
+
+def _is_head(layer: LayerState, config: LoraConfig) -> bool:
+    """Tell whether PEFT needs the module named in `modules_to_save`."""
+    only_biases = config.bias == "all" and all(name.endswith("bias") for name in copies(layer))
+    return not factors(layer) and not only_biases
+
+
+def _named(state: State, packed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors by their keys in the file."""
+    named: dict[str, Tensor] = {}
+    for path, tensors in packed.items():
+        suffixes = EMBEDDING if state.layers[path].kind == "embedding" else LINEAR
+        named |= {key(path, suffixes[name]): tensor for name, tensor in tensors.items()}
+    for path, layer in state.layers.items():
+        place = f"{path}.base_layer" if path in packed else path
+        named |= {key(place, name): tensor for name, tensor in copies(layer).items()}
+    return {name: named[name].detach().to("cpu", copy=True).contiguous() for name in sorted(named)}
