@@ -65,17 +65,19 @@ def test_the_primary_metric_and_its_interval() -> None:
 
 
 def test_bootstrap_intervals_agree_with_drawing_rows_one_by_one() -> None:
+    """The last class has one row, so that a third of the draws do not have it."""
     generator = np.random.default_rng(1)
-    true = generator.integers(0, 3, size=150)
-    predicted = np.where(generator.random(150) < 0.7, true, generator.integers(0, 3, size=150))
+    true = np.append(generator.integers(0, 2, size=119), 2)
+    predicted = np.append(np.where(generator.random(119) < 0.8, true[:-1], 1 - true[:-1]), 2)
     found = score("classification", true, predicted)
     replicas = []
-    for _ in range(400):
-        rows = generator.integers(150, size=150)
-        replicas.append(oracle.f1_score(true[rows], predicted[rows], average="macro"))
-    low, high = np.quantile(replicas, [0.025, 0.975])
-    # Two noisy quantiles of an interval 0.15 wide: a wrong unit of drawing is off by far more.
-    assert found.intervals["macro_f1"] == pytest.approx((low, high), abs=0.02)
+    for _ in range(600):
+        rows = generator.integers(120, size=120)
+        f1 = oracle.f1_score(true[rows], predicted[rows], average="macro")
+        replicas.append((f1, oracle.matthews_corrcoef(true[rows], predicted[rows])))
+    for name, drawn in zip(("macro_f1", "matthews"), np.transpose(replicas), strict=True):
+        expected = tuple(np.quantile(drawn, [0.025, 0.975]))
+        assert found.intervals[name] == pytest.approx(expected, abs=0.02)
 
 
 def test_bootstrap_intervals_of_correlations_agree_with_fisher() -> None:
