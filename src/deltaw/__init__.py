@@ -14,7 +14,7 @@ _HOME = {
     "detach": "attaching",
     "activate": "switching",
     "active": "switching",
-    "adapters": "switching",
+    "configs": "switching",
     "disabled": "switching",
     "capture": "capturing",
     "load": "loading",
@@ -35,9 +35,9 @@ __all__ = [
     "__version__",
     "activate",
     "active",
-    "adapters",
     "attach",
     "capture",
+    "configs",
     "detach",
     "disabled",
     "load",
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from deltaw.saving import save
     from deltaw.state import LayerState, State
     from deltaw.summarizing import summary
-    from deltaw.switching import activate, active, adapters, disabled
+    from deltaw.switching import activate, active, configs, disabled
     from deltaw.verifying import verify
 
 

@@ -151,7 +151,8 @@ class AdaptedLayer(Swapped, _Module):
 
     def effective(self, name: str) -> Tensor:
         """Return `P + Σ weight (copy - P)` for the frozen P; of one adapter the copy itself."""
-        return mixed(self.frozen(name), self.copies(name, self.in_force()))
+        frozen = self.frozen(name)
+        return mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
 
     def frozen(self, name: str) -> Tensor:
         """Return the base's own parameter or buffer, whatever is trained in its place."""
@@ -184,4 +185,4 @@ def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor
     if len(copies) == 1 and isinstance(weight, float) and weight == 1:
         return first
     rest = 1 - sum(weight for _, weight in copies)
-    return sum((copy * weight for copy, weight in copies), rest * frozen).to(frozen.dtype)
+    return sum((copy * weight for copy, weight in copies), rest * frozen)

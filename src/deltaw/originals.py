@@ -1,13 +1,12 @@
 """Where the weights stay while merged ones take their place."""
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,27 +52,36 @@ def restored(merged: Kept) -> Iterator[tuple[AdaptedLayer, str, Tensor]]:
 
 
 def _keep_in_file(path: Path, merged: Kept) -> None:
-    tensors = {f"{p}.{name}": layer.originals[name].tensor for p, layer, name in merged}
+    kept = {f"{p}.{name}": layer.originals[name] for p, layer, name in merged}
+    tensors = {
+        name: k.tensor.clone() if k.parameter is not None else k.tensor.contiguous()
+        for name, k in kept.items()
+        if k.tensor is not None
+    }
     if path.exists():
         problems = [
             f"{name} in {path} is not the weight that is being replaced"
             for name, tensor in tensors.items()
-            if tensor is not None and not _same(_read(path, name, tensor), tensor)
+            if not _same(_read(path, name, tensor), tensor)
         ]
         raise_all(MergeError, "The originals cannot be kept there:", problems)
     else:
-        spare = path.with_name(path.name + ".partial")
-        try:
-            save_file(
-                {n: t.contiguous().clone() for n, t in tensors.items() if t is not None}, spare
-            )
-            os.replace(spare, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                spare.unlink()
+        _write(path, tensors)
     for _, layer, name in merged:
-        kept = layer.originals[name]
-        layer.originals[name] = replace(kept, tensor=None, file=path)
+        layer.originals[name] = replace(layer.originals[name], tensor=None, file=path)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    spare = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, spare)
+        os.replace(spare, path)
+    except (OSError, SafetensorError) as problem:
+        spare.unlink(missing_ok=True)
+        raise MergeError(
+            f"The originals cannot be written to {path}: {problem}.\n"
+            "Fix: give a path in a folder that exists, on a disk with room."
+        ) from None
 
 
 def _read(path: Path, name: str, like: Tensor) -> Tensor:

@@ -215,9 +215,11 @@ def _trained(
 
 def _warnings(targets: Sequence[Target], config: LoraConfig) -> list[str]:
     found = []
-    for path, r, limit in [(t.path, t.r, min(min(shape) for shape in t.shapes)) for t in targets]:
+    for group in _grouped(targets):
+        r, limit = group[0].r, min(min(shape) for shape in group[0].shapes)
         if r > limit:
-            found.append(f"{path}: r={r} is above {limit}, the largest rank ΔW can have there")
+            paths = shorten([t.path for t in group])
+            found.append(f"{paths}: r={r} is above {limit}, the largest rank ΔW can have there")
     transposed = {target.kind == "conv1d" for target in targets}
     if config.fan_in_fan_out and transposed != {True}:
         found.append("fan_in_fan_out=True has no effect: the layers here store (out, in)")

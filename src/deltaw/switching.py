@@ -53,8 +53,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
         authority.enabled = before
 
 
-def adapters(model: nn.Module) -> dict[str, LoraConfig]:
-    """Return the adapters of a model by name; empty where it has none."""
+def configs(model: nn.Module) -> dict[str, LoraConfig]:
+    """Return the settings of a model's adapters by name; empty where it has none."""
     authority = find_authority(model)
     return dict(authority.configs) if authority else {}
 

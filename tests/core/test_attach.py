@@ -1,0 +1,255 @@
+"""Attaching, switching, detaching: what people see of it, and what is refused."""
+
+import pytest
+import torch
+from core.models import TOKENS, Tower, shake
+from torch import nn
+
+import deltaw
+from deltaw import LoraConfig
+from deltaw.errors import ConfigError, FormatError, StateError
+from deltaw.layer import AdaptedLayer
+
+CONFIG = LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "o_proj", "embed"])
+
+
+def test_layers_stay_what_they_are() -> None:
+    model = Tower()
+    keys = list(model.state_dict())
+    layer = model.layers[0].attn.q_proj
+    deltaw.attach(model, CONFIG)
+    assert model.layers[0].attn.q_proj is layer and isinstance(layer, nn.Linear)
+    assert isinstance(model, Tower) and type(model).__name__ == "Tower"
+    added = [key for key in model.state_dict() if key not in keys]
+    assert keys == [key for key in model.state_dict() if key in keys]
+    assert added[:2] == [
+        "embed.adapter.default.weight.lora_A",
+        "embed.adapter.default.weight.lora_B",
+    ]
+
+
+def test_only_adapters_train_and_detach_gives_the_flags_back() -> None:
+    model = Tower()
+    model.head.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    deltaw.attach(model, CONFIG)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters() if ".adapter." in n
+    }
+    deltaw.detach(model)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+def test_a_frozen_adapter_does_not_train() -> None:
+    model = Tower()
+    deltaw.attach(model, CONFIG, trainable=False)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_seed_alone_decides_the_start() -> None:
+    states = []
+    for other in (0, 1):
+        model = Tower()
+        torch.manual_seed(other)
+        if other:
+            deltaw.attach(model, LoraConfig(r=2, target_modules=["v_proj"]), "first")
+        deltaw.attach(model, CONFIG, generator=torch.Generator().manual_seed(7))
+        states.append(deltaw.capture(model))
+    for path, layer in states[0].layers.items():
+        for key, tensor in layer.tensors.items():
+            assert torch.equal(tensor, states[1].layers[path].tensors[key])
+
+
+def test_the_first_adapter_is_active_and_later_ones_wait() -> None:
+    model = Tower().eval()
+    base = model(TOKENS)
+    deltaw.attach(model, CONFIG, "a")
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["q_proj", "head"]), "b")
+    shake(model)
+    assert deltaw.active(model) == {"a": 1.0} and list(deltaw.configs(model)) == ["a", "b"]
+    only_a = model(TOKENS)
+    deltaw.activate(model, "b")
+    only_b = model(TOKENS)
+    deltaw.activate(model, {"a": 1.0, "b": 1.0})
+    both = model(TOKENS)
+    assert not torch.equal(only_a, only_b) and not torch.equal(both, only_a)
+    deltaw.activate(model, {"a": 0.0, "b": 1.0})
+    assert torch.allclose(model(TOKENS), only_b, atol=1e-6)
+    deltaw.activate(model, None)
+    assert torch.equal(model(TOKENS), base)
+
+
+def test_deleting_one_leaves_the_others_alone() -> None:
+    model = Tower().eval()
+    base = model(TOKENS)
+    deltaw.attach(model, CONFIG, "a")
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["q_proj", "head"]), "b")
+    shake(model)
+    only_a = model(TOKENS)
+    deltaw.detach(model, "b")
+    assert torch.equal(model(TOKENS), only_a) and type(model.head) is nn.Linear
+    assert not any(
+        "b" in layer.adapter for layer in model.modules() if isinstance(layer, AdaptedLayer)
+    )
+    deltaw.detach(model, "a")
+    assert torch.equal(model(TOKENS), base) and type(model) is Tower
+
+
+def test_heads_and_biases_are_trained_beside_the_frozen_originals() -> None:
+    model = Tower()
+    original = {name: p.clone() for name, p in model.named_parameters()}
+    deltaw.attach(
+        model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["head"], bias="all")
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(TOKENS).square().sum().backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        if name in original:
+            assert torch.equal(parameter, original[name])
+    assert not torch.equal(model.head.weight, original["head.weight"])
+    assert not torch.equal(model.layers[0].norm.bias, original["layers.0.norm.bias"])
+    with deltaw.disabled(model):
+        assert torch.equal(model.head.weight, original["head.weight"])
+    deltaw.activate(model, {"default": 0.5})
+    halfway = (original["head.weight"] + model.head.adapter["default"]["weight"].trained) / 2
+    assert torch.allclose(model.head.weight, halfway, atol=1e-7)
+
+
+def test_tied_heads_trained_in_full_stay_tied() -> None:
+    model = Tower()
+    other = nn.Linear(10, 3)
+    model.second = other
+    other.weight = model.head.weight
+    deltaw.attach(
+        model, LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["head", "second"])
+    )
+    assert (
+        model.head.adapter["default"]["weight"].trained
+        is other.adapter["default"]["weight"].trained
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a/b", "a.b", "a b", "-a", "keys", "forward", "x" * 101, None, "ü", "a\n"],
+)
+def test_names_must_be_plain(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be an adapter's name"):
+        deltaw.attach(Tower(), CONFIG, name)
+
+
+def test_attaching_twice_under_one_name_is_refused() -> None:
+    model = Tower()
+    deltaw.attach(model, CONFIG)
+    with pytest.raises(StateError, match="an adapter 'default' already"):
+        deltaw.attach(model, CONFIG)
+
+
+def test_data_parallel_is_refused_before_and_after() -> None:
+    model = nn.Sequential(Tower())
+    with pytest.raises(StateError, match="Cannot attach to a DataParallel"):
+        deltaw.attach(nn.DataParallel(model), CONFIG)
+    deltaw.attach(model, CONFIG)
+    with pytest.raises(StateError, match="DataParallel copies the model"):
+        torch.nn.parallel.replicate(
+            model, ["meta"]
+        ) if False else model._replicate_for_data_parallel()
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_casting_an_adapted_model_is_refused_whole(cast: str) -> None:
+    model = Tower()
+    deltaw.attach(model, CONFIG)
+    with pytest.raises(StateError, match="attach again"):
+        getattr(model, cast)()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with pytest.raises(StateError, match="attach again"):
+        getattr(model.layers[0].attn.q_proj.adapter, cast)()
+    assert model.to("cpu") is model and model.float() is model
+
+
+def test_an_unknown_init_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="gaussian, kaiming"):
+        deltaw.attach(Tower(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pisa"))
+
+
+def test_an_optimizer_built_before_attach_is_noticed_at_its_first_step() -> None:
+    model = Tower()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    deltaw.attach(model, CONFIG)
+    model(TOKENS).sum().backward()
+    with pytest.raises(StateError, match="built before attach"):
+        optimizer.step()
+    with pytest.raises(StateError, match="built before attach"):
+        deltaw.verify(model, TOKENS, optimizer=optimizer)
+    other = torch.optim.SGD(Tower().parameters(), lr=0.1)
+    other.step()
+
+
+def test_unknown_adapters_are_named() -> None:
+    model = Tower()
+    with pytest.raises(StateError, match="has no adapters"):
+        deltaw.activate(model, "a")
+    deltaw.attach(model, CONFIG)
+    with pytest.raises(StateError) as caught:
+        deltaw.activate(model, {"a": 1.0, "default": float("nan"), "c": 2.0})
+    assert all(part in str(caught.value) for part in ("'a'", "'c'", "nan", "are: default"))
+    for call in (deltaw.detach, deltaw.capture):
+        with pytest.raises(StateError, match="Adapters: default"):
+            call(model, "b")
+
+
+def test_an_instance_level_forward_is_refused() -> None:
+    model = Tower()
+    model.head.forward = lambda x: x
+    with pytest.raises(Exception, match="head: an instance-level `forward`"):
+        deltaw.attach(model, LoraConfig(r=2, target_modules=["head"]))
+    assert type(model) is Tower
+
+
+def test_a_layer_with_our_names_is_refused() -> None:
+    model = Tower()
+    model.head.act = "relu"
+    with pytest.raises(Exception, match="head: Linear has its own act"):
+        deltaw.attach(model, LoraConfig(r=2, target_modules=["head"]))
+
+
+def test_a_state_that_does_not_fit_lists_every_shape() -> None:
+    model = Tower()
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["q_proj", "head", "o_proj"]))
+    state = deltaw.capture(model)
+    other = Tower()
+    other.head = nn.Linear(10, 4)
+    other.layers[1].attn.q_proj = nn.Linear(9, 6)
+    del other.layers[2]
+    with pytest.raises(FormatError) as caught:
+        deltaw.attach(other, state)
+    text = str(caught.value)
+    for part in (
+        "head lora_B: the file has (3, 2), the model needs (4, 2)",
+        "layers.1.attn.q_proj lora_A: the file has (2, 10), the model needs (2, 9)",
+        "layers.2.attn.q_proj: there is no such module",
+        "layers.2.attn.o_proj: there is no such module",
+    ):
+        assert part in text
+    assert type(other) is Tower
+
+
+def test_switching_between_forward_and_backward_raises_under_checkpointing() -> None:
+    model = Tower()
+    deltaw.attach(model, CONFIG, "a")
+    deltaw.attach(model, CONFIG, "b")
+    block = model.layers[0]
+    x = torch.randn(2, 10, requires_grad=True)
+    for reentrant in (True, False):
+        deltaw.activate(model, "a")
+        y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
+        deltaw.activate(model, "b")
+        with pytest.raises(StateError, match="Other adapters are active in the backward"):
+            y.sum().backward()
+        deltaw.activate(model, "a")
+        y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
+        with deltaw.disabled(model), torch.no_grad():
+            block(x)
+        y.sum().backward()
