@@ -11,10 +11,21 @@ from deltaw.layer import WEIGHT
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def bits(tensor: Tensor) -> int:
-    """Return a 64-bit number that changes when bits of `tensor` change."""
-    flat = tensor.detach().contiguous().view(_INTEGER[tensor.element_size()])
-    return int(torch.hash_tensor(flat).view(torch.int64)) ^ int(flat.sum(dtype=torch.int64))
+def bits(tensor: Tensor) -> str:
+    """Return a digest that changes when bits of `tensor` change or change places.
+
+    Each row of the tensor, seen as a matrix, is hashed and each column summed on its device, both
+    at the speed of memory; only these numbers go through SHA-256.
+    """
+    integers = tensor.detach().contiguous().view(_INTEGER[tensor.element_size()])
+    matrix = integers.reshape(len(integers), -1) if integers.dim() > 1 else integers.reshape(-1, 1)
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    if matrix.numel():
+        rows = torch.hash_tensor(matrix, dim=1).view(torch.int64)
+        columns = matrix.sum(dim=0, dtype=torch.int32)
+        for numbers in (rows, columns):
+            digest.update(bytes(numbers.view(torch.uint8).tolist()))
+    return digest.hexdigest()
 
 
 def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:

@@ -26,7 +26,7 @@ class Original:
     """A weight as it was before a merge: where it is kept, and what the merged one looked like."""
 
     tensor: Tensor | None
-    merged_hash: int
+    merged_bits: str
     parameter: nn.Parameter | None = None
     file: Path | None = None
 

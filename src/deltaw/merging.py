@@ -123,7 +123,7 @@ def unmerge(model: nn.Module) -> None:
     problems = [
         f"{p}.{name} was changed since the merge; its new values would be lost"
         for p, layer, name in merged
-        if bits(layer.frozen(name)) != layer.originals[name].merged_hash
+        if bits(layer.frozen(name)) != layer.originals[name].merged_bits
     ]
     raise_all(MergeError, "Cannot unmerge:", problems, "detach the model to keep it as it is.")
     for layer, name, tensor in restored(merged):
@@ -261,6 +261,7 @@ def _give_back(layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
 
 
 def _lost(layer: AdaptedLayer, exact: Tensor) -> float:
+    exact = exact.detach()
     stored = layer.frozen(WEIGHT).to(exact.dtype)
     before = layer.originals[WEIGHT].tensor
     assert before is not None

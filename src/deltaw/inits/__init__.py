@@ -36,8 +36,8 @@ def start_of(name: bool | str) -> Start:
     Raises:
         ConfigError: if there is no such file.
     """
-    file = {True: "kaiming", False: "_random"}.get(name, name)
-    if name not in (True, False, *names()):
+    file = ("kaiming" if name else "_random") if isinstance(name, bool) else name
+    if not isinstance(name, bool) and name not in names():
         raise ConfigError(
             f"init_lora_weights={name!r} is not known. Fix: use True, False, {', '.join(names())}."
         )

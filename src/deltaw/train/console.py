@@ -10,9 +10,10 @@ from deltaw.train.escape import printable
 
 
 class Console:
-    """Prints lines and records events; before `log_to` events wait in memory."""
+    """Prints lines, unless `silent`, and records events; before `log_to` they wait in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
         self._path: Path | None = None
         self._waiting: list[str] = []
 
@@ -24,7 +25,8 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """Print one or more lines that are known to be safe, and record them."""
-        print(text, flush=True)
+        if not self.silent:
+            print(text, flush=True)
         self.record("text", text=text)
 
     def field(self, name: str, text: str) -> None:

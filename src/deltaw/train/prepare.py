@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from deltaw.errors import ConfigError
 from deltaw.fingerprint import bits
 from deltaw.train import methods, rates
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
 from deltaw.train.dataset import Data, build
 from deltaw.train.detect import detect
-from deltaw.train.metrics import PRIMARY
+from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY
 from deltaw.train.model import full_name, hidden_size, load_config, load_model, load_tokenizer
 from deltaw.train.rates import Choice
 from deltaw.train.receipt import show_data
@@ -65,6 +66,7 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     methods.lora_config(recipe)
     data = read(recipe)
     show_data(console, data)
+    _check_metric(recipe, data)
     labels = data.labels if data.schema.task == "classification" else None
     trust = recipe.trust_remote_code
     config = load_config(recipe.model, labels, revision=recipe.revision, trust_remote_code=trust)
@@ -90,8 +92,8 @@ def prepare(recipe: Recipe, console: Console) -> Job:
             "task": data.schema.task,
             "metric": recipe.metric or PRIMARY[data.schema.task],
             "max_length": lengths.max_length,
-            "lora_alpha": recipe.lora_alpha or 2 * recipe.r,
-            "epochs": epochs.value,
+            "lora_alpha": float(recipe.lora_alpha or 2 * recipe.r),
+            "epochs": float(epochs.value),
             "max_steps": total,
             "learning_rate": rate.value,
             "eval_every": every,
@@ -128,6 +130,15 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         rate=rate,
         usual_rate=usual.value,
     )
+
+
+def _check_metric(recipe: Recipe, data: Data) -> None:
+    fitting = AGREEMENTS if data.schema.task == "classification" else CORRELATIONS
+    if recipe.metric is not None and recipe.metric not in fitting:
+        raise ConfigError(
+            f"metric={recipe.metric} does not fit a {data.schema.task}.\n"
+            f"Fix: choose one of {', '.join(fitting)}."
+        )
 
 
 def read(recipe: Recipe) -> Data:

@@ -44,7 +44,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         """Start the clock and, in a terminal, the bar."""
         self._began, self._first = time.monotonic(), state.global_step
         terminal = Terminal()
-        if terminal.is_terminal:
+        if terminal.is_terminal and not self.console.silent:
             self._bar = Progress(
                 TextColumn("training "),
                 BarColumn(bar_width=24),

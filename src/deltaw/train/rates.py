@@ -2,9 +2,9 @@
 
 The full fine-tuning rate is 5e-5 at width 768, the upper end of BERT's own grid (arXiv 1810.04805,
 appendix A.3), and inverse to the width, as Adam's rate transfers across widths (arXiv 2203.03466,
-table 3). An adapter takes 10 times that rate, 15 times below 100 steps, whatever its rank (Thinking
-Machines, "LoRA Without Regret", 2025; the higher rate also in arXiv 2405.09673). A new head alone
-is a convex problem and takes 100 times the rate (chosen by measurement).
+table 3), down to width 192. An adapter takes 10 times that rate, 15 times below 100 steps, whatever
+its rank (Thinking Machines, "LoRA Without Regret", 2025; the higher rate also in arXiv 2405.09673).
+A new head alone is a convex problem and takes 100 times the rate (chosen by measurement).
 """
 
 import math
@@ -14,6 +14,7 @@ from deltaw.train.recipe import Recipe
 
 FULL_RATE = 5e-5
 FULL_WIDTH = 768
+NARROWEST = 192
 SHORT = 100
 STEPS = 600
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 20
@@ -60,6 +61,7 @@ def learning_rate(recipe: Recipe, width: int, total: int) -> Choice:
     """Return the peak learning rate for a model of this width."""
     if recipe.learning_rate is not None:
         return Choice(recipe.learning_rate, "as asked")
+    width = max(width, NARROWEST)
     full = FULL_RATE * FULL_WIDTH / width
     rule = f"5e-5 x 768/{width}"
     if recipe.method in ("full", "freeze"):

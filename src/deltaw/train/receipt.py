@@ -37,7 +37,7 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     """Say what is trained, for how long and how fast, with advice where a setting is unusual."""
     recipe = job.recipe
     console.field("length", str(job.lengths))
-    name = printable(recipe.model.rstrip("/").rsplit("/", 1)[-1])
+    name = printable("/".join(recipe.model.rstrip("/").split("/")[-2:]))
     config = job.model.config
     console.field(
         "model",

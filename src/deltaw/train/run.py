@@ -32,17 +32,19 @@ PROBE = 8
 """Rows of the batch on which `verify` tries the adapters."""
 
 
-def train(recipe: Recipe, *, dry_run: bool = False, overwrite: bool = False) -> Path:
+def train(
+    recipe: Recipe, *, dry_run: bool = False, overwrite: bool = False, silent: bool = False
+) -> Path:
     """Train, evaluate and save what the recipe says; return the run's folder.
 
     A run that was interrupted in the same folder is resumed. `dry_run` stops after the receipt and
-    writes nothing. `overwrite` deletes the run that is in the folder.
+    writes nothing. `overwrite` deletes the run that is in the folder. `silent` prints nothing.
 
     Raises:
         DeltawError: whatever is wrong, before anything is written.
         Stopped: on Ctrl-C or SIGTERM, with a checkpoint once training had begun.
     """
-    console = Console()
+    console = Console(silent=silent)
     path = default_path(recipe)
     with Interrupt() as interrupt, quiet():
         if dry_run:

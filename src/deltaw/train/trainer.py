@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from deltaw.errors import RunError, raise_all
 from deltaw.saving import save_all
-from deltaw.switching import adapters
+from deltaw.switching import configs
 from deltaw.train import staging
 from deltaw.train.escape import printable
 
@@ -71,7 +71,7 @@ class ExactCheckpoints(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(trained(self.model), folder / TRAINED)
-        if adapters(self.model):
+        if configs(self.model):
             save_all(self.model, folder)
 
     def _load_from_checkpoint(

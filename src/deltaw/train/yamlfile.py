@@ -14,11 +14,20 @@ FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader with YAML 1.2's floats; keys are checked for duplicates."""
+    """YAML 1.1's safe loader with YAML 1.2's floats and without aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
     """The writer that quotes whatever `_Loader` would not read back as the same text."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 for _side in (_Loader, _Dumper):
