@@ -1,0 +1,1 @@
+"""The laws of an adapter, over the product of layers, settings and starts."""

@@ -1,0 +1,277 @@
+"""A small model for every layer geometry: odd shapes, and the oracle of its layer."""
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import deltaw.layers
+from laws import oracle
+
+Delta = Callable[[nn.Module, oracle.Tensors, float], Tensor]
+Apply = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer: the file of `deltaw/layers` it is for, how to build it, its input and its oracle.
+
+    `form` says how an adapter gets on it: by a config, or by the state of a file of PEFT's
+    ("spanning") or loralib's ("factored") convolutions, or as a copy in full ("module").
+    """
+
+    name: str
+    file: str
+    layer: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    delta: Delta
+    apply: Apply
+    enabled: tuple[bool, ...] = ()
+    form: str = "config"
+    mergeable: bool = True
+    vocabulary: int = 0
+
+    def x(self, dtype: torch.dtype, seed: int = 1) -> Tensor:
+        """An input; of an embedding every token."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.vocabulary:
+            return torch.randperm(self.vocabulary, generator=generator).view(self.shape)
+        return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Scaled(nn.Embedding):
+    """An embedding multiplied by a number, as those of several transformers models."""
+
+    def __init__(self, *size: int, padding_idx: int | None = None) -> None:
+        super().__init__(*size, padding_idx=padding_idx)
+        self.embed_scale = 2.5
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.embed_scale
+
+
+class TensorScaled(nn.Embedding):
+    """The same with the number in a buffer, as Gemma's."""
+
+    def __init__(self, *size: int) -> None:
+        super().__init__(*size)
+        self.register_buffer("embed_scale", torch.tensor(1.5), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.embed_scale.to(self.weight.dtype)
+
+
+class Named(nn.Linear):
+    """A subclass, which stays one."""
+
+
+class Shift(nn.Module):
+    """A module that nobody targets, with a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+class Head(nn.Module):
+    """A classifier with statistics in buffers: the mean over positions, linear, BatchNorm."""
+
+    def __init__(self, width: int, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.dense = nn.Linear(width, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, y: Tensor) -> Tensor:
+        features = y.movedim(self.axis, -1).flatten(1, -2).mean(1)
+        return self.norm(self.dense(features))
+
+
+class Small(nn.Module):
+    """The layer, a shift, and where asked a head."""
+
+    def __init__(self, layer: nn.Module, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.shift = Shift()
+        self.head = head if head is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.shift(self.layer(x)))
+
+
+class Stack(nn.Module):
+    """Several geometries in a row: (batch, time) tokens to (batch, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6, padding_idx=2)
+        self.up = nn.Linear(6, 10)
+        self.fused = sliced(nn.Linear(10, 9), 3)
+        self.mixing = nn.Conv1d(9, 6, 3, padding=1, groups=3)
+        self.gpt2 = Conv1D(5, 6)
+        self.head = Head(5, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.fused(torch.tanh(self.up(self.embed(x)))))
+        return self.head(self.gpt2(self.mixing(h.mT).mT.contiguous()))
+
+
+def sliced(layer: nn.Module, slices: int) -> nn.Module:
+    """A fused layer; the number of its slices is for the oracle alone."""
+    layer.slices = slices
+    return layer
+
+
+def _linear(name: str, layer: Callable[[], nn.Module]) -> Case:
+    return Case(name, "linear", layer, (2, 3, 5), oracle.linear_delta, oracle.linear)
+
+
+def _fused(name: str, *enabled: bool) -> Case:
+    n = len(enabled)
+    return Case(
+        name,
+        "linear",
+        lambda: sliced(nn.Linear(5, 3 * n), n),
+        (2, 3, 5),
+        oracle.fused_delta,
+        oracle.linear,
+        enabled,
+    )
+
+
+def _fused_gpt2(name: str, *enabled: bool) -> Case:
+    n = len(enabled)
+    return Case(
+        name,
+        "conv1d",
+        lambda: sliced(Conv1D(3 * n, 5), n),
+        (2, 3, 5),
+        oracle.fused_delta,
+        oracle.transposed,
+        enabled,
+    )
+
+
+def _embedding(name: str, layer: Callable[[], nn.Module], mergeable: bool = True) -> Case:
+    return Case(
+        name,
+        "embedding",
+        layer,
+        (3, 5),
+        oracle.embedding_delta,
+        oracle.embedding,
+        mergeable=mergeable,
+        vocabulary=15,
+    )
+
+
+def _conv(name: str, layer: Callable[[], nn.Module], *space: int) -> Case:
+    shape = (2, layer().in_channels, *space)
+    return Case(name, "conv", layer, shape, oracle.conv_delta, oracle.convolution)
+
+
+def _spanning(name: str, layer: Callable[[], nn.Module], *space: int) -> Case:
+    shape = (2, layer().in_channels, *space)
+    return Case(
+        name,
+        "conv_spanning",
+        layer,
+        shape,
+        oracle.spanning_delta,
+        oracle.full_convolution,
+        form="spanning",
+        mergeable=False,
+    )
+
+
+def _factored(name: str, layer: Callable[[], nn.Module], *space: int) -> Case:
+    shape = (2, layer().in_channels, *space)
+    return Case(
+        name,
+        "conv_factored",
+        layer,
+        shape,
+        oracle.factored_delta,
+        oracle.convolution,
+        form="factored",
+    )
+
+
+CASES = (
+    _linear("linear", lambda: nn.Linear(5, 7)),
+    _linear("linear-without-bias", lambda: Named(5, 7, bias=False)),
+    Case(
+        "gpt2", "conv1d", lambda: Conv1D(7, 5), (2, 3, 5), oracle.transposed_delta, oracle.transposed
+    ),
+    _fused("fused-101", True, False, True),
+    _fused("fused-01", False, True),
+    _fused("fused-1110", True, True, True, False),
+    _fused_gpt2("gpt2-fused-101", True, False, True),
+    _fused_gpt2("gpt2-fused-010", False, True, False),
+    _embedding("embedding", lambda: nn.Embedding(15, 7)),
+    _embedding("embedding-padding", lambda: nn.Embedding(15, 7, padding_idx=-2)),
+    _embedding("embedding-scaled", lambda: Scaled(15, 7, padding_idx=4)),
+    _embedding("embedding-tensor-scaled", lambda: TensorScaled(15, 7)),
+    _embedding("embedding-max-norm", lambda: nn.Embedding(15, 7, max_norm=1.0), mergeable=False),
+    _conv("conv1d", lambda: nn.Conv1d(4, 5, 3), 7),
+    _conv("conv1d-stride-dilation", lambda: nn.Conv1d(3, 5, 3, 2, 2, dilation=2, bias=False), 9),
+    _conv("conv1d-same", lambda: nn.Conv1d(3, 4, 4, padding="same", dilation=2), 7),
+    _conv(
+        "conv1d-circular-groups",
+        lambda: nn.Conv1d(4, 6, 3, padding=2, groups=2, padding_mode="circular"),
+        5,
+    ),
+    _conv("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), (1, 2), (1, 0)), 5, 7),
+    _conv(
+        "conv2d-reflect-dilation",
+        lambda: nn.Conv2d(3, 5, 2, padding=(2, 1), dilation=(1, 2), padding_mode="reflect"),
+        4,
+        5,
+    ),
+    _conv("conv2d-groups", lambda: nn.Conv2d(4, 6, (1, 3), groups=2, dilation=(1, 2)), 3, 7),
+    _conv(
+        "conv2d-depthwise",
+        lambda: nn.Conv2d(3, 6, 3, padding=1, groups=3, padding_mode="replicate"),
+        4,
+        5,
+    ),
+    _conv("conv3d", lambda: nn.Conv3d(2, 3, (2, 1, 3), (1, 2, 1), (1, 0, 2)), 3, 4, 3),
+    _conv("conv3d-groups", lambda: nn.Conv3d(4, 2, 2, groups=2, dilation=(1, 2, 1)), 3, 4, 3),
+    _spanning("spanning-conv1d", lambda: nn.Conv1d(4, 6, 3, 2, 1, groups=2), 7),
+    _spanning(
+        "spanning-conv2d",
+        lambda: nn.Conv2d(
+            6, 3, (2, 3), padding=1, dilation=(1, 2), groups=3, padding_mode="circular"
+        ),
+        4,
+        5,
+    ),
+    _spanning("spanning-conv3d", lambda: nn.Conv3d(4, 4, (1, 2, 2), groups=4, padding=1), 2, 3, 3),
+    _factored("factored-conv1d", lambda: nn.Conv1d(3, 5, 3, padding=1), 6),
+    _factored("factored-conv2d", lambda: nn.Conv2d(4, 6, 3, 2, 1, groups=2), 5, 6),
+    _factored("factored-conv3d", lambda: nn.Conv3d(2, 3, 2, dilation=2), 4, 3, 5),
+    Case(
+        "layer-norm",
+        "module",
+        lambda: nn.LayerNorm(5),
+        (2, 3, 5),
+        lambda layer, tensors, scale: torch.zeros(5, dtype=torch.float64),
+        lambda layer, x, W, b: (x - x.mean(-1, keepdim=True))
+        / (x.var(-1, correction=0, keepdim=True) + layer.eps).sqrt()
+        * W
+        + b,
+        form="module",
+    ),
+)
+BY_NAME = {case.name: case for case in CASES}
+FILES = {file.name for file in pkgutil.iter_modules(deltaw.layers.__path__)}

@@ -1,0 +1,164 @@
+"""What an adapted layer computes, written out by hand in float64.
+
+Nothing here calls deltaw: ΔW is summed from the tensors of a state by index, and each layer is its
+defining sum. Everything is differentiable, so that gradients have an oracle too.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Tensors = Mapping[str, Tensor]
+
+
+def linear_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW (out, in)."""
+    return scale * torch.einsum("or,ri->oi", tensors["weight.lora_B"], tensors["weight.lora_A"])
+
+
+def transposed_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW (in, out), as GPT-2's Conv1D stores it."""
+    return scale * torch.einsum("or,ri->io", tensors["weight.lora_B"], tensors["weight.lora_A"])
+
+
+def fused_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW (out, in), row by row: row o belongs to slice o // (out / slices)."""
+    W = layer.weight
+    A = {int(n[6]): t for n, t in tensors.items() if n.endswith(".lora_A")}
+    B = {int(n[6]): t for n, t in tensors.items() if n.endswith(".lora_B")}
+    slices = layer.slices
+    size = W.shape[0] // slices if isinstance(layer, nn.Linear) else W.shape[1] // slices
+    into = W.shape[1] if isinstance(layer, nn.Linear) else W.shape[0]
+    rows = [
+        scale * torch.einsum("r,ri->i", B[o // size][o % size], A[o // size])
+        if o // size in A
+        else torch.zeros(into, dtype=torch.float64)
+        for o in range(size * slices)
+    ]
+    delta = torch.stack(rows)
+    return delta if isinstance(layer, nn.Linear) else delta.T
+
+
+def embedding_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW (vocabulary, width), zero in the padding row."""
+    delta = scale * torch.einsum("wr,rv->vw", tensors["weight.lora_B"], tensors["weight.lora_A"])
+    keep = torch.ones(delta.shape[0], 1, dtype=torch.float64)
+    if layer.padding_idx is not None:
+        keep[layer.padding_idx] = 0
+    return delta * keep
+
+
+def conv_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW (out, in/groups, *kernel)."""
+    return scale * torch.einsum("or,r...->o...", tensors["weight.lora_B"], tensors["weight.lora_A"])
+
+
+def spanning_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW (out, in, *kernel): output o of group g sees the rows of A that belong to g."""
+    A, B = tensors["weight.lora_A"], tensors["weight.lora_B"]
+    out, width = B.shape
+    rows = []
+    for o in range(out):
+        first = o // (out // layer.groups) * width
+        rows.append(scale * torch.einsum("r,r...->...", B[o], A[first : first + width]))
+    return torch.stack(rows)
+
+
+def factored_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW = B A read in memory order as (out, in/groups, *kernel)."""
+    flat = torch.einsum("or,ri->oi", tensors["weight.lora_B"], tensors["weight.lora_A"])
+    return scale * flat.reshape(layer.weight.shape)
+
+
+def linear(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """y_o = Σ_i W_oi x_i + b_o."""
+    y = torch.einsum("oi,...i->...o", W, x)
+    return y if b is None else y + b
+
+
+def transposed(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """y_o = Σ_i W_io x_i + b_o."""
+    return linear(layer, x, W.T, b)
+
+
+def embedding(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """y = scale · Σ_v [x = v] W_v."""
+    onehot = (x.unsqueeze(-1) == torch.arange(W.shape[0])).double()
+    return torch.einsum("...v,vw->...w", onehot, W) * float(getattr(layer, "embed_scale", 1.0))
+
+
+def convolution(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """y[o, p] = Σ_c,k W[o, c, k] x[c of o's group, p stride + k dilation - padding] + b[o]."""
+    return _convolve(layer, x, W, b, layer.groups)
+
+
+def full_convolution(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """The same over the channels of all groups."""
+    return _convolve(layer, x, W, b, 1)
+
+
+def spread(layer: nn.Module, W: Tensor) -> Tensor:
+    """W (out, in/groups, *kernel) as (out, in, *kernel), zero between groups."""
+    full = W.new_zeros(W.shape[0], W.shape[1] * layer.groups, *W.shape[2:])
+    for o, c in itertools.product(range(W.shape[0]), range(W.shape[1])):
+        full[o, o // (W.shape[0] // layer.groups) * W.shape[1] + c] = W[o, c]
+    return full
+
+
+def spread_rows(layer: nn.Module, B: Tensor) -> Tensor:
+    """B (out, R/groups) as (out, R), zero off the groups."""
+    out, width = B.shape
+    full = B.new_zeros(out, width * layer.groups)
+    for o in range(out):
+        first = o // (out // layer.groups) * width
+        full[o, first : first + width] = B[o]
+    return full
+
+
+def _convolve(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None, groups: int) -> Tensor:
+    kernel = W.shape[2:]
+    for axis, k in enumerate(kernel):
+        before, after = _padding(layer, axis, k)
+        x = _pad(x, axis + 2, before, after, layer.padding_mode)
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, kernel, strict=True)]
+    sizes = [
+        (n - r) // s + 1 for n, r, s in zip(x.shape[2:], reach, layer.stride, strict=True)
+    ]
+    y = x.new_zeros(x.shape[0], W.shape[0], *sizes)
+    for offset in itertools.product(*map(range, kernel)):
+        window = x
+        for axis, (o, n) in enumerate(zip(offset, sizes, strict=True)):
+            start = o * layer.dilation[axis]
+            window = window.index_select(
+                axis + 2, torch.arange(n) * layer.stride[axis] + start
+            )
+        parts = window.reshape(x.shape[0], groups, -1, math.prod(sizes))
+        weight = W[(slice(None), slice(None), *offset)].reshape(groups, -1, W.shape[1])
+        y = y + torch.einsum("ngcp,goc->ngop", parts, weight).reshape(y.shape)
+    return y if b is None else y + b.view(-1, *[1] * len(kernel))
+
+
+def _padding(layer: nn.Module, axis: int, kernel: int) -> tuple[int, int]:
+    if layer.padding == "same":
+        total = layer.dilation[axis] * (kernel - 1)
+        return total // 2, total - total // 2
+    return layer.padding[axis], layer.padding[axis]
+
+
+def _pad(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
+    n = x.shape[axis]
+    places = range(-before, n + after)
+    index: Sequence[int] = {
+        "zeros": [min(max(i, 0), n - 1) for i in places],
+        "replicate": [min(max(i, 0), n - 1) for i in places],
+        "circular": [i % n for i in places],
+        "reflect": [-i if i < 0 else 2 * (n - 1) - i if i >= n else i for i in places],
+    }[mode]
+    padded = x.index_select(axis, torch.tensor(index))
+    if mode == "zeros":
+        inside = torch.tensor([float(0 <= i < n) for i in places], dtype=x.dtype)
+        padded = padded * inside.view(-1, *[1] * (x.dim() - axis - 1))
+    return padded

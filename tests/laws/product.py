@@ -1,0 +1,144 @@
+"""Layers x settings x starts: a pairwise covering array, and the whole product."""
+
+import functools
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import nn
+
+from deltaw.inits import names
+from laws.cases import BY_NAME, CASES, Case
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the product."""
+
+    case: Case
+    dtype: torch.dtype = torch.float32
+    rank: tuple[int, float] = (3, 5.0)
+    rslora: bool = False
+    dropout: float = 0.0
+    bias: str = "none"
+    lora_bias: bool = False
+    head: bool = False
+    init: bool | str = True
+
+    def __str__(self) -> str:
+        marks = [
+            str(self.dtype).removeprefix("torch."),
+            f"r{self.rank[0]}",
+            "rslora" * self.rslora,
+            "dropout" * (self.dropout > 0),
+            self.bias * (self.bias != "none"),
+            "lora_bias" * self.lora_bias,
+            "head" * self.head,
+            str(self.init) * (self.init is not True),
+        ]
+        return "-".join([self.case.name, *filter(None, marks)])
+
+    def but(self, **changes: object) -> "Setting":
+        """The same with other values."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def scale(self) -> float:
+        """s, worked out here."""
+        r, alpha = self.rank
+        return alpha / r**0.5 if self.rslora else alpha / r
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether a merge is possible at all."""
+        bare = self.lora_bias and getattr(self.case.layer(), "bias", None) is None
+        return self.case.mergeable and not bare
+
+
+def setting(name: str, **values: object) -> Setting:
+    """A setting of a case by its name."""
+    return Setting(BY_NAME[name], **values)  # type: ignore[arg-type]
+
+
+def domains(case: Case) -> dict[str, tuple[object, ...]]:
+    """The values that make sense with a case."""
+    plain: dict[str, tuple[object, ...]] = {
+        "dtype": DTYPES,
+        "rank": ((3, 5.0),),
+        "rslora": (False,),
+        "dropout": (0.0,),
+        "bias": ("none",),
+        "lora_bias": (False,),
+        "head": (False,),
+        "init": (True,),
+    }
+    if case.form != "module":
+        plain |= {"rank": ((3, 5.0), (1, 7.0)), "rslora": (False, True), "dropout": (0.0, 0.25)}
+    if case.form == "factored":  # loralib has alpha / r alone
+        plain |= {"rslora": (False,)}
+    if case.form in ("config", "module"):
+        plain |= {"bias": ("none", "all", "lora_only"), "head": (False, True)}
+    if case.form == "config":
+        plain |= {"init": tuple(names())}
+    if case.form == "config" and not isinstance(case.layer(), nn.Embedding):
+        plain |= {"lora_bias": (False, True)}
+    return plain
+
+
+def everything(case: Case) -> Iterator[Setting]:
+    """The whole product of one case."""
+    own = domains(case)
+    for values in itertools.product(*own.values()):
+        yield Setting(case, *values)  # type: ignore[arg-type]
+
+
+@functools.cache
+def pairwise() -> tuple[Setting, ...]:
+    """Settings in which any two values that go together do so at least once."""
+    rng = random.Random(0)
+    open_ = {pair for case in CASES for pair in _all_pairs(case)}
+    rows = []
+    for case in CASES:
+        while own := sorted((p for p in open_ if (0, case.name) in p), key=repr):
+            candidates = [_filled(case, own[0], rng) for _ in range(20)]
+            best = max(candidates, key=lambda row: len(_pairs(row) & open_))
+            open_ -= _pairs(best)
+            rows.append(best)
+    while open_:
+        pair = min(open_, key=repr)
+        cases = [case for case in CASES if pair in _all_pairs(case)]
+        row = _filled(rng.choice(cases), pair, rng)
+        open_ -= _pairs(row)
+        rows.append(row)
+    return tuple(rows)
+
+
+Pair = tuple[tuple[int, object], ...]
+
+
+def _filled(case: Case, pair: Pair, rng: random.Random) -> Setting:
+    fixed = dict(pair)
+    values = [
+        fixed.get(place, rng.choice(values))
+        for place, values in enumerate(domains(case).values(), start=1)
+    ]
+    return Setting(case, *values)  # type: ignore[arg-type]
+
+
+def _pairs(row: Setting) -> set[Pair]:
+    values = [row.case.name, *(getattr(row, field.name) for field in fields(row)[1:])]
+    return set(itertools.combinations(enumerate(values), 2))
+
+
+@functools.cache
+def _all_pairs(case: Case) -> frozenset[Pair]:
+    columns = [(case.name,), *domains(case).values()]
+    return frozenset(
+        ((i, a), (j, b))
+        for (i, first), (j, second) in itertools.combinations(enumerate(columns), 2)
+        for a, b in itertools.product(first, second)
+    )

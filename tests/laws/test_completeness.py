@@ -1,0 +1,35 @@
+"""Every file of a folder of choices is under the laws, and the array covers what it says."""
+
+import itertools
+
+import pytest
+
+from deltaw.inits import names
+from laws.cases import CASES, FILES
+from laws.product import domains, everything, pairwise
+
+
+def test_every_layer_file_has_a_case() -> None:
+    assert {case.file for case in CASES} == FILES
+
+
+def test_every_start_is_in_the_product() -> None:
+    assert {row.init for row in pairwise()} >= set(names())
+
+
+def test_names_are_unique() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES[::7], ids=str)
+def test_the_array_covers_every_pair_with_a_case(case) -> None:
+    rows = [row for row in pairwise() if row.case is case]
+    for name, values in domains(case).items():
+        assert {getattr(row, name) for row in rows} == set(values)
+
+
+def test_the_array_covers_every_pair_of_values() -> None:
+    whole = [row for case in CASES[:3] for row in everything(case)]
+    for a, b in itertools.combinations(domains(CASES[0]), 2):
+        wanted = {(getattr(row, a), getattr(row, b)) for row in whole}
+        assert wanted <= {(getattr(row, a), getattr(row, b)) for row in pairwise()}

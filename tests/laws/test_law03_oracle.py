@@ -1,0 +1,328 @@
+"""Law 3: the output is that of the plain layer carrying W' = W + s B A, gradients included."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import deltaw
+from deltaw.adapter import Adapter
+from laws import oracle
+from laws.building import adapt, base, fill, loss, parts
+from laws.cases import BY_NAME, Case
+from laws.product import Setting, setting
+from laws.running import over_cases, over_pairs, whole_product
+
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 3e-6,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> None:
+    """Compare relative to the size of the whole."""
+    a, b = a.detach().double(), b.detach().double()
+    assert a.shape == b.shape
+    error = float((a - b).abs().max()) / max(float(b.abs().max()), 1.0)
+    assert error <= tolerance
+
+
+def leaves(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+    """The state's tensors of `layer` in float64, as leaves."""
+    tensors = deltaw.capture(model, name).layers["layer"].tensors
+    return {
+        key: t.double().clone().requires_grad_(t.is_floating_point()) for key, t in tensors.items()
+    }
+
+
+def expected(
+    setting: Setting,
+    model: nn.Module,
+    x: Tensor,
+    tensors: dict[str, Tensor],
+    dropped: list[Tensor],
+) -> Tensor:
+    """The output of `layer`, by hand; `dropped` holds the input of each slot's adapter."""
+    case, layer = setting.case, model.layer
+    own = {k: p for k, p in layer._parameters.items() if p is not None}
+    W = tensors.get("weight.trained", own["weight"].detach().double())
+    b = tensors.get("bias.trained", own["bias"].detach().double() if "bias" in own else None)
+    if case.form == "module":
+        return case.apply(layer, x, W, b)
+    if case.form == "spanning":
+        W = oracle.spread(layer, W)
+    y = case.apply(layer, x, W, b)
+    for slot, x_ in zip(slots(case), dropped, strict=True):
+        one = {k: t for k, t in tensors.items() if k.startswith(slot)}
+        y = y + case.apply(layer, x_, case.delta(layer, one, setting.scale), None)
+    return y + lora_bias(setting, tensors, y)
+
+
+def slots(case: Case) -> list[str]:
+    """The slots of a state."""
+    return [f"slice_{i}." for i, on in enumerate(case.enabled) if on] or ["weight."]
+
+
+def lora_bias(setting: Setting, tensors: dict[str, Tensor], y: Tensor) -> Tensor:
+    """s times the bias on B, at the rows it belongs to, shaped for the output."""
+    case = setting.case
+    biases = {k: t for k, t in tensors.items() if k.endswith("lora_B_bias")}
+    if not biases:
+        return torch.zeros((), dtype=torch.float64)
+    axis = 1 if case.file.startswith("conv") and case.file != "conv1d" else -1
+    total = torch.zeros(y.shape[axis], dtype=torch.float64)
+    for key, bias in biases.items():
+        start = int(key[6]) * len(bias) if case.enabled else 0
+        total = torch.cat((total[:start], total[start : start + len(bias)] + bias, total[start + len(bias) :]))
+    return setting.scale * (total.view(-1, *[1] * (y.dim() - 2)) if axis == 1 else total)
+
+
+def inputs(setting: Setting, x: Tensor, training: bool) -> list[Tensor]:
+    """What each slot's adapter sees: with dropout, the masks torch draws in order."""
+    masks = []
+    for _ in slots(setting.case):
+        drops = training and setting.dropout and x.is_floating_point()
+        masks.append(x * F.dropout(torch.ones_like(x), setting.dropout) if drops else x)
+    return masks
+
+
+def forward_is_the_oracles(setting: Setting, training: bool = False) -> None:
+    """In the dtype of the setting."""
+    model = fill(adapt(base(setting), setting)).train(training)
+    x = setting.case.x(setting.dtype)
+    torch.manual_seed(11)
+    with torch.no_grad():
+        y = model.layer(x)
+    torch.manual_seed(11)
+    dropped = [d.double() if d.is_floating_point() else d for d in inputs(setting, x, training)]
+    wide = x.double() if x.is_floating_point() else x
+    close(y, expected(setting, model, wide, leaves(model), dropped), TOLERANCE[setting.dtype])
+
+
+def gradients_are_the_oracles(setting: Setting) -> None:
+    """In float64, of the input and of every tensor of the adapter, with the same dropout masks."""
+    setting = setting.but(dtype=torch.float64, head=False)
+    model = fill(adapt(base(setting), setting)).train()
+    x = setting.case.x(torch.float64)
+    ours = x.clone().requires_grad_() if x.is_floating_point() else x
+    theirs = x.clone().requires_grad_() if x.is_floating_point() else x
+    tensors = leaves(model)
+    torch.manual_seed(12)
+    y = model.layer(ours)
+    torch.manual_seed(12)
+    z = expected(setting, model, theirs, tensors, inputs(setting, theirs, training=True))
+    close(y, z, 1e-12)
+    weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape)
+    (y * weights + y * y).sum().backward()
+    (z * weights + z * z).sum().backward()
+    if x.is_floating_point():
+        close(ours.grad, theirs.grad, 1e-11)
+    names = {f"{n}": p for n, p in model.layer.adapter["default"].named_parameters()}
+    assert len(names) == len(tensors)
+    for name, parameter in names.items():
+        slot, _, tensor = name.partition(".")
+        found = tensors[f"{slot.partition('_of_')[0]}.{tensor}"].grad
+        grad = parameter.grad
+        if setting.case.form == "spanning" and tensor == "lora_B":
+            found = oracle.spread_rows(model.layer, found)
+        close(grad, found.reshape(grad.shape), 1e-11)
+
+
+def fast_is_default(setting: Setting) -> None:
+    """The method's own forward equals the one derived from `merged`, masks and gradients too."""
+    setting = setting.but(dtype=torch.float64, head=False)
+    model = fill(adapt(base(setting), setting)).train()
+    layer = model.layer
+    x = setting.case.x(torch.float64)
+    y = layer.base(x)
+    for slot, adapter, _ in layer.contributors():
+        torch.manual_seed(13)
+        fast = adapter(x, y, layer, slot)
+        torch.manual_seed(13)
+        slow = Adapter.forward(adapter, x, y, layer, slot)
+        shift = adapter.bias_delta()
+        slow = slow if shift is None else slow + layer.per_output(shift, slot)
+        close(fast, slow, 1e-12)
+        held = [adapter.lora_A, adapter.lora_B]
+        weights = torch.linspace(-1, 2, fast.numel(), dtype=torch.float64).view(fast.shape)
+        a = torch.autograd.grad((fast * weights).sum(), held)
+        b = torch.autograd.grad((slow * weights).sum(), held)
+        close(a[0], b[0], 1e-12)
+        # B of a spanning convolution is zero off its groups, and stays so
+        inside = adapter.lora_B != 0
+        close(a[1], b[1] * inside, 1e-12)
+
+
+def low_rank(setting: Setting) -> bool:
+    """Leave out what has no ΔW."""
+    return setting.case.form != "module"
+
+
+@over_pairs()
+def test_forward(setting: Setting) -> None:
+    forward_is_the_oracles(setting)
+    if setting.dropout:
+        forward_is_the_oracles(setting, training=True)
+
+
+@over_pairs()
+def test_gradients(setting: Setting) -> None:
+    gradients_are_the_oracles(setting)
+
+
+@over_pairs(low_rank)
+def test_fast_forward_is_the_default_one(setting: Setting) -> None:
+    fast_is_default(setting)
+
+
+@pytest.mark.slow
+@over_cases()
+def test_oracle_everywhere(case: Case) -> None:
+    whole_product(case, forward_is_the_oracles)
+    whole_product(case, gradients_are_the_oracles, lambda s: s.dtype == torch.float64)
+
+
+def gradcheck_holds(case: Case) -> None:
+    """Against finite differences, on the odd shapes of the case."""
+    s = Setting(case, dtype=torch.float64, lora_bias=case.file in ("linear", "conv1d", "conv"))
+    model = fill(adapt(base(s), s))
+    held = [p for a in parts(model) for p in a.parameters()]
+    x = case.x(torch.float64)
+
+    def output(*tensors: Tensor) -> Tensor:
+        return model.layer(tensors[0] if x.is_floating_point() else x)
+
+    first = [x.clone().requires_grad_()] if x.is_floating_point() else []
+    assert torch.autograd.gradcheck(output, (*first, *held), fast_mode=True)
+
+
+@over_cases(lambda case: case.name != "embedding-max-norm")
+def test_gradcheck(case: Case) -> None:
+    gradcheck_holds(case)
+
+
+def weighted_sum_is_the_oracles(case: Case) -> None:
+    """Two adapters of other ranks and seeds: ΔW = Σ weight ΔW, and nothing of the third."""
+    s = Setting(case, dtype=torch.float64, bias="all" if case.form == "config" else "none")
+    model = base(s)
+    wide = s.but(rank=(1, 7.0)) if case.form != "module" else s
+    for name, own, seed in (("a", s, 5), ("b", wide, 6), ("c", s, 7)):
+        fill(adapt(model, own, name, seed), name, seed)
+    deltaw.activate(model, {"a": 0.75, "b": -2.0})
+    x = case.x(torch.float64)
+    plain = leaves_of_base(model)
+    total: dict[str, Tensor] = {}
+    for name, weight in (("a", 0.75), ("b", -2.0)):
+        for key, t in leaves(model, name).items():
+            if key.endswith(".trained"):
+                old = plain[key.removesuffix(".trained")]
+                total[key] = total.get(key, old) + weight * (t - old)
+    y = expected(s, model, x, {k: t for k, t in total.items()}, []) if case.form == "module" else (
+        with_deltas(s, wide, model, x, total)
+    )
+    with torch.no_grad():
+        close(model.layer(x), y, 1e-12)
+
+
+def leaves_of_base(model: nn.Module) -> dict[str, Tensor]:
+    """The layer's own tensors."""
+    return {k: p.detach().double() for k, p in model.layer._parameters.items() if p is not None}
+
+
+def with_deltas(
+    s: Setting, wide: Setting, model: nn.Module, x: Tensor, trained: dict[str, Tensor]
+) -> Tensor:
+    """The base product and both low-rank parts."""
+    case, layer = s.case, model.layer
+    own = leaves_of_base(model)
+    W = oracle.spread(layer, own["weight"]) if case.form == "spanning" else own["weight"]
+    y = case.apply(layer, x, W, trained.get("bias.trained", own.get("bias")))
+    for name, setting_, weight in (("a", s, 0.75), ("b", wide, -2.0)):
+        delta = case.delta(layer, leaves(model, name), setting_.scale)
+        y = y + weight * case.apply(layer, x, delta, None)
+    return y
+
+
+@over_cases()
+def test_weighted_sums(case: Case) -> None:
+    weighted_sum_is_the_oracles(case)
+
+
+@given(
+    out=st.integers(1, 7),
+    into=st.integers(1, 7),
+    r=st.integers(1, 9),
+    alpha=st.floats(0.25, 40),
+    rslora=st.booleans(),
+    batch=st.lists(st.integers(1, 3), max_size=3),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_linear_of_drawn_shapes(out, into, r, alpha, rslora, batch, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(into, out)).double()
+    deltaw.attach(model, deltaw.LoraConfig(r=r, lora_alpha=alpha, use_rslora=rslora))
+    fill(model, seed=seed)
+    state = deltaw.capture(model).layers["0"].tensors
+    x = torch.randn(*batch, into, generator=generator, dtype=torch.float64)
+    scale = alpha / (r**0.5 if rslora else r)
+    W = model[0].weight + oracle.linear_delta(model[0], state, scale)
+    close(model(x), oracle.linear(model[0], x, W, model[0].bias), 1e-11)
+
+
+@given(
+    dims=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    widths=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    padding=st.integers(0, 3),
+    mode=st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    r=st.integers(1, 3),
+)
+@settings(max_examples=40)
+def test_convolutions_of_drawn_shapes(
+    dims, groups, widths, kernel, stride, dilation, padding, mode, r
+) -> None:
+    kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    layer = kinds[dims](
+        groups * widths[0],
+        groups * widths[1],
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=mode,
+    )
+    model = nn.Sequential(layer).double()
+    deltaw.attach(model, deltaw.LoraConfig(r=r, lora_alpha=5, target_modules=["0"]))
+    fill(model)
+    x = torch.randn(2, layer.in_channels, *range(5, 5 + dims), dtype=torch.float64)
+    delta = oracle.conv_delta(layer, deltaw.capture(model).layers["0"].tensors, 5 / r)
+    W = layer.weight + delta
+    close(model(x), oracle.convolution(layer, x, W, layer.bias), 1e-11)
+
+
+def test_the_oracle_is_torchs_own_layer() -> None:
+    """The oracle itself, without an adapter, against torch."""
+    for case in BY_NAME.values():
+        s = Setting(case, dtype=torch.float64)
+        layer = base(s).layer
+        own = {k: p.detach() for k, p in layer._parameters.items() if p is not None}
+        W = oracle.spread(layer, own["weight"]) if case.form == "spanning" else own["weight"]
+        x = case.x(torch.float64)
+        close(layer(x), case.apply(layer, x, W, own.get("bias")), 1e-12)
+
+
+def test_arguments_pass_through() -> None:
+    s = setting("linear")
+    model = fill(adapt(base(s), s))
+    x = s.case.x(s.dtype)
+    assert torch.equal(model.layer(x), model.layer(input=x))
+    assert loss(model, s).isfinite()
