@@ -87,6 +87,7 @@ class _Run:
         self.console = console
         self.interrupt = interrupt
         self.trainer = make_trainer(job, folder.path, console, interrupt)
+        self.best_validation: float | None = None
 
     def finish(self) -> None:
         """Do what is left of the run."""
@@ -151,6 +152,7 @@ class _Run:
                 )
             newest = self.folder.checkpoints()[-1]
         state = _state(newest)
+        self.best_validation = state.best_metric
         restore(
             self.job.model,
             self.folder.path / f"checkpoint-{state.best_global_step or state.global_step}",
@@ -182,6 +184,7 @@ class _Run:
             "held_out": self.job.held_out_name,
             "before": None if before is None else _as_data(before),
             "after": None if after is None else _as_data(after),
+            "best_validation": self.best_validation,
             "trainable_parameters": summary.trainable,
             "parameters": summary.total,
             "weights_bytes": size,

@@ -1,0 +1,142 @@
+"""The order of rows, learning rates by layer, and what deltaw chooses by itself."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config
+from transformers import GPT2ForSequenceClassification as GPT2
+
+from deltaw.train import rates
+from deltaw.train.advice import advice
+from deltaw.train.batches import EpochSampler
+from deltaw.train.methods import blocks, layer_rates, optimizer_groups, thaw_last
+from deltaw.train.recipe import Recipe, parse
+
+LEAST = {"model": "m", "data": "d"}
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=300),
+    batch=st.integers(1, 9),
+    bucketed=st.booleans(),
+    epoch=st.integers(0, 3),
+)
+def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(
+    lengths: list[int], batch: int, bucketed: bool, epoch: int
+) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(lengths, batch, seed, bucketed=bucketed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert sorted(order(0, epoch)) == list(range(len(lengths)))
+    assert order(0, epoch) == order(0, epoch)
+    if len(lengths) > 50:
+        assert order(0, epoch) != order(0, epoch + 1)
+        assert order(0, epoch) != order(1, epoch)
+
+
+def test_buckets_hold_similar_lengths() -> None:
+    lengths = [1 + (index * 37) % 100 for index in range(1000)]
+
+    def padding(bucketed: bool) -> int:
+        rows = list(EpochSampler(lengths, 8, 0, bucketed=bucketed))
+        batches = [[lengths[row] for row in rows[i : i + 8]] for i in range(0, len(rows), 8)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    assert padding(True) < 0.1 * padding(False)
+
+
+def test_layer_decay_multiplies_the_rate_once_for_each_layer_below() -> None:
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=8,
+    )
+    model = BertForSequenceClassification(config)
+    found = layer_rates(model, 1.0, 0.5)
+    by_name = {name: found[id(p)] for name, p in model.named_parameters()}
+    assert by_name["classifier.weight"] == 1.0
+    assert by_name["bert.pooler.dense.weight"] == 1.0
+    assert [by_name[f"bert.encoder.layer.{i}.output.dense.weight"] for i in range(3)] == [
+        0.125,
+        0.25,
+        0.5,
+    ]
+    assert by_name["bert.embeddings.word_embeddings.weight"] == 0.0625
+    groups = optimizer_groups(model, 1.0, 0.1, {"classifier.weight"}, 0.5)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert [g["weight_decay"] for g in groups if model.classifier.weight is g["params"][0]] == [0.1]
+
+
+def test_blocks_and_frozen_layers_of_gpt2() -> None:
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=3, n_head=2)
+    model = GPT2(config)
+    assert blocks(model) == list(model.transformer.h)
+    thaw_last(model, 2)
+    free = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad
+            and name.startswith("transformer.h.")}  # fmt: skip
+    assert free == {"1", "2"}
+    assert model.score.weight.requires_grad
+    assert not model.transformer.wte.weight.requires_grad
+
+
+def recipe(**values: object) -> Recipe:
+    return parse(LEAST | values)
+
+
+@pytest.mark.parametrize(
+    ("method", "width", "steps", "rate"),
+    [
+        ("full", 768, 500, 5e-5),
+        ("lora", 768, 500, 5e-4),
+        ("lora", 768, 99, 7.5e-4),
+        ("lora", 384, 500, 1e-3),
+        ("bitfit", 384, 500, 1e-3),
+        ("full", 384, 500, 1e-4),
+        ("lora", 16, 500, 2e-3),
+        ("head", 768, 500, 5e-3),
+    ],
+)
+def test_learning_rates_by_rule(method: str, width: int, steps: int, rate: float) -> None:
+    assert rates.learning_rate(recipe(method=method), width, steps).value == pytest.approx(rate)
+
+
+@given(rows=st.integers(1, 10**6), batch=st.integers(1, 64), times=st.integers(1, 4))
+def test_length_of_a_run(rows: int, batch: int, times: int) -> None:
+    chosen = recipe(batch_size=batch, gradient_accumulation=times)
+    epochs = rates.epochs(chosen, rows).value
+    steps = rates.steps(chosen, rows)
+    assert 3 <= epochs <= 20
+    assert steps == epochs * math.ceil(math.ceil(rows / batch) / times)
+    assert 1 <= rates.evaluate_every(chosen, steps) <= 500
+    assert rates.steps(recipe(max_steps=7), 10**5) == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "word"),
+    [
+        ({}, 5000, None),
+        ({"r": 64, "use_rslora": True}, 5000, None),
+        ({"r": 64}, 5000, "use_rslora"),
+        ({"r": 32}, 300, "r=8"),
+        ({"lora_alpha": 64}, 5000, "lora_alpha/r = 8"),
+        ({"lora_dropout": 0.2}, 50_000, "50000 rows"),
+        ({"lora_dropout": 0.5}, 500, "unusually high"),
+        ({"target_modules": ["query", "value"]}, 5000, "all linear layers"),
+        ({"batch_size": 128}, 5000, "128 rows"),
+        ({"method": "full", "r": 64, "lora_dropout": 0.5}, 300, None),
+    ],
+)
+def test_advice_comes_with_a_source_and_only_when_something_is_unusual(
+    settings: dict[str, object], rows: int, word: str | None
+) -> None:
+    lines = advice(recipe(**settings), rows, 1e-3, 1e-3)
+    assert len(lines) == (0 if word is None else 1)
+    assert all(word in line and ("arXiv" in line or "2025" in line) for line in lines if word)
+    assert "usual 0.001" in advice(recipe(), rows, 1e-2, 1e-3)[-1]

@@ -1,0 +1,244 @@
+"""The command line as a person uses it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tests.train.conftest import Command
+from tests.train.models import events, messages, write_csv
+
+HEAVY = ("torch", "transformers", "numpy", "datasets", "yaml", "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [(["--help"], [*HEAVY, "pydantic"]), (["train", "--help"], HEAVY)],
+)
+def test_help_imports_nothing_heavy(arguments: list[str], heavy: list[str]) -> None:
+    code = (
+        f"import sys; from deltaw.cli import main; sys.argv=['deltaw', *{arguments}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stderr.strip() == "[]"
+    assert "Usage" in found.stdout
+
+
+def test_dry_run_shows_receipt_and_recipe_and_writes_nothing(
+    deltaw_command: Command, tiny: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    code, out, err = deltaw_command(
+        "train", tiny / "model", tiny / "data.csv", "-o", output, "--dry-run", "epochs=2"
+    )
+    assert (code, err) == (0, "")
+    assert not output.exists()
+    for text in (
+        "60 rows read: 54 training, 6 validation, 0 skipped",
+        "3 classes: ",
+        "0.0% of the rows truncated",
+        "13 x linear at r=8 (query, key, value, dense) and 1 x trained in full (classifier)",
+        "verify    passed",
+        "8 of 16 rows, 2 epochs (as asked)",
+        "LoRA Without Regret",
+        "learning_rate: ",
+        "epochs: 2",
+    ):
+        assert text in out
+
+
+def test_the_dry_runs_recipe_gives_the_same_recipe(
+    deltaw_command: Command, tiny: Path, tmp_path: Path
+) -> None:
+    _, out, _ = deltaw_command("train", tiny / "model", tiny / "data.csv", "--dry-run")
+    recipe = out[out.index("# The recipe") :]
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    _, again, _ = deltaw_command("train", tmp_path / "recipe.yaml", "--dry-run")
+    assert again[again.index("# The recipe") :] == recipe
+
+
+def test_a_run_reports_before_and_after_and_what_to_type_next(
+    deltaw_command: Command, tiny: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "my run"
+    code, out, err = deltaw_command(
+        "train", tiny / "model", tiny / "data.csv", "-o", output, "--max-steps", "2", "--r", "4"
+    )
+    assert (code, err) == (0, "")
+    assert "before     after   95% interval" in out
+    assert "adapter of 0.0" in out
+    assert f"deltaw predict '{output}'" in out
+    assert {path.name for path in output.iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "recipe.yaml",
+        "results.json",
+        "log.jsonl",
+        "tokenizer.json",
+    }
+    assert not list(output.glob("checkpoint-*"))
+    said = "\n".join(str(event.get("text", "")) for event in events(output))
+    assert all(line in said for line in out.splitlines())
+
+
+def test_eval_predict_inspect_and_merge_need_only_the_folder(
+    deltaw_command: Command, finished: Path, tmp_path: Path
+) -> None:
+    results = json.loads((finished / "results.json").read_text("utf-8"))
+    for merge in ([], ["--no-merge"]):
+        code, out, err = deltaw_command("eval", finished, *merge)
+        assert (code, err) == (0, "")
+        assert f"{results['after']['values']['accuracy']:.3f}" in out
+        assert ("not merged" in out) == bool(merge)
+    code, out, err = deltaw_command("predict", finished, "please cancel my order")
+    assert (code, err) == (0, "")
+    assert {line.split()[0] for line in out.splitlines()} == {"cancel", "refund", "ship"}
+    code, out, err = deltaw_command("inspect", finished)
+    assert (code, err) == (0, "")
+    assert "bert.encoder.layer.1.output.dense" in out
+    assert "13 adapted layers" in out
+    code, out, err = deltaw_command("merge", finished, tmp_path / "plain")
+    assert (code, err) == (0, "")
+    assert "largest difference of logits on 8 probe texts" in out
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert plain.config.id2label == {0: "cancel", 1: "refund", 2: "ship"}
+
+
+def test_predicting_a_file_writes_one_json_line_for_a_row(
+    deltaw_command: Command, finished: Path, tmp_path: Path
+) -> None:
+    data = write_csv(
+        tmp_path / "new.csv", [("refund me\x1b[31m", "?"), ("", "?"), ("ship it", "?")]
+    )
+    code, out, err = deltaw_command("predict", finished, data, "-o", tmp_path / "out.jsonl")
+    assert (code, "\x1b" in out + err) == (0, False)
+    assert 'new.csv:3: no text in "text"' in err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in rows] == [2, 4]
+    assert rows[0]["text"] == "refund me\x1b[31m"
+    assert all(0 < row["probability"] <= 1 for row in rows)
+
+
+def test_eval_of_other_data_and_of_changed_data(
+    deltaw_command: Command, finished: Path, tmp_path: Path, tiny: Path
+) -> None:
+    other = write_csv(tmp_path / "other.csv", messages(10, seed=5))
+    code, out, _ = deltaw_command("eval", finished, other)
+    assert code == 0
+    assert "10 rows" in out
+    unseen = write_csv(tmp_path / "unseen.csv", [("hello", "greeting"), ("ship it", "ship")])
+    code, out, err = deltaw_command("eval", finished, unseen)
+    assert (code, out) == (1, "")
+    assert "unseen.csv:2" in err
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    changed = write_csv(tmp_path / "data.csv", messages(61))
+    recipe = (copy / "recipe.yaml").read_text("utf-8")
+    (copy / "recipe.yaml").write_text(recipe.replace(str(tiny / "data.csv"), str(changed)))
+    code, _, err = deltaw_command("eval", copy)
+    assert code == 1
+    assert "The data changed since the run" in err
+
+
+def test_inspecting_a_model_is_a_dry_run_without_weights(
+    deltaw_command: Command, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bare").mkdir()
+    shutil.copy(tiny / "model" / "config.json", tmp_path / "bare")
+    code, out, err = deltaw_command("inspect", tmp_path / "bare", "--targets", "query,value")
+    assert (code, err) == (0, "")
+    assert "4 linear" in out
+    code, _, err = deltaw_command("inspect", tmp_path / "bare", "--targets", "querry")
+    assert code == 1
+    assert "query" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "MODEL"], "needs a model and data"),
+        (["train", "nowhere/at-all", "DATA"], "cannot be loaded"),
+        (["train", "MODEL", "nowhere.csv"], "nowhere.csv"),
+        (["train", "MODEL", "DATA", "--r", "0"], "r must be a whole number above 0"),
+        (["train", "MODEL", "DATA", "--lora-alpha", "-1"], "lora_alpha must be a number above 0"),
+        (["train", "MODEL", "DATA", "--lora-dropout", "1"], "lora_dropout must lie in [0, 1)"),
+        (["train", "MODEL", "DATA", "--targets", "nope,query"], "'nope'"),
+        (["train", "MODEL", "DATA", "--name", "../up"], "one plain folder name"),
+        (["train", "MODEL", "DATA", "learning_rat=1"], "did you mean learning_rate"),
+        (["train", "MODEL", "DATA", "metric=pearson"], "metric"),
+        (["train", "MODEL", "DATA", "method=freeze", "last_layers=9"], "has 2 layers"),
+        (["train", "MODEL", "DATA", "max_length=4000"], "max_length"),
+        (["train", "recipe.yml"], "recipe.yml"),
+        (["eval", "MODEL"], "not a run of deltaw"),
+        (["predict", "MODEL", "text"], "not a run of deltaw"),
+        (["merge", "MODEL", "out"], "not a run of deltaw"),
+        (["inspect", "nowhere"], "cannot be loaded"),
+    ],
+)
+def test_a_mistake_is_one_error_and_leaves_nothing(
+    deltaw_command: Command,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"MODEL": tiny / "model", "DATA": tiny / "data.csv"}
+    code, _, err = deltaw_command(*(names.get(a, a) for a in arguments))
+    assert code == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.rglob("*") if path.name != "runs"] == []
+
+
+def test_an_unknown_model_type_is_one_error(
+    deltaw_command: Command, tiny: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "\\u001b[31mno-such-type"}')
+    code, _, err = deltaw_command("train", model, tiny / "data.csv", "-o", tmp_path / "run")
+    assert (code, "\x1b" in err) == (1, False)
+    assert "no-such-type" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_remote_code_in_a_run_folder_is_never_run(
+    deltaw_command: Command, finished: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    (model / "config.json").write_text(json.dumps(config))
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    lines = (run / "recipe.yaml").read_text("utf-8").splitlines()
+    lines = [f"model: {model}" if line.startswith("model:") else line for line in lines]
+    (run / "recipe.yaml").write_text("\n".join([*lines, "trust_remote_code: true"]) + "\n")
+    assert deltaw_command("predict", run, "hello")[0] == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_merged_and_unmerged_logits_agree(finished: Path) -> None:
+    from deltaw.train.batches import Collator
+    from deltaw.train.evaluate import logits
+    from deltaw.train.opened import open_run
+    from deltaw.train.prepare import read
+    from deltaw.train.tokens import encode
+
+    opened = open_run(finished)
+    rows, _ = encode(opened.tokenizer, read(opened.recipe).train, opened.recipe.max_length)
+    collator = Collator(opened.tokenizer)
+    before = logits(opened.model, rows, collator)
+    assert opened.merge() == "adapter merged into the weights"
+    torch.testing.assert_close(logits(opened.model, rows, collator), before, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,111 @@
+"""Recipes: what is accepted, what is refused, and that all problems are named at once."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltaw.errors import ConfigError
+from deltaw.train import yamlfile
+from deltaw.train.recipe import Recipe, check_segment, load, parse, parse_overrides
+
+LEAST = {"model": "m", "data": "d"}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "model: m\ndata: d\nlearning_rate: 1e-4\nr: 4\n")
+    recipe = load(path, ["r=16", "text=[a, b]", "name=x"])
+    assert (recipe.learning_rate, recipe.r, recipe.text, recipe.name) == (1e-4, 16, ["a", "b"], "x")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "+1e-4", "1.0e-4", ".1e-3"])
+def test_scientific_notation_is_a_number(text: str) -> None:
+    assert yamlfile.value(text) == 1e-4
+
+
+@pytest.mark.parametrize("text", ["0e244abc", "1e-4x", "e5", "12e5 f"])
+def test_what_only_begins_like_a_number_is_text(text: str) -> None:
+    assert yamlfile.value(text) == text
+
+
+def test_duplicate_keys_are_named_with_their_lines(tmp_path: Path) -> None:
+    path = written(tmp_path, "model: m\ndata: d\nr: 4\nrank_pattern: {a: 1, a: 2}\nr: 8\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:4: a\n.*recipe\.yaml:5: r"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- a\n- b", "a recipe is"),
+        ("", "a recipe is"),
+        ("model: !!python/object/apply:os.system [id]\ndata: d", "not valid YAML"),
+        ("a: &a [*a]\n", "aliases"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(written(tmp_path, text))
+
+
+def test_all_problems_come_in_one_error() -> None:
+    values = LEAST | {"lerning_rate": 1, "lr": 2, "r": "eight", "lora_dropout": [], "seed": True}
+    with pytest.raises(ConfigError) as caught:
+        parse(values)
+    message = str(caught.value)
+    assert "lerning_rate; did you mean learning_rate?" in message
+    assert "unknown key lr; did you mean learning_rate?" in message
+    assert "r='eight'" in message
+    assert "lora_dropout=[]" in message
+    assert "seed=True: must be a whole number" in message
+
+
+def test_a_missing_model_is_named() -> None:
+    with pytest.raises(ConfigError, match="model is missing"):
+        parse({"data": "d"})
+
+
+@pytest.mark.parametrize("pair", ["r", "=4", "r=4 r=5"])
+def test_arguments_that_are_no_pairs_are_refused(pair: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(LEAST | parse_overrides([*pair.split(), "r=1"] if pair == "r=4 r=5" else [pair]))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a\\b", ".hidden", "a\x1b[2J", "x" * 101, " a"])
+def test_a_run_name_is_one_plain_segment(name: str) -> None:
+    with pytest.raises(ConfigError, match="one plain folder name"):
+        parse(LEAST | {"name": name})
+    with pytest.raises(ValueError, match="one plain folder name"):
+        check_segment(name)
+
+
+def test_hostile_text_is_escaped_in_the_error() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(LEAST | {"\x1b[31mred": 1, "method": "\x1b]0;title\x07"})
+    assert "\x1b" not in str(caught.value)
+    assert "\x07" not in str(caught.value)
+
+
+plain_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(labels=st.lists(plain_text, max_size=4), column=plain_text, rate=st.floats(1e-9, 1))
+def test_what_is_written_is_read_back(labels: list[str], column: str, rate: float) -> None:
+    values = {"label": column, "learning_rate": rate, "record": {"labels": labels}}
+    text = yamlfile.write(values, "comment")
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert yamlfile.value(text) == values
+
+
+def test_the_recipe_cannot_be_changed_in_place() -> None:
+    recipe: Recipe = parse(LEAST)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.r = 3  # type: ignore[misc]
