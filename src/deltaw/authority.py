@@ -29,8 +29,12 @@ class Authority:
         self._recomputed = False
 
     def current(self) -> Active:
-        """Return the adapters in force now as (name, weight) pairs."""
-        return self.active if self.enabled else ()
+        """Return the adapters in force now as (name, weight) pairs: none while merged."""
+        return self.active if self.enabled and self.merged is None else ()
+
+    def several(self) -> bool:
+        """Tell whether there is a choice between adapters now."""
+        return len(self.configs) > 1 and self.enabled and self.merged is None
 
     def add(self, name: str, config: LoraConfig) -> None:
         """Add an adapter, active only if it is the first."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from deltaw.adapter import Adapter
 from deltaw.authority import Authority
@@ -128,13 +129,10 @@ class AdaptedLayer(Swapped, _Module):
         tensor, so that switching recompiles nothing; elsewhere only the active ones.
         """
         authority = self.authority
-        if authority.merged is not None:
-            return []
-        if torch.compiler.is_compiling():
-            if authority.enabled and len(authority.configs) > 1 and not torch.is_grad_enabled():
-                return [(name, authority.mix[i]) for i, name in enumerate(authority.configs)]
-        else:
+        if not torch.compiler.is_compiling():
             authority.note_forward()
+        elif authority.several() and not torch.is_grad_enabled():
+            return [(name, authority.mix[i]) for i, name in enumerate(authority.configs)]
         return list(authority.current())
 
     def contributors(self) -> Iterator[tuple[str, Adapter, float | Tensor]]:
@@ -150,8 +148,13 @@ class AdaptedLayer(Swapped, _Module):
         return property(lambda layer: layer.effective(name))
 
     def effective(self, name: str) -> Tensor:
-        """Return `P + Σ weight (copy - P)` for the frozen P; of one adapter the copy itself."""
+        """Return `P + Σ weight (copy - P)` for the frozen P; of one adapter the copy itself.
+
+        While FSDP2 holds P in shards, which is never within a forward, this is P itself.
+        """
         frozen = self.frozen(name)
+        if isinstance(frozen, DTensor):
+            return frozen
         return mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
 
     def frozen(self, name: str) -> Tensor:
