@@ -153,13 +153,18 @@ def test_merging_shows_in_the_compiled_model() -> None:
         assert torch.equal(compiled(x), first)
 
 
+# inductor's own imports warn about torch.jit
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*TF32:UserWarning")
+@TORCHS_OWN
 def test_inductor() -> None:
     switching_recompiles_nothing("inductor")
 
 
 @pytest.mark.slow
+@TORCHS_OWN
 @pytest.mark.parametrize("name", QUICK)
 def test_inductor_gradients(name: str) -> None:
     s = setting(name)
