@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # A row may import the rows above it. Files of one row may import each other, folders may not.
 ROWS = (
     {"errors"},
-    {"config", "state", "patterns"},
+    {"config", "state", "patterns", "folder"},
     {"select", "heads", "adapter", "layer", "authority", "swap"},
     {"layers/", "quant/", "adapters/", "inits/", "kernels/", "formats/", "combine/", "optim/"},
     {
@@ -42,7 +42,7 @@ ROWS = (
 )
 CELLS = set().union(*ROWS)
 # These see less than their row would allow: data and plain tensors, never a module.
-DATA = {"errors", "config", "state", "patterns"}
+DATA = {"errors", "config", "state", "patterns", "folder"}
 NARROWER: dict[str, set[str]] = {"formats/": DATA, "combine/": DATA, "kernels/": set()}
 CORE_LIBRARIES = {"torch", "safetensors"}
 LIBRARIES = {

@@ -1,6 +1,7 @@
 """Putting an adapter on a model, and taking it off again."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapter import Adapter
-from deltaw.adapters.lora import LoraAdapter
+from deltaw.adapters import Parts, builder_of
 from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
 from deltaw.config import LoraConfig
@@ -19,6 +20,7 @@ from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
 from deltaw.optimizers import watch
 from deltaw.planning import Plan, base_modules, plan
+from deltaw.quant import storage_of
 from deltaw.root import AdaptedModel, authority_of, find_authority
 from deltaw.starting import initial_state
 from deltaw.state import State
@@ -83,6 +85,7 @@ def attach_state(model: nn.Module, state: State, name: str, trainable: bool) -> 
         problems,
         "use the base model that the adapter was trained on.",
     )
+    builder_of(state.config.method)
     rebinds = []
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
@@ -185,6 +188,7 @@ def _equip(
     if "adapter" not in layer._modules:
         layer.authority = authority
         layer.originals = {}
+        layer.storage = storage_of(layer)
         layer.adapter = nn.ModuleDict()
     modules = {fit.slot: _build(layer, fit, state.config, trainable, shared) for fit in slots}
     layer.adapter[name] = nn.ModuleDict(modules)
@@ -210,7 +214,10 @@ def _build(
     dtype = master_dtype(layer.frozen("weight"))
     A, B, bias = (None if t is None else own(t, dtype, device) for t in (fit.A, fit.B, fit.bias))
     assert A is not None and B is not None
-    adapter = LoraAdapter(A, B, fit.scale, config.lora_dropout, bias)
+    extra = {name: own(tensor, dtype, device) for name, tensor in fit.extra.items()}
+    matrix = functools.partial(layer.matrix, fit.slot)
+    parts = Parts(A, B, fit.scale, config.lora_dropout, bias, extra, matrix)
+    adapter = builder_of(config.method)(parts)
     return adapter.requires_grad_(trainable)
 
 
@@ -239,5 +246,6 @@ def _strip(layer: AdaptedLayer, path: str) -> None:
     del layer.adapter
     del layer.authority
     del layer.originals
+    del layer.storage
     unswap(layer)
     rebind()

@@ -43,8 +43,11 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
             outer, enabled = _outer(slot, enabled)
             A, B = layer.pack(adapter.lora_A.detach(), adapter.lora_B.detach())
             tensors[f"{outer}.lora_A"], tensors[f"{outer}.lora_B"] = A, B
-            if adapter.lora_B_bias is not None:
-                tensors[f"{outer}.lora_B_bias"] = adapter.lora_B_bias.detach()
+            tensors |= {
+                f"{outer}.{key}": tensor.detach()
+                for key, tensor in adapter.named_parameters()
+                if key not in ("lora_A", "lora_B")
+            }
         else:
             tensors[f"{slot}.trained"] = _trained(adapter)
     factored = isinstance(layer, FactoredConv) and kind == "conv"

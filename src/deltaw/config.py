@@ -40,6 +40,7 @@ class LoraConfig:
         task_type: PEFT's task name, such as `"SEQ_CLS"`; not used by deltaw itself.
         base_model_name_or_path: hub name or folder of the base model.
         revision: revision of the base model on the hub.
+        method: what the adapter does to W: a file of `deltaw/adapters`.
         enable_lora: pattern -> one flag per equal slice of a fused layer's output, as in
             `{"c_attn": [True, False, True]}`; only the slices marked are adapted.
 
@@ -65,6 +66,7 @@ class LoraConfig:
     task_type: str | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
+    method: str = "lora"
     enable_lora: Mapping[str, Sequence[bool]] | None = None
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Checking the state of an adapter against a model before anything is changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -9,10 +9,9 @@ from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometry_of
 from deltaw.layers.linear import slice_slot
 from deltaw.layers.module import TrainedModule
-from deltaw.planning import refusals
+from deltaw.planning import look, refusals
 from deltaw.select import nearest
 from deltaw.state import LayerState, State
-from deltaw.swap import seen_as
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Fit:
     B: Tensor | None = None
     bias: Tensor | None = None
     trained: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -34,9 +34,10 @@ class Fit:
             "lora_B_bias": self.bias,
             "trained": self.trained,
         }
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {**self.extra, **{n: tensor for n, tensor in named.items() if tensor is not None}}
 
 
+LORA = ("lora_A", "lora_B", "lora_B_bias", "trained")
 Fits = dict[str, tuple[type[AdaptedLayer], list[Fit]]]
 
 
@@ -81,7 +82,7 @@ def _low_rank(
     if isinstance(module, AdaptedLayer) and type(module).mixin not in (geometry, TrainedModule):
         problems.append(f"{path}: holds an adapter of another geometry, which cannot be mixed")
         return None
-    layer = seen_as(module, geometry)
+    layer = look(module, geometry)
     fits = []
     for slot in slots:
         A, B = state.tensors[f"{slot}.lora_A"], state.tensors[f"{slot}.lora_B"]
@@ -98,8 +99,14 @@ def _low_rank(
             problems.append(_misfit(f"{path} lora_B bias", bias, layer.shape(inner)[:1]))
         else:
             A, B = layer.unpack(A, B)
-            fits.append(Fit(inner, A, B, bias, scale=state.scale))
+            fits.append(Fit(inner, A, B, bias, extra=_extra(state, slot), scale=state.scale))
     return geometry, fits
+
+
+def _extra(state: LayerState, slot: str) -> dict[str, Tensor]:
+    """Return the tensors of a slot beside A, B and its bias, which a method brings."""
+    own = {key.removeprefix(f"{slot}."): tensor for key, tensor in state.tensors.items()}
+    return {n: t for n, t in own.items() if "." not in n and n not in LORA}
 
 
 def _slots(state: LayerState, tensor: str) -> list[str]:

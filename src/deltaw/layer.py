@@ -1,5 +1,6 @@
 """What an adapted layer must offer to the methods: one subclass per geometry in `layers/`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,22 @@ class Original:
     file: Path | None = None
 
 
+class Storage(ABC):
+    """How a weight is kept that is not a dense tensor: one subclass per file of `quant/`."""
+
+    @abstractmethod
+    def fits(self, layer: nn.Module) -> bool:
+        """Tell whether the weight of `layer` is stored in this way."""
+
+    @abstractmethod
+    def read(self, layer: nn.Module) -> Tensor:
+        """Return the weight as a dense tensor in the layer's own layout."""
+
+    @abstractmethod
+    def store(self, layer: nn.Module, W: Tensor) -> Mapping[str, Tensor]:
+        """Return the parameters and buffers of `layer` that hold W, by name."""
+
+
 class AdaptedLayer(Swapped, _Module):
     """Mixin put in front of a layer's own class.
 
@@ -45,6 +62,7 @@ class AdaptedLayer(Swapped, _Module):
     authority: Authority
     adapter: nn.ModuleDict
     originals: dict[str, Original]
+    storage: Storage | None = None
 
     @classmethod
     def fits(cls, layer: nn.Module, like: LayerState) -> bool:
@@ -156,6 +174,10 @@ class AdaptedLayer(Swapped, _Module):
         if isinstance(frozen, DTensor):
             return frozen
         return mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
+
+    def dense(self) -> Tensor:
+        """Return the frozen weight as a dense tensor in the layer's own layout."""
+        return self.frozen(WEIGHT) if self.storage is None else self.storage.read(self)
 
     def frozen(self, name: str) -> Tensor:
         """Return the base's own parameter or buffer, whatever is trained in its place."""

@@ -201,7 +201,12 @@ def _exact(
             }
             matrices, shift = _sums(layer, active)
             if matrices:
-                new[WEIGHT] = layer.fold(matrices)
+                folded = layer.fold(matrices)
+                new |= (
+                    {WEIGHT: folded}
+                    if layer.storage is None
+                    else layer.storage.store(layer, folded)
+                )
             if shift is not None:
                 new["bias"] = new["bias"].to(shift.dtype) + shift
     except MergeError as problem:

@@ -14,6 +14,7 @@ from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometries, geometry_of
 from deltaw.layers.linear import slice_slot
 from deltaw.patterns import pattern_values, within
+from deltaw.quant import storage_of
 from deltaw.select import Modules, Selection, select
 from deltaw.state import LayerState
 from deltaw.swap import origin_of, seen_as
@@ -153,7 +154,7 @@ def _targets(
             continue
         geometry = geometry_of(layers[path])
         assert geometry is not None
-        layer = seen_as(layers[path], geometry)
+        layer = look(layers[path], geometry)
         count = len(enabled)
         slots = tuple(slice_slot(i, count) for i, on in enumerate(enabled) if on) or (WEIGHT,)
         shapes = tuple(layer.shape(slot) for slot in slots)
@@ -169,6 +170,13 @@ def _targets(
             like.enabled,
             sum(r * (out + into) for out, into in shapes) + bias,
         )
+
+
+def look(module: nn.Module, geometry: type[AdaptedLayer]) -> AdaptedLayer:
+    """Return `module` as it would be seen if it were adapted, without adapting it."""
+    layer = seen_as(module, geometry)
+    layer.storage = storage_of(module)
+    return layer
 
 
 def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> list[str]:
@@ -188,7 +196,7 @@ def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> li
     if enabled and geometry.kind not in ("linear", "conv1d"):
         reasons.append("enable_lora is for linear layers")
     elif enabled and not reasons:
-        out, _ = seen_as(layer, geometry).shape(WEIGHT)
+        out, _ = look(layer, geometry).shape(WEIGHT)
         if out % len(enabled):
             reasons.append(f"its output of {out} does not divide into {len(enabled)} slices")
     return reasons

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from deltaw.inits import Site, start_of
 from deltaw.layers import geometry_of
-from deltaw.planning import Plan, Target, base_modules
+from deltaw.planning import Plan, Target, base_modules, look
 from deltaw.state import LayerState, State
-from deltaw.swap import seen_as
 
 
 def initial_state(model: nn.Module, plan: Plan, generator: torch.Generator | None = None) -> State:
@@ -38,7 +37,7 @@ def _low_rank(
 ) -> LayerState:
     geometry = geometry_of(module)
     assert geometry is not None
-    layer = seen_as(module, geometry)
+    layer = look(module, geometry)
     begin = start_of(plan.config.init_lora_weights)
     meta = layer.frozen("weight").is_meta and "_hf_hook" not in vars(module)
     tensors: dict[str, Tensor] = {}

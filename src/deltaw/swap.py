@@ -88,10 +88,13 @@ def swap(module: nn.Module, mixin: type[Swapped], overridden: tuple[str, ...] = 
 
 
 def seen_as(module: nn.Module, mixin: type[Kind]) -> Kind:
-    """Return a second object with the contents of `module` and the class it would be swapped to."""
+    """Return a second object with the contents of `module` and the class it would be swapped to.
+
+    Its parameters are those of `module`; attributes set on it are its own.
+    """
     kind = swapped_class(mixin, origin_of(module), ())
     probe = kind.__new__(kind)
-    object.__setattr__(probe, "__dict__", vars(module))
+    object.__setattr__(probe, "__dict__", dict(vars(module)))
     return cast(Kind, probe)
 
 

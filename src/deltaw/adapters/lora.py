@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from deltaw.adapter import Adapter
+from deltaw.adapters import Parts
 
 if TYPE_CHECKING:
     from deltaw.layer import AdaptedLayer
+
+
+def build(parts: Parts) -> "LoraAdapter":
+    """Return the LoRA adapter of one slot."""
+    return LoraAdapter(parts.A, parts.B, parts.scale, parts.dropout, parts.bias)
 
 
 class LoraAdapter(Adapter):

@@ -1,7 +1,6 @@
 """Where an adapter starts: one file per initialisation, each with a function `start`."""
 
 import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deltaw.errors import ConfigError
+from deltaw.folder import files_in
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,4 @@ def start_of(name: bool | str) -> Start:
 
 def names() -> list[str]:
     """Return the names of the initialisations, each one a file of this folder."""
-    found = (file.name for file in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    return list(files_in(__name__))

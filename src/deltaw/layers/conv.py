@@ -36,30 +36,30 @@ class Conv(AdaptedLayer, _Conv):
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in/groups · kernel)."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         return W.shape[0], W[0].numel()
 
     def matrix(self, slot: str) -> Tensor:
         """Return W as (out, in/groups · kernel)."""
-        return self.frozen(WEIGHT).flatten(1)
+        return self.dense().flatten(1)
 
     def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
         """Return the matrix in the shape of W."""
-        return matrices[WEIGHT].view(self.frozen(WEIGHT).shape)
+        return matrices[WEIGHT].view(self.dense().shape)
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M in the shape of W."""
-        return self.convolve(x, M.to(x.dtype).view(self.frozen(WEIGHT).shape))
+        return self.convolve(x, M.to(x.dtype).view(self.dense().shape))
 
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
         """Convolve with A in each group, then mix the r channels of each with its rows of B."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         kernels = A.to(x.dtype).view(-1, *W.shape[1:]).repeat(self.groups, *[1] * (W.dim() - 1))
         return mix(self.convolve(x, kernels) * scale, B.to(x.dtype), self.groups, W.dim())
 
     def per_output(self, v: Tensor, slot: str) -> Tensor:
         """Return v with one trailing axis per spatial axis."""
-        return v.view(-1, *[1] * (self.frozen(WEIGHT).dim() - 2))
+        return v.view(-1, *[1] * (self.dense().dim() - 2))
 
     def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
         """Convolve as the layer does, padding mode included, without bias."""
@@ -68,12 +68,12 @@ class Conv(AdaptedLayer, _Conv):
 
     def packed_shapes(self, slot: str, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (r, in/groups, *kernel) and (out, r)."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         return (r, *W.shape[1:]), (W.shape[0], r)
 
     def pack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """Give A the shape (r, in/groups, *kernel)."""
-        return A.view(-1, *self.frozen(WEIGHT).shape[1:]), B
+        return A.view(-1, *self.dense().shape[1:]), B
 
     def unpack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten A to (r, in/groups · kernel)."""

@@ -4,7 +4,6 @@ import sys
 
 from torch import Tensor, nn
 
-from deltaw.layer import WEIGHT
 from deltaw.layers.linear import Linear
 from deltaw.state import LayerState
 
@@ -23,7 +22,7 @@ class Conv1D(Linear):
 
     def whole(self) -> Tensor:
         """Return W (out, in) of the whole layer."""
-        return self.frozen(WEIGHT).T
+        return self.dense().T
 
     def fold_whole(self, W: Tensor) -> Tensor:
         """Return W (out, in) as the layer stores it, (in, out)."""

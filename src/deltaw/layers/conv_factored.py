@@ -6,7 +6,6 @@ and three-dimensional classes fail on their shapes, and the exponents here are w
 
 from torch import Tensor, nn
 
-from deltaw.layer import WEIGHT
 from deltaw.layers.conv import CONVOLUTIONS, Conv, factored
 from deltaw.state import LayerState
 
@@ -33,7 +32,7 @@ class FactoredConv(Conv):
 
     def matrix(self, slot: str) -> Tensor:
         """Return W reshaped."""
-        return self.frozen(WEIGHT).reshape(self.shape(slot))
+        return self.dense().reshape(self.shape(slot))
 
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
         """Convolve with scale B A, which has no cheaper form in this shape."""

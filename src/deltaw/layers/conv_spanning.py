@@ -27,18 +27,18 @@ class SpanningConv(Conv):
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in · kernel)."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         return W.shape[0], W[0].numel() * self.groups
 
     def matrix(self, slot: str) -> Tensor:
         """Return W spread out over the input channels of all groups."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         mask = same_group(self.groups, self.shape(slot), W.device)
         return torch.where(mask, W.flatten(1).repeat(1, self.groups), 0)
 
     def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
         """Return W from its groups; raise where anything lies between them."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         M = matrices[WEIGHT]
         mask = same_group(self.groups, (M.shape[0], M.shape[1]), M.device)
         if M.masked_fill(mask, 0).any():
@@ -49,11 +49,11 @@ class SpanningConv(Conv):
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M over all input channels."""
-        return self.convolve(x, M.to(x.dtype).view(M.shape[0], -1, *self.frozen(WEIGHT).shape[2:]))
+        return self.convolve(x, M.to(x.dtype).view(M.shape[0], -1, *self.dense().shape[2:]))
 
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
         """Convolve with A over all channels; each group then sees its own part of the R."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         S = self.convolve(x, A.to(x.dtype).view(A.shape[0], -1, *W.shape[2:]))
         return mix(S * scale, self.compact(B).to(x.dtype), self.groups, W.dim())
 
@@ -67,12 +67,12 @@ class SpanningConv(Conv):
 
     def packed_shapes(self, slot: str, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (R, in, *kernel) and (out, R/groups)."""
-        W = self.frozen(WEIGHT)
+        W = self.dense()
         return (r, W.shape[1] * self.groups, *W.shape[2:]), (W.shape[0], r // self.groups)
 
     def pack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """Give A the shape (R, in, *kernel) and B (out, R/groups)."""
-        return A.view(A.shape[0], -1, *self.frozen(WEIGHT).shape[2:]), self.compact(B)
+        return A.view(A.shape[0], -1, *self.dense().shape[2:]), self.compact(B)
 
     def unpack(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten A, and spread the rows of B (out, R/groups) over the R channels of A."""

@@ -44,16 +44,16 @@ class Embedding(AdaptedLayer, _Embedding):
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (width, vocabulary)."""
-        vocabulary, width = self.frozen(WEIGHT).shape
+        vocabulary, width = self.dense().shape
         return width, vocabulary
 
     def matrix(self, slot: str) -> Tensor:
         """Return the table as (width, vocabulary)."""
-        return self.frozen(WEIGHT).T
+        return self.dense().T
 
     def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
         """Return the table with its padding row as it was."""
-        table = self.frozen(WEIGHT)
+        table = self.dense()
         folded = matrices[WEIGHT].T.contiguous()
         if self.padding_idx is not None:
             folded[self.padding_idx] = table[self.padding_idx].to(folded.dtype)
@@ -65,7 +65,7 @@ class Embedding(AdaptedLayer, _Embedding):
 
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
         """Return B times the columns x of A."""
-        dtype = self.frozen(WEIGHT).dtype
+        dtype = self.dense().dtype
         return self.scaled(F.linear(self.look_up(x, A).to(dtype) * scale, B.to(dtype)))
 
     def look_up(self, x: Tensor, M: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Linear(AdaptedLayer):
 
     def whole(self) -> Tensor:
         """Return W (out, in) of the whole layer."""
-        return self.frozen(WEIGHT)
+        return self.dense()
 
     def fold_whole(self, W: Tensor) -> Tensor:
         """Return W (out, in) in the layout of the layer's weight."""

@@ -16,6 +16,11 @@ from deltaw.train.trainer import ExactCheckpoints
 LOGS = 100
 """Losses logged over a whole run, at most every step."""
 
+_FIELDS = TrainingArguments.__dataclass_fields__
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in _NAMES if name in _FIELDS)
+"""What this release of transformers calls it; the second name is the older one."""
+
 
 class TextTrainer(ExactCheckpoints):
     """A Trainer for sequence classification and regression by a recipe."""
@@ -123,7 +128,7 @@ def arguments(
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.bf16,
-        activation_checkpointing=recipe.gradient_checkpointing,
+        use_cpu=recipe.bf16 and not torch.cuda.is_available(),  # else bf16 is refused on a CPU
         seed=recipe.seed,
         eval_strategy="steps" if metric else "no",
         eval_steps=every,
@@ -140,6 +145,7 @@ def arguments(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
+        **{CHECKPOINTING: recipe.gradient_checkpointing},
     )
     args._n_gpu = min(1, args.n_gpu)  # DataParallel would run adapters on copies of the model
     return args

@@ -39,6 +39,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock and, in a terminal, the bar."""
@@ -52,6 +53,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
                 TextColumn("loss {task.fields[loss]:.3f}"),
                 TextColumn("{task.fields[rate]:.0f} examples/s"),
                 TimeRemainingColumn(compact=True),
+                TextColumn("left"),
                 console=terminal,
             )
             self._task = self._bar.add_task(

@@ -54,13 +54,13 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     per_step = recipe.batch_size * recipe.gradient_accumulation
     console.field(
         "steps",
-        f"{job.steps:,} of {per_step} rows, {job.epochs.value:g} epochs ({job.epochs.origin}); "
-        f"evaluated every {job.every}",
+        f"{job.steps:,} of {per_step} rows, evaluated every {job.every}; "
+        f"{job.epochs.value:g} epochs ({job.epochs.origin})",
     )
     warmup = round(recipe.warmup * job.steps)
     console.field(
         "rate",
-        f"{job.rate.value:g}, {recipe.scheduler} after {warmup} warm-up steps ({job.rate.origin})",
+        f"{job.rate.value:g}, {recipe.scheduler} after {warmup} warm-up steps\n({job.rate.origin})",
     )
     unusual = advice(recipe, len(job.train), job.rate.value, job.usual_rate)
     for line in [*job.warnings, *unusual]:

@@ -70,7 +70,7 @@ def train(
 def _show_only(recipe: Recipe, path: Path, console: Console, interrupt: Interrupt) -> None:
     job = prepare(recipe, console)
     with TemporaryDirectory() as scratch:
-        trainer = make_trainer(job, Path(scratch), console, interrupt)
+        trainer = make_trainer(job, Path(scratch), interrupt, make_progress(job, console))
         where = f"{printable(str(path), 300)} (not written: dry run)"
         show_job(console, job, where, verify(trainer))
     values = job.recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
@@ -86,7 +86,8 @@ class _Run:
         self.folder = folder
         self.console = console
         self.interrupt = interrupt
-        self.trainer = make_trainer(job, folder.path, console, interrupt)
+        self.progress = make_progress(job, console)
+        self.trainer = make_trainer(job, folder.path, interrupt, self.progress)
         self.best_validation: float | None = None
 
     def finish(self) -> None:
@@ -142,7 +143,8 @@ class _Run:
         if newest is None or not is_done(_state(newest), self.job.steps, patience):
             transformers.set_seed(self.job.recipe.seed)
             self.interrupt.waiting = True
-            self.trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+            with self.progress:
+                self.trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
             self.interrupt.waiting = False
             if self.interrupt.number is not None:
                 raise Stopped(
@@ -218,7 +220,9 @@ class _Run:
         )
 
 
-def make_trainer(job: Job, folder: Path, console: Console, interrupt: Interrupt) -> TextTrainer:
+def make_trainer(
+    job: Job, folder: Path, interrupt: Interrupt, progress: ProgressBar
+) -> TextTrainer:
     """Return the Trainer of a job, its optimiser built."""
     recipe = job.recipe
     task = job.data.schema.task
@@ -240,13 +244,19 @@ def make_trainer(job: Job, folder: Path, console: Console, interrupt: Interrupt)
         compute_metrics=metrics,
         callbacks=[
             Flow(interrupt, recipe.early_stopping),
-            ProgressBar(console, recipe.batch_size * recipe.gradient_accumulation, job.metric),
+            progress,
         ],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.recipe = recipe
     trainer.create_optimizer()
     return trainer
+
+
+def make_progress(job: Job, console: Console) -> ProgressBar:
+    """Return what shows the progress of a job."""
+    recipe = job.recipe
+    return ProgressBar(console, recipe.batch_size * recipe.gradient_accumulation, job.metric)
 
 
 def verify(trainer: TextTrainer) -> str:
