@@ -44,13 +44,15 @@ def load(
         StateError: if the name is taken and `swap` is False, or the adapters are merged.
     """
     path = Path(path)
-    state = (format_of(format) if format else sniff(path)).read(path)
     authority = find_authority(model)
     exists = authority is not None and name in authority.configs
     if swap and not exists:
         raise StateError(f"There is no adapter {name!r} to swap. Fix: load without swap.")
+    if authority is not None and swap:
+        authority.require_unmerged("swap an adapter")
     if not swap:
         check_attachable(model, name)
+    state = (format_of(format) if format else sniff(path)).read(path)
     _, problems = fit(base_modules(model), state)
     headline = f"The adapter {path} does not fit {type(model).__name__}:"
     fix = "use the base model that the adapter was trained on"

@@ -47,7 +47,7 @@ def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | N
             for path, adapter in found.items()
             if path in ran
             for name, p in adapter.named_parameters()
-            if p.requires_grad and (p.grad is None or not p.grad.any())
+            if p.requires_grad and _untrained(adapter, p)
         ]
         model.eval()
         ran = _ran(model, found, batch, train=False)
@@ -65,6 +65,15 @@ def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | N
         "take such layers out of target_modules; something reads past their forward. For "
         "reentrant checkpointing call model.enable_input_require_grads().",
     )
+
+
+def _untrained(adapter: Adapter, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter got no gradient; exact zeros are sound for a copy alone.
+
+    A bias before a normalisation and that of attention keys have none by mathematics.
+    """
+    gradient = parameter.grad
+    return gradient is None or not (adapter.replaces or gradient.any())
 
 
 def _active(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
