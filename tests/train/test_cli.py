@@ -46,7 +46,7 @@ def test_dry_run_shows_receipt_and_recipe_and_writes_nothing(
         "0.0% of the rows truncated",
         "13 x linear at r=8 (query, key, value, dense) and 1 x trained in full (classifier)",
         "verify    passed",
-        "8 of 16 rows, 2 epochs (as asked)",
+        "8 of 16 rows, evaluated every 1; 2 epochs (as asked)",
         "LoRA Without Regret",
         "learning_rate: ",
         "epochs: 2",

@@ -16,6 +16,7 @@ import deltaw
 from deltaw.errors import DataError, DeltawError, RunError
 from deltaw.train import run as job
 from deltaw.train import staging
+from deltaw.train.loop import CHECKPOINTING, arguments
 from deltaw.train.opened import open_run
 from deltaw.train.prepare import read
 from deltaw.train.recipe import parse
@@ -255,6 +256,24 @@ def test_a_loss_that_is_no_number_stops_the_run(
         Path(values["output"]) / "checkpoint-2" / "trained.safetensors"
     )
     assert all(t.isfinite().all() and t.dtype == torch.float32 for t in kept.values())
+
+
+@pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
+def test_settings_of_the_trainer_are_handed_on(values: dict[str, Any], setting: str) -> None:
+    args = arguments(
+        parse(values | {setting: True}),
+        Path(values["output"]),
+        steps=1,
+        every=1,
+        rate=1e-3,
+        metric=None,
+    )
+    assert getattr(args, CHECKPOINTING if setting == "gradient_checkpointing" else setting) is True
+    plain = start(values, validation_share=0)
+    other = start(values | {setting: True}, output=values["output"] + "2", validation_share=0)
+    losses = [[e["loss"] for e in events(run) if "loss" in e] for run in (plain, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-2 if setting == "bf16" else 1e-5)
+    assert (losses[0] == losses[1]) == (setting != "bf16")
 
 
 def test_early_stopping_ends_before_the_last_step(values: dict[str, Any]) -> None:
