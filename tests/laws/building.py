@@ -64,6 +64,7 @@ def config(setting: Setting) -> deltaw.LoraConfig:
         modules_to_save=saved,
         init_lora_weights=setting.init,
         lora_bias=setting.lora_bias,
+        method=setting.method,
         enable_lora={"layer": case.enabled} if case.enabled else None,
     )
 

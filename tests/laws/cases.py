@@ -211,7 +211,12 @@ CASES = (
     _linear("linear", lambda: nn.Linear(5, 7)),
     _linear("linear-without-bias", lambda: Named(5, 7, bias=False)),
     Case(
-        "gpt2", "conv1d", lambda: Conv1D(7, 5), (2, 3, 5), oracle.transposed_delta, oracle.transposed
+        "gpt2",
+        "conv1d",
+        lambda: Conv1D(7, 5),
+        (2, 3, 5),
+        oracle.transposed_delta,
+        oracle.transposed,
     ),
     _fused("fused-101", True, False, True),
     _fused("fused-01", False, True),
@@ -266,10 +271,12 @@ CASES = (
         lambda: nn.LayerNorm(5),
         (2, 3, 5),
         lambda layer, tensors, scale: torch.zeros(5, dtype=torch.float64),
-        lambda layer, x, W, b: (x - x.mean(-1, keepdim=True))
-        / (x.var(-1, correction=0, keepdim=True) + layer.eps).sqrt()
-        * W
-        + b,
+        lambda layer, x, W, b: (
+            (x - x.mean(-1, keepdim=True))
+            / (x.var(-1, correction=0, keepdim=True) + layer.eps).sqrt()
+            * W
+            + b
+        ),
         form="module",
     ),
 )

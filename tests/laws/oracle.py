@@ -124,17 +124,13 @@ def _convolve(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None, groups: 
         before, after = _padding(layer, axis, k)
         x = _pad(x, axis + 2, before, after, layer.padding_mode)
     reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, kernel, strict=True)]
-    sizes = [
-        (n - r) // s + 1 for n, r, s in zip(x.shape[2:], reach, layer.stride, strict=True)
-    ]
+    sizes = [(n - r) // s + 1 for n, r, s in zip(x.shape[2:], reach, layer.stride, strict=True)]
     y = x.new_zeros(x.shape[0], W.shape[0], *sizes)
     for offset in itertools.product(*map(range, kernel)):
         window = x
         for axis, (o, n) in enumerate(zip(offset, sizes, strict=True)):
             start = o * layer.dilation[axis]
-            window = window.index_select(
-                axis + 2, torch.arange(n) * layer.stride[axis] + start
-            )
+            window = window.index_select(axis + 2, torch.arange(n) * layer.stride[axis] + start)
         parts = window.reshape(x.shape[0], groups, -1, math.prod(sizes))
         weight = W[(slice(None), slice(None), *offset)].reshape(groups, -1, W.shape[1])
         y = y + torch.einsum("ngcp,goc->ngop", parts, weight).reshape(y.shape)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import nn
 
-from deltaw.inits import names
+from deltaw import adapters, inits
 from laws.cases import BY_NAME, CASES, Case
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -28,6 +28,7 @@ class Setting:
     lora_bias: bool = False
     head: bool = False
     init: bool | str = True
+    method: str = "lora"
 
     def __str__(self) -> str:
         marks = [
@@ -39,6 +40,7 @@ class Setting:
             "lora_bias" * self.lora_bias,
             "head" * self.head,
             str(self.init) * (self.init is not True),
+            self.method * (self.method != "lora"),
         ]
         return "-".join([self.case.name, *filter(None, marks)])
 
@@ -75,6 +77,7 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
         "lora_bias": (False,),
         "head": (False,),
         "init": (True,),
+        "method": ("lora",),
     }
     if case.form != "module":
         plain |= {"rank": ((3, 5.0), (1, 7.0)), "rslora": (False, True), "dropout": (0.0, 0.25)}
@@ -83,7 +86,7 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
     if case.form in ("config", "module"):
         plain |= {"bias": ("none", "all", "lora_only"), "head": (False, True)}
     if case.form == "config":
-        plain |= {"init": tuple(names())}
+        plain |= {"init": tuple(inits.names()), "method": tuple(adapters.names())}
     if case.form == "config" and not isinstance(case.layer(), nn.Embedding):
         plain |= {"lora_bias": (False, True)}
     return plain

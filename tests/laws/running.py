@@ -32,6 +32,6 @@ def whole_product(case: Case, law: Callable[[Setting], None], keep: Keep = alway
         if keep(setting):
             try:
                 law(setting)
-            except Exception as problem:  # noqa: BLE001
+            except Exception as problem:
                 broken.append(f"{setting}: {type(problem).__name__} {str(problem)[:200]}")
     assert broken == []

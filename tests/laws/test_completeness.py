@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from deltaw.inits import names
+from deltaw import adapters, inits
 from laws.cases import CASES, FILES
 from laws.product import domains, everything, pairwise
 
@@ -13,8 +13,9 @@ def test_every_layer_file_has_a_case() -> None:
     assert {case.file for case in CASES} == FILES
 
 
-def test_every_start_is_in_the_product() -> None:
-    assert {row.init for row in pairwise()} >= set(names())
+def test_every_start_and_method_is_in_the_product() -> None:
+    assert {row.init for row in pairwise()} >= set(inits.names())
+    assert {row.method for row in pairwise()} >= set(adapters.names())
 
 
 def test_names_are_unique() -> None:

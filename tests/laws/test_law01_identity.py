@@ -70,9 +70,9 @@ def test_identity_for_drawn_shapes(kind, out, into, r, dtype, init) -> None:
 
 def start_is_the_seeds_alone(setting: Setting) -> None:
     """The same seed gives the same adapter whatever else ran, in any dtype of the base."""
+    torch.manual_seed(1)
     first = adapt(base(setting), setting, seed=9)
-    torch.manual_seed(123)
-    torch.randn(7)
+    torch.manual_seed(2)
     second = adapt(base(setting, seed=2), setting, seed=9)
     other = adapt(base(setting), setting, seed=10)
     pairs = [

@@ -64,7 +64,7 @@ def merged_weight_is_rounded_once(setting: Setting) -> None:
     state = deltaw.capture(model).layers["layer"].tensors
     tensors = {k: t.double() for k, t in state.items()}
     W = model.layer.frozen("weight").detach().double()
-    delta = setting.case.delta(model.layer, tensors, 3 / r) if "module" != setting.case.form else 0
+    delta = setting.case.delta(model.layer, tensors, 3 / r) if setting.case.form != "module" else 0
     W = tensors.get("weight.trained", W)
     wide = torch.promote_types(torch.float32, setting.dtype)
     expected = (W + delta).to(wide).to(setting.dtype)

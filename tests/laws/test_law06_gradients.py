@@ -51,7 +51,9 @@ def wanted(setting: Setting) -> set[str]:
 def exactly_the_wanted_train(setting: Setting) -> None:
     """By name; each gets a gradient that is not zero, and nothing else gets one."""
     model = adapted(setting).train()
-    requires = {n.replace(".adapter.default", "") for n, p in model.named_parameters() if p.requires_grad}
+    requires = {
+        n.replace(".adapter.default", "") for n, p in model.named_parameters() if p.requires_grad
+    }
     assert requires == wanted(setting)
     loss(model, setting).backward()
     for name, parameter in model.named_parameters():
@@ -71,7 +73,9 @@ def untrainable_when_asked(setting: Setting) -> None:
     other = base(setting)
     deltaw.attach(other, deltaw.capture(model), trainable=False)
     assert not any(p.requires_grad for p in other.parameters())
-    assert same_bits(model(setting.case.x(setting.dtype)).detach(), other(setting.case.x(setting.dtype)))
+    assert same_bits(
+        model(setting.case.x(setting.dtype)).detach(), other(setting.case.x(setting.dtype))
+    )
 
 
 @over_pairs()
@@ -119,7 +123,9 @@ def values(model: nn.Module, name: str) -> list[Tensor]:
 
 @over_cases()
 def test_idle_adapters_stay(case) -> None:
-    idle_adapters_stay(Setting(case, head=case.form == "config", bias="all" if case.form == "config" else "none"))
+    idle_adapters_stay(
+        Setting(case, head=case.form == "config", bias="all" if case.form == "config" else "none")
+    )
 
 
 def test_adapters_in_a_sum_all_move() -> None:
@@ -130,9 +136,7 @@ def test_adapters_in_a_sum_all_move() -> None:
     deltaw.activate(model, {"a": 0.5, "c": 2.0})
     before = {name: values(model, name) for name in "abc"}
     train(model, s)
-    moved = {
-        name: not all(map(same_bits, before[name], values(model, name))) for name in "abc"
-    }
+    moved = {name: not all(map(same_bits, before[name], values(model, name))) for name in "abc"}
     assert moved == {"a": True, "b": False, "c": True}
 
 

@@ -28,7 +28,12 @@ def output_has_the_bases_dtype(setting: Setting) -> None:
         assert model(x).dtype == expected == setting.dtype
         assert model.train()(x).dtype == expected
         model.eval()
-    assert {p.dtype for name in ("default", "second") for a in parts(model, name) for p in a.parameters()} == {wide}
+    assert {
+        p.dtype
+        for name in ("default", "second")
+        for a in parts(model, name)
+        for p in a.parameters()
+    } == {wide}
 
 
 def branch_computes_in(setting: Setting, autocast: torch.dtype | None) -> set[torch.dtype]:

@@ -202,7 +202,9 @@ def test_a_damaged_file(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.xfail(reason="what is missing is told before what misfits the model")
 def test_a_file_damaged_in_both_ways(tmp_path: Path) -> None:
-    saved_stack(tmp_path, lambda tensors: (lose(tensors), tensors.pop(PREFIX + "gpt2.lora_B.weight")))
+    saved_stack(
+        tmp_path, lambda tensors: (lose(tensors), tensors.pop(PREFIX + "gpt2.lora_B.weight"))
+    )
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
     misfit(tensors)
@@ -401,6 +403,8 @@ def test_an_optimizer_built_before_attach() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     adapt(model, s)
     x = s.case.x(s.dtype)
-    refused(model, StateError, lambda: deltaw.verify(model, x, optimizer=optimizer), "before attach")
+    refused(
+        model, StateError, lambda: deltaw.verify(model, x, optimizer=optimizer), "before attach"
+    )
     model(x).sum().backward()
     refused(model, StateError, optimizer.step, "Fix: build it after")

@@ -1,0 +1,702 @@
+"""Named ways to get an adapter wrong: each a small patch of the core, and the law that must see it.
+
+A mutant names the quick check of its law that fails with it and passes without.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import deltaw.attaching
+import deltaw.capturing
+import deltaw.fingerprint
+import deltaw.inits.kaiming
+import deltaw.merging
+import deltaw.starting
+import deltaw.verifying
+from deltaw.adapter import Adapter
+from deltaw.adapters.lora import LoraAdapter
+from deltaw.adapters.replace import ReplaceAdapter
+from deltaw.authority import Authority
+from deltaw.config import LoraConfig
+from deltaw.layer import AdaptedLayer
+from deltaw.layers import linear
+from deltaw.layers.conv import Conv
+from deltaw.layers.conv_spanning import SpanningConv
+from deltaw.layers.embedding import Embedding
+from deltaw.layers.linear import Linear
+from deltaw.state import LayerState
+from laws import (
+    test_law01_identity as law01,
+)
+from laws import (
+    test_law02_base as law02,
+)
+from laws import (
+    test_law03_oracle as law03,
+)
+from laws import (
+    test_law04_merge as law04,
+)
+from laws import (
+    test_law05_copies as law05,
+)
+from laws import (
+    test_law06_gradients as law06,
+)
+from laws import (
+    test_law07_dtypes as law07,
+)
+from laws import (
+    test_law08_compile as law08,
+)
+from laws import (
+    test_law09_parallel as law09,
+)
+from laws import (
+    test_law10_refusals as law10,
+)
+from laws import (
+    test_law11_freshness as law11,
+)
+from laws.cases import BY_NAME
+from laws.product import setting
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong core, and the check of the law that must fail with it."""
+
+    name: str
+    law: int
+    check: Callable[[], object]
+    apply: Callable[[Patch], None]
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(
+    name: str, law: int, check: Callable[[], object]
+) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    """Enter the patch below under a name."""
+
+    def enter(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        MUTANTS.append(Mutant(name, law, check, apply))
+        return apply
+
+    return enter
+
+
+def in_folder(check: Callable[[Path], object]) -> None:
+    """Run a check that writes files."""
+    with tempfile.TemporaryDirectory() as folder:
+        check(Path(folder))
+
+
+def forward(name: str, **values: object) -> Callable[[], object]:
+    """Law 3 on one setting in float64."""
+    return lambda: law03.forward_is_the_oracles(
+        setting(name, dtype=torch.float64, **values), training=bool(values.get("dropout"))
+    )
+
+
+@contextmanager
+def set_for_a_while(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Another value of an attribute within a block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+# Law 1
+
+
+@mutant("B starts at random", 1, lambda: law01.attaching_changes_no_output(setting("linear")))
+def _(patch: Patch) -> None:
+    def start(site: Any) -> tuple[Tensor, Tensor]:
+        out, into = site.shape
+        return torch.randn(site.r, into), torch.randn(out, site.r) * 1e-3
+
+    patch.setattr(deltaw.inits.kaiming, "start", start)
+
+
+@mutant("the seed is ignored", 1, lambda: law01.start_is_the_seeds_alone(setting("gpt2-fused-101")))
+def _(patch: Patch) -> None:
+    real = deltaw.attaching.initial_state
+    patch.setattr(
+        deltaw.attaching, "initial_state", lambda model, plan, generator: real(model, plan)
+    )
+
+
+# Law 2
+
+
+@mutant(
+    "the trained bias is the base's own",
+    2,
+    lambda: law02.base_never_changes(setting("linear", bias="all")),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(
+        deltaw.attaching, "own", lambda t, dtype, device: t.detach().to(device=device, dtype=dtype)
+    )
+
+
+@mutant(
+    "the running mean of the base moves",
+    2,
+    lambda: law02.base_never_changes(setting("linear", head=True)),
+)
+def _(patch: Patch) -> None:
+    real = deltaw.starting._own_tensors
+    patch.setattr(
+        deltaw.starting,
+        "_own_tensors",
+        lambda module: ((n, t) for n, t in real(module) if isinstance(t, nn.Parameter)),
+    )
+
+
+@mutant("detach leaves the class", 2, lambda: law02.base_never_changes(setting("linear")))
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.attaching, "unswap", lambda module: None)
+
+
+@mutant("detach leaves the base frozen", 2, lambda: law02.base_never_changes(setting("linear")))
+def _(patch: Patch) -> None:
+    real = deltaw.attaching._freeze
+
+    def freeze(model: nn.Module, layers: Any, authority: Authority) -> None:
+        real(model, layers, authority)
+        authority.thawed.clear()
+
+    patch.setattr(deltaw.attaching, "_freeze", freeze)
+
+
+# Law 3
+
+
+@mutant("no scale", 3, forward("linear"))
+def _(patch: Patch) -> None:
+    rescaled(patch, lambda scale: 1.0)
+
+
+@mutant("the scale twice", 3, forward("conv2d"))
+def _(patch: Patch) -> None:
+    rescaled(patch, lambda scale: scale * scale)
+
+
+def rescaled(patch: Patch, change: Callable[[float], float]) -> None:
+    """Give every adapter another scale."""
+    real = LoraAdapter.__init__
+
+    def init(self: LoraAdapter, A: Tensor, B: Tensor, scale: float, *rest: Any) -> None:
+        real(self, A, B, change(scale), *rest)
+
+    patch.setattr(LoraAdapter, "__init__", init)
+
+
+@mutant("rsLoRA without the root", 3, forward("linear", rslora=True))
+def _(patch: Patch) -> None:
+    patch.setattr(LoraConfig, "scale", lambda self, r, alpha: alpha / r)
+
+
+@mutant("A transposed", 3, forward("linear"))
+def _(patch: Patch) -> None:
+    real = Linear.low_rank
+
+    def low_rank(self: Linear, x: Tensor, A: Tensor, *rest: Any) -> Tensor:
+        return real(self, x, A.flatten().view(A.shape[1], A.shape[0]).T, *rest)
+
+    patch.setattr(Linear, "low_rank", low_rank)
+
+
+@mutant("slice off by one", 3, forward("fused-101"))
+def _(patch: Patch) -> None:
+    real = linear.span
+
+    def span(slot: str, rows: int) -> tuple[int, int]:
+        start, stop = real(slot, rows)
+        return (start, stop) if start == 0 else (start - 1, stop - 1)
+
+    patch.setattr(linear, "span", span)
+
+
+@mutant("the first slice only", 3, forward("fused-101"))
+def _(patch: Patch) -> None:
+    real = AdaptedLayer.contributors
+    patch.setattr(AdaptedLayer, "contributors", lambda self: iter(list(real(self))[:1]))
+
+
+@mutant("dropout into the base", 3, forward("linear", dropout=0.25))
+def _(patch: Patch) -> None:
+    real = AdaptedLayer.base
+
+    def base(self: AdaptedLayer, x: Tensor) -> Tensor:
+        return real(self, F.dropout(x, 0.25, self.training))
+
+    patch.setattr(AdaptedLayer, "base", base)
+    patch.setattr(Adapter, "drop", lambda self, x: x)
+
+
+@mutant("dropout in evaluation", 3, lambda: forward_in_evaluation())
+def _(patch: Patch) -> None:
+    patch.setattr(Adapter, "drop", lambda self, x: F.dropout(x, self.dropout))
+
+
+def forward_in_evaluation() -> None:
+    """Law 3 with a dropout that is not to be applied."""
+    law03.forward_is_the_oracles(setting("linear", dtype=torch.float64, dropout=0.25))
+
+
+@mutant("dilation ignored", 3, forward("conv1d-stride-dilation"))
+def _(patch: Patch) -> None:
+    ignoring(patch, Conv, dilation=(1,), padding=(1,))
+
+
+@mutant("padding mode ignored in a spanning convolution", 3, forward("spanning-conv2d"))
+def _(patch: Patch) -> None:
+    ignoring(patch, SpanningConv, padding_mode="zeros")
+
+
+@mutant("padding mode ignored", 3, forward("conv2d-depthwise"))
+def _(patch: Patch) -> None:
+    ignoring(patch, Conv, padding_mode="zeros")
+
+
+def ignoring(patch: Patch, geometry: type[Conv], **values: object) -> None:
+    """Convolve the adapter's part with other settings than the layer's."""
+    real = geometry.convolve
+
+    def convolve(self: Conv, x: Tensor, kernels: Tensor) -> Tensor:
+        with ExitStack() as stack:
+            for name, value in values.items():
+                stack.enter_context(set_for_a_while(self, name, value))
+            return real(self, x, kernels)
+
+    patch.setattr(geometry, "convolve", convolve)
+
+
+@mutant("groups share one part of B", 3, forward("conv2d-groups"))
+def _(patch: Patch) -> None:
+    real = Conv.low_rank
+
+    def low_rank(self: Conv, x: Tensor, A: Tensor, B: Tensor, *rest: Any) -> Tensor:
+        first = B[: B.shape[0] // self.groups]
+        return real(self, x, A, first.repeat(self.groups, 1), *rest)
+
+    patch.setattr(Conv, "low_rank", low_rank)
+
+
+@mutant("groups of a spanning convolution mixed up", 3, forward("spanning-conv2d"))
+def _(patch: Patch) -> None:
+    real = SpanningConv.low_rank
+
+    def low_rank(self: Conv, x: Tensor, A: Tensor, B: Tensor, *rest: Any) -> Tensor:
+        return real(self, x, A.roll(A.shape[0] // self.groups, 0), B, *rest)
+
+    patch.setattr(SpanningConv, "low_rank", low_rank)
+
+
+@mutant("embed_scale ignored", 3, forward("embedding-scaled"))
+def _(patch: Patch) -> None:
+    patch.setattr(Embedding, "scaled", lambda self, rows: rows)
+
+
+@mutant("silent under no_grad", 3, forward("linear"))
+def _(patch: Patch) -> None:
+    real = AdaptedLayer.contributors
+    patch.setattr(
+        AdaptedLayer,
+        "contributors",
+        lambda self: real(self) if torch.is_grad_enabled() else iter(()),
+    )
+
+
+@mutant("the bias on B unscaled", 3, forward("linear", lora_bias=True))
+def _(patch: Patch) -> None:
+    patch.setattr(LoraAdapter, "bias_delta", lambda self: self.lora_B_bias)
+
+
+@mutant("A detached from the gradient", 3, lambda: law03.gradients_are_the_oracles(setting("gpt2")))
+def _(patch: Patch) -> None:
+    real = Linear.low_rank
+
+    def low_rank(self: Linear, x: Tensor, A: Tensor, *rest: Any) -> Tensor:
+        return real(self, x, A.detach() * 0.5 + A * 0.5, *rest)
+
+    patch.setattr(Linear, "low_rank", low_rank)
+
+
+@mutant(
+    "the input's gradient lacks the adapter's part",
+    3,
+    lambda: law03.gradients_are_the_oracles(setting("conv1d")),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(Adapter, "drop", lambda self, x: x.detach())
+
+
+@mutant(
+    "the weight of a sum ignored", 3, lambda: law03.weighted_sum_is_the_oracles(BY_NAME["linear"])
+)
+def _(patch: Patch) -> None:
+    real = AdaptedLayer.contributors
+    patch.setattr(
+        AdaptedLayer, "contributors", lambda self: ((s, a, 1.0) for s, a, _ in real(self))
+    )
+
+
+@mutant(
+    "the second active adapter ignored",
+    3,
+    lambda: law03.weighted_sum_is_the_oracles(BY_NAME["conv2d"]),
+)
+def _(patch: Patch) -> None:
+    real = Authority.current
+    patch.setattr(Authority, "current", lambda self: real(self)[:1])
+
+
+# Law 4
+
+
+@mutant("unmerge subtracts", 4, lambda: law04.merge_keeps_the_output(setting("linear")))
+def _(patch: Patch) -> None:
+    def give_back(layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
+        del layer.originals[name]
+        W = layer.frozen(name)
+        W.data = W.data - (layer.adapter["default"][name].delta(W.float())).to(W.dtype)
+
+    patch.setattr(deltaw.merging, "_give_back", give_back)
+
+
+@mutant(
+    "a merge rounds twice in bfloat16",
+    4,
+    lambda: law04.general_values_are_rounded_once(torch.bfloat16),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(LoraAdapter, "merged", lambda self, W: W + self.delta(W).bfloat16().to(W.dtype))
+
+
+@mutant(
+    "a merge in half precision",
+    4,
+    lambda: law04.merged_weight_is_rounded_once(setting("conv2d", dtype=torch.float16)),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(LoraAdapter, "merged", lambda self, W: (W.half() - self.delta(W).half()).to(W))
+
+
+@mutant("a merge takes the first of a sum", 4, lambda: law04.merged_sum_is_the_oracles())
+def _(patch: Patch) -> None:
+    real = deltaw.merging._sums
+    patch.setattr(deltaw.merging, "_sums", lambda layer, active: real(layer, active[:1]))
+
+
+@mutant("disabled leaks the head", 4, lambda: law04.off_is_the_base(setting("linear", head=True)))
+def _(patch: Patch) -> None:
+    real = AdaptedLayer.copies
+    patch.setattr(
+        AdaptedLayer,
+        "copies",
+        lambda self, name, active: real(self, name, active or self.authority.active),
+    )
+
+
+@mutant("disabled only without gradients", 4, lambda: law04.off_is_the_base(setting("linear")))
+def _(patch: Patch) -> None:
+    real = Authority.current
+    patch.setattr(
+        Authority,
+        "current",
+        lambda self: real(self) if torch.is_grad_enabled() else self.active,
+    )
+
+
+@mutant(
+    "unmerge overwrites what was written since",
+    4,
+    lambda: law04.unmerge_refuses_changed_weights(law04.CHANGES["data"]),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.merging, "bits", lambda tensor: 0)
+
+
+@mutant(
+    "the digest is blind to order",
+    4,
+    lambda: law04.unmerge_refuses_changed_weights(law04.CHANGES["swapped"]),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.merging, "bits", lambda tensor: int(tensor.double().sum() * 2**40))
+
+
+# Law 5
+
+
+@mutant(
+    "deepcopy shares the adapter",
+    5,
+    lambda: law05.copies_keep_the_output(setting("linear")),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(LoraAdapter, "__deepcopy__", lambda self, memo: self, raising=False)
+
+
+@mutant(
+    "a copy shares the authority", 5, lambda: law05.copies_keep_the_output(setting("embedding"))
+)
+def _(patch: Patch) -> None:
+    patch.setattr(Authority, "__deepcopy__", lambda self, memo: self, raising=False)
+
+
+@mutant("saved under the wrong name", 5, lambda: in_folder(law05.several_adapters_come_back))
+def _(patch: Patch) -> None:
+    real = deltaw.capturing._layer_state
+    patch.setattr(
+        deltaw.capturing,
+        "_layer_state",
+        lambda layer, name: real(layer, next(iter(layer.adapter))),
+    )
+
+
+@mutant(
+    "slices saved under the wrong index",
+    5,
+    lambda: in_folder(lambda p: law05.saving_keeps_the_output(setting("fused-1110"), p)),
+)
+def _(patch: Patch) -> None:
+    real = deltaw.capturing._outer
+
+    def outer(slot: str, enabled: tuple[bool, ...]) -> tuple[str, tuple[bool, ...]]:
+        swapped = {"slice_0_of_4": "slice_1_of_4", "slice_1_of_4": "slice_0_of_4"}
+        return real(swapped.get(slot, slot), enabled)
+
+    patch.setattr(deltaw.capturing, "_outer", outer)
+
+
+@mutant(
+    "the scale is lost on disk",
+    5,
+    lambda: in_folder(lambda p: law05.saving_keeps_the_output(setting("linear"), p)),
+)
+def _(patch: Patch) -> None:
+    real = deltaw.capturing._layer_state
+
+    def layer_state(layer: AdaptedLayer, name: str) -> LayerState:
+        state = copy.copy(real(layer, name))
+        object.__setattr__(state, "scale", 1.0)
+        return state
+
+    patch.setattr(deltaw.capturing, "_layer_state", layer_state)
+
+
+# Law 6
+
+
+@mutant(
+    "requires_grad left on the base",
+    6,
+    lambda: law06.exactly_the_wanted_train(setting("linear")),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.attaching, "_freeze", lambda *args: None)
+
+
+@mutant("the padding row trains", 6, lambda: law06.the_padding_row_gets_nothing("embedding-scaled"))
+def _(patch: Patch) -> None:
+    patch.setattr(Embedding, "look_up", lambda self, x, M: F.embedding(x, M.T))
+
+
+@mutant("idle adapters decay", 6, lambda: law06.idle_adapters_stay(setting("linear")))
+def _(patch: Patch) -> None:
+    real = AdaptedLayer.contributors
+
+    def contributors(self: AdaptedLayer) -> Iterator[tuple[str, Adapter, float]]:
+        yield from real(self)
+        for name in self.adapter:
+            if name not in dict(self.authority.current()):
+                yield "weight", self.adapter[name]["weight"], 0.0
+
+    patch.setattr(AdaptedLayer, "contributors", contributors)
+
+
+# Law 7
+
+
+@mutant(
+    "float32 output of a half-precision base",
+    7,
+    lambda: law07.output_has_the_bases_dtype(setting("linear", dtype=torch.bfloat16)),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(Linear, "place", lambda self, y, delta, slot: y + delta.float())
+
+
+@mutant(
+    "masters in half precision",
+    7,
+    lambda: law07.output_has_the_bases_dtype(setting("linear", dtype=torch.float16)),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.attaching, "master_dtype", lambda weight: weight.dtype)
+
+
+@mutant("casting goes unnoticed", 7, lambda: casting_is_refused())
+def _(patch: Patch) -> None:
+    patch.setattr("deltaw.root.refuse_cast", lambda module, fn: None)
+    patch.setattr("deltaw.adapter.refuse_cast", lambda module, fn: None)
+
+
+def casting_is_refused() -> None:
+    """Law 7's refusal."""
+    law07.test_casting_after_attach_is_refused(law07.CASTS["half"])
+
+
+# Law 8
+
+
+@mutant(
+    "the active adapter is a Python value",
+    8,
+    lambda: law08.switching_recompiles_nothing(choices=("a", "c")),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(AdaptedLayer, "in_force", lambda self: list(self.authority.current()))
+
+
+@mutant(
+    "hot-swapping keeps the old values",
+    8,
+    lambda: in_folder(law08.hot_swapping_recompiles_nothing),
+)
+def _(patch: Patch) -> None:
+    patch.setattr("deltaw.hotswap._copied_in_place", lambda *args: True)
+
+
+# Law 9
+
+
+@mutant(
+    "a switch before backward goes unnoticed",
+    9,
+    lambda: law09.switching_before_backward_raises("another", True),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(Authority, "note_forward", lambda self: None)
+
+
+@mutant(
+    "another dropout mask in the recomputation",
+    9,
+    lambda: law09.checkpointing_changes_nothing(setting("linear", dropout=0.25), True),
+)
+def _(patch: Patch) -> None:
+    fresh = torch.Generator().manual_seed(0)
+
+    def drop(self: Adapter, x: Tensor) -> Tensor:
+        keep = torch.rand(x.shape, generator=fresh) >= self.dropout
+        return x * keep / (1 - self.dropout)
+
+    patch.setattr(Adapter, "drop", drop)
+
+
+# Law 10
+
+
+@mutant("tied weights merged in silence", 10, law10.tied_weights_are_refused)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.merging, "_shared", lambda model: {})
+
+
+@mutant("NaN merged", 10, lambda: law10.values_are_checked(float("nan")))
+def _(patch: Patch) -> None:
+    real = deltaw.merging._exact
+    patch.setattr(
+        deltaw.merging,
+        "_exact",
+        lambda path, layer, active, problems: real(path, layer, active, []),
+    )
+
+
+@mutant("any base will do", 10, lambda: in_folder(law10.another_base_is_refused))
+def _(patch: Patch) -> None:
+    patch.setattr("deltaw.loading._check_base", lambda *args: None)
+
+
+@mutant(
+    "only the first misfit is told", 10, lambda: law10.misfits_are_all_listed(setting("linear"))
+)
+def _(patch: Patch) -> None:
+    real = deltaw.attaching.raise_all
+    patch.setattr(
+        deltaw.attaching,
+        "raise_all",
+        lambda error, head, problems, fix="": real(error, head, problems[:1], fix),
+    )
+
+
+@mutant("verify looks at training alone", 10, lambda: law10.verify_finds_what_hides(False))
+def _(patch: Patch) -> None:
+    real = deltaw.verifying._ran
+    patch.setattr(
+        deltaw.verifying,
+        "_ran",
+        lambda model, found, batch, *, train: real(model, found, batch, train=True),
+    )
+
+
+# Law 11
+
+
+@mutant("a stale cast", 11, lambda: freshness("fused"))
+def _(patch: Patch) -> None:
+    stale(patch)
+
+
+@mutant("a stale cast after a write to .data", 11, lambda: freshness("data"))
+def _(patch: Patch) -> None:
+    stale(patch)
+
+
+def stale(patch: Patch) -> None:
+    """Keep the cast of A by the version of the parameter, which a fused step does not bump."""
+    kept: dict[tuple[int, int], Tensor] = {}
+    real = Linear.low_rank
+
+    def low_rank(self: Linear, x: Tensor, A: Tensor, *rest: Any) -> Tensor:
+        cast = kept.setdefault((id(A), A._version), A.detach().to(x.dtype, copy=True))
+        return real(self, x, cast + (A - A.detach()).to(x.dtype), *rest)
+
+    patch.setattr(Linear, "low_rank", low_rank)
+
+
+@mutant("a trained copy read once", 11, lambda: freshness("foreach"))
+def _(patch: Patch) -> None:
+    kept: dict[int, Tensor] = {}
+    patch.setattr(
+        ReplaceAdapter,
+        "merged",
+        lambda self, W: kept.setdefault(id(self), self.trained.clone()),
+    )
+
+
+def freshness(change: str) -> None:
+    """Law 11 on a linear layer with a head."""
+    s = setting("linear", head=True, dtype=torch.bfloat16)
+    law11.forward_is_fresh(s, law11.CHANGES[change])
