@@ -165,6 +165,19 @@ def test_12_the_embedding_of_gemma(tmp_path: Path) -> None:
     both_directions(base, ids, tmp_path, r=3, lora_alpha=7, target_modules=["emb"])
 
 
+def test_12_an_embedding_whose_frozen_weight_peft_stores_too(tmp_path: Path) -> None:
+    targets = ["embed_tokens", "q_proj", "lm_head"]
+    theirs = with_peft(llama(), r=3, lora_alpha=7, target_modules=targets)
+    written = saved_by_peft(theirs, tmp_path / "theirs")
+    assert P + "model.embed_tokens.base_layer.weight" in tensors(written)
+    with pytest.warns(UserWarning, match=r"embed_tokens\.base_layer\.weight'.* not read"):
+        ours = loaded_by_deltaw(llama(), written)
+    ids = {"input_ids": IDS["input_ids"] + 1}  # without the padding token
+    close(output(theirs, ids), output(ours, ids), 2e-6)
+    again = saved_by_deltaw(ours, tmp_path / "ours")
+    close(output(theirs, ids), output(loaded_by_peft(llama(), again), ids), 2e-6)
+
+
 def test_13_conv1d_of_gpt2(tmp_path: Path) -> None:
     targets = ["c_attn", "c_fc", "c_proj"]
     both_directions(

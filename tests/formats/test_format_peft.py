@@ -420,6 +420,7 @@ def test_settings_that_chose_the_layers_are_written_as_their_result(tmp_path: Pa
             "'h.x': loralib's factors of a convolution have no form in PEFT",
         ),
         ({"h.x": layer("embedding", bias=True)}, "no bias on B of an embedding"),
+        ({"h.x": layer("linear", trained=("weight",))}, "trained in full and adapted as well"),
         (
             {"h.x": LayerState("linear", {"q.lora_A": torch.ones(1, 2)})},
             "'h.x': no layer of PEFT's has 'q.lora_A'",

@@ -166,6 +166,20 @@ def test_biases_inside_the_wrappers_of_peft_are_not_taken_for_the_models(tmp_pat
     assert state.layers["head"].tensors.keys() == {"weight.trained", "bias.trained"}
 
 
+def test_the_frozen_weight_beside_an_adapted_embedding_is_named_and_left(tmp_path: Path) -> None:
+    tensors = {
+        P + "wte.lora_embedding_A": torch.randn(3, 5),
+        P + "wte.lora_embedding_B": torch.randn(7, 3),
+        P + "wte.base_layer.weight": torch.randn(5, 7),
+        P + "head.base_layer.weight": torch.randn(5, 7),
+    }
+    with pytest.warns(UserWarning, match=r"wte\.base_layer\.weight'.* not read") as seen:
+        state = peft.read(folder_of(tmp_path, CONFIG, tensors))
+    assert len(seen) == 1
+    assert state.layers["wte"].tensors.keys() == {"weight.lora_A", "weight.lora_B"}
+    assert state.layers["head.base_layer"].tensors.keys() == {"weight.trained"}
+
+
 # ---------------------------------------------------------------- settings
 
 

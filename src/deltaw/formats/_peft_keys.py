@@ -1,6 +1,7 @@
 """Which tensor of a PEFT file belongs to which module, told from names and shapes alone."""
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -73,7 +74,7 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
 def _copies(names: Collection[str], found: dict[str, Found], bias: str) -> list[str]:
     """Add the tensors trained as full copies to `found`, and return what is wrong with them."""
     adapted = set(found)
-    problems = []
+    problems, beside = [], []
     for name in names:
         path, _, parameter = name.removeprefix(PREFIX).rpartition(".")
         segments = name.split(".")
@@ -82,10 +83,21 @@ def _copies(names: Collection[str], found: dict[str, Found], bias: str) -> list[
             problems.append(f"{name!r}: {feature} is not supported")
         elif _LORA & set(segments):
             problems.append(f"unexpected {name!r}: no tensor of that name belongs to a LoRA layer")
-        elif bias != "all" or not _WRAPPERS & set(segments):
-            inner = path.removesuffix(_INSIDE)
-            path = inner if inner in adapted else path
+        elif bias == "all" and _WRAPPERS & set(segments):
+            continue
+        elif path.removesuffix(_INSIDE) not in adapted:
             found.setdefault(path, Found()).keys[parameter + TRAINED] = name
+        elif parameter == "weight":
+            beside.append(name)
+        else:
+            found[path.removesuffix(_INSIDE)].keys[parameter + TRAINED] = name
+    if beside:
+        warnings.warn(
+            f"{', '.join(map(repr, beside))} not read: the frozen weights that PEFT stores beside "
+            "adapted embeddings. If the vocabulary was resized, the base needs them before the "
+            "adapter is loaded.",
+            stacklevel=6,
+        )
     return problems
 
 

@@ -158,6 +158,8 @@ def _problems(state: State) -> list[str]:
             problems.append(f"{path!r}: no layer of PEFT's has {', '.join(map(repr, own))}")
         elif layer.kind == "embedding" and "lora_B_bias" in parts:
             problems.append(f"{path!r}: PEFT knows no bias on B of an embedding")
+        elif own and "weight" in copies(layer):
+            problems.append(f"{path!r}: its weight is trained in full and adapted as well")
         if own and not 0 < layer.scale < math.inf:
             problems.append(f"{path!r}: the scale is {layer.scale}, not above 0")
         problems += [f"{path!r}: {text}" for text in not_finite(layer.tensors)]
