@@ -1,5 +1,6 @@
 """What an adapted layer must offer to the methods: one subclass per geometry in `layers/`."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from deltaw.adapter import Adapter
 from deltaw.authority import Authority
@@ -171,7 +171,7 @@ class AdaptedLayer(Swapped, _Module):
         While FSDP2 holds P in shards, which is never within a forward, this is P itself.
         """
         frozen = self.frozen(name)
-        if isinstance(frozen, DTensor):
+        if not torch.compiler.is_compiling() and is_sharded(frozen):
             return frozen
         return mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
 
@@ -200,6 +200,12 @@ class AdaptedLayer(Swapped, _Module):
         self.authority.require_unmerged("load a checkpoint")
         self.authority.fingerprints.clear()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a DTensor, without importing what defines it, which takes long."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from deltaw.adapter import Adapter
 from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
-from deltaw.layer import WEIGHT, AdaptedLayer, Original, mixed
+from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded, mixed
 from deltaw.originals import check_kept, keep, restored
 from deltaw.root import require_authority
 
@@ -145,7 +144,7 @@ def _shared(model: nn.Module) -> dict[str, dict[str, list[str]]]:
     """Return path -> parameter name -> other names, for parameters that share memory."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not parameter.is_meta and not isinstance(parameter, DTensor):
+        if not parameter.is_meta and not is_sharded(parameter):
             owners.setdefault(parameter.untyped_storage().data_ptr(), []).append(name)
     shared: dict[str, dict[str, list[str]]] = {}
     for names in owners.values():
@@ -169,7 +168,7 @@ def _refusals(
             yield f"{where}: the layer has no bias to hold the adapter's; use lora_bias=False"
         elif tensor.is_meta:
             yield f"{where} is on the meta device; load the weights (remove offloading) first"
-        elif isinstance(tensor, DTensor):
+        elif is_sharded(tensor):
             yield f"{where} is sharded; merge before sharding"
         elif name in shared.get(path, ()) and not untie:
             others = ", ".join(shared[path][name])
