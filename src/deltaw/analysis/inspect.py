@@ -72,6 +72,7 @@ def report(state: State, base: nn.Module | None = None) -> Report:
             elif name.endswith(".lora_A"):
                 slot = name.removesuffix(".lora_A")
                 layers.append(_layer(path, slot, layer, weights.get(f"{path}.weight")))
+    layers.sort(key=_in_order)
     return Report(tuple(layers), tuple(copies), count)
 
 
@@ -82,6 +83,11 @@ def delta_norm(layer: LayerState, slot: str) -> float:
     groups = A.shape[0] // B.shape[1]  # over 1 where A spans all groups of a convolution
     parts = zip(A.chunk(groups), B.chunk(groups), strict=True)
     return layer.scale * math.sqrt(sum(_square(a, b) for a, b in parts))
+
+
+def _in_order(layer: LayerReport) -> list[tuple[int, str]]:
+    """Sort layer 10 after layer 9."""
+    return [(int(part) if part.isdigit() else -1, part) for part in layer.path.split(".")]
 
 
 def _square(A: Tensor, B: Tensor) -> float:

@@ -8,7 +8,9 @@ def text(report: Report, limit: int | None = None) -> str:
     lines = []
     if report.layers:
         width = max(len(layer.path) for layer in report.layers)
-        lines.append(f"{'layer':<{width}}  {'kind':<9}  rank  scale    norm ΔW  ΔW/W")
+        share = "" if report.layers[0].relative is None else "ΔW/W"
+        head = f"{'layer':<{width}}  {'kind':<9}  rank  scale    norm ΔW  {share}"
+        lines.append(head.rstrip())
         lines += [_row(layer, width) for layer in report.layers[:limit]]
     if report.copies:
         total = sum(count for _, count in report.copies)
@@ -29,4 +31,4 @@ def _row(layer: LayerReport, width: int) -> str:
     return (
         f"{layer.path:<{width}}  {layer.kind:<9}  {layer.r:>4}  {layer.scale:<5.3g}  "
         f"{layer.norm:>9.3f}  {relative}{mark}"
-    )
+    ).rstrip()

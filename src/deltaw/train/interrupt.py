@@ -47,4 +47,4 @@ class Interrupt:
         again = self.number is not None
         self.number = number
         if again or not self.waiting:
-            raise Stopped(number, "Stopped.")
+            raise Stopped(number, "Stopped. The same command goes on, or starts again.")

@@ -7,6 +7,7 @@ tensors, the optimiser, the scheduler, the random states and the Trainer's state
 base; a model with adapters also gets their PEFT files. Resuming from it goes on bit for bit.
 """
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class ExactCheckpoints(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
         except RuntimeError as error:  # what torch.save raises when the disk is full
-            raise staging.cannot_write(folder, error) from error
+            raise OSError(errno.EIO, f"torch cannot write (is the disk full?): {error}") from error
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
@@ -123,38 +124,40 @@ class ExactCheckpoints(Trainer):
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the trainable parameters by name, on the CPU, in the dtype they are trained in."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    """Return what training changes, on the CPU, in the dtype it is kept in."""
+    return {name: t.detach().cpu().contiguous() for name, t in _changing(model).items()}
+
+
+def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters and the buffers of adapters by name."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return parameters | {name: b for name, b in model.named_buffers() if ".adapter." in name}
 
 
 def restore(model: nn.Module, checkpoint: Path) -> None:
-    """Copy a checkpoint's tensors into the trainable parameters of `model`.
+    """Copy a checkpoint's tensors into `model`, which is adapted as it was then.
 
     Raises:
-        RunError: listing every parameter that is missing, unexpected or of another shape.
+        RunError: listing every tensor that is missing, unexpected or of another shape.
     """
     file = checkpoint / TRAINED
     try:
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise RunError(f"{printable(str(file), 300)} cannot be read: {error}") from error
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ours = _changing(model)
     raise_all(
         RunError,
         f"{printable(str(checkpoint), 300)} does not fit the model:",
-        [f"{name}: missing in the checkpoint" for name in sorted(parameters.keys() - tensors)]
-        + [f"{name}: not trained now" for name in sorted(tensors.keys() - parameters)]
+        [f"{name}: missing in the checkpoint" for name in sorted(ours.keys() - tensors)]
+        + [f"{name}: not trained now" for name in sorted(tensors.keys() - ours)]
         + [
-            f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(p.shape)} in the model"
-            for name, p in parameters.items()
-            if name in tensors and tensors[name].shape != p.shape
+            f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(t.shape)} in the model"
+            for name, t in ours.items()
+            if name in tensors and tensors[name].shape != t.shape
         ],
         "resume with the recipe of the run, or start over with --overwrite.",
     )
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in ours.items():
+            tensor.copy_(tensors[name])

