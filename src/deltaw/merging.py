@@ -212,9 +212,17 @@ def _exact(
         problems.append(f"{path}: {problem}")
         return {}
     for name, tensor in new.items():
-        if not torch.isfinite(tensor.to(layer.frozen(name).dtype)).all():
+        if not _is_finite(tensor.to(layer.frozen(name).dtype)):
             problems.append(f"{path}.{name} would hold NaN or Inf")
     return new
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Tell whether every element is finite, in one pass without a mask of them all."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _sums(layer: AdaptedLayer, active: Active) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -36,6 +36,7 @@ Kind = TypeVar("Kind", bound=Swapped)
 
 
 _classes: dict[Any, type[nn.Module]] = {}
+_hidden: dict[Any, tuple[set[str], set[str]]] = {}
 
 
 def swapped_class(
@@ -106,11 +107,18 @@ def unswap(module: nn.Module) -> None:
 
 def refuse_hidden_names(module: nn.Module, mixin: type[Swapped], path: str) -> None:
     """Raise where an attribute of `module` bears a name that the mixin brings."""
-    brought = (set(dir(mixin)) | {"adapter", "authority", "originals"}) - set(dir(nn.Module))
-    taken = brought & (set(dir(type(module))) | set(vars(module)) | set(module._modules))
-    if taken and not isinstance(module, Swapped):
+    if isinstance(module, Swapped):
+        return
+    kind = type(module)
+    key = (mixin, kind)
+    if key not in _hidden:
+        brought = set(dir(mixin)) | {"adapter", "authority", "originals"}
+        _hidden[key] = brought - set(dir(nn.Module)), set(dir(kind))
+    brought, own = _hidden[key]
+    taken = brought & (own | vars(module).keys() | module._modules.keys())
+    if taken:
         raise TargetError(
-            f"{path}: {type(module).__name__} has its own {', '.join(sorted(taken))}, "
+            f"{path}: {kind.__name__} has its own {', '.join(sorted(taken))}, "
             "which an adapter would hide. Fix: leave this layer out."
         )
 
