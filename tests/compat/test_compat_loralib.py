@@ -144,6 +144,13 @@ def test_no_slice_or_no_rank_is_the_plain_layer() -> None:
     assert ours.MergedLinear(5, 6, r=2)(torch.randn(3, 5)).shape == (3, 6)
 
 
+def test_before_marking_only_the_weight_is_frozen() -> None:
+    for kind in (theirs.Linear, ours.Linear):
+        layer = kind(5, 7, r=2)
+        frozen = {name for name, p in layer.named_parameters() if not p.requires_grad}
+        assert frozen == {"weight"}
+
+
 @pytest.mark.parametrize("flags", [[True, False, True], [True], [False, True]])
 def test_slices_need_no_transposed_weight(flags: list[bool]) -> None:
     layer = ours.MergedLinear(5, 6 * len(flags), r=2, lora_alpha=4, enable_lora=flags)

@@ -391,6 +391,16 @@ def test_numbers_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
     assert "'base_model.model.h.v.lora_B.weight' has 6 NaN or Inf of 21" in message
 
 
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path) -> None:
+    peft.write(STATE, tmp_path)
+    state = peft.read(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    with file.open("r+b") as opened:  # as a library does that overwrites in place
+        opened.seek(-100, os.SEEK_END)
+        opened.write(bytes(100))
+    assert same_layers(state, STATE)
+
+
 def test_an_empty_file_of_tensors_is_refused(tmp_path: Path) -> None:
     assert "it holds no tensor of an adapter" in refusal(folder_of(tmp_path, CONFIG, {}))
 
