@@ -1,0 +1,122 @@
+"""Biases and modules trained in full through files, both ways."""
+
+from pathlib import Path
+
+import pytest
+from peft_pair import (
+    IDS,
+    Mlp,
+    X,
+    bert,
+    both_directions,
+    close,
+    llama,
+    loaded_by_deltaw,
+    loaded_by_peft,
+    output,
+    peft,
+    quiet,
+    saved_by_deltaw,
+    saved_by_peft,
+    seeded,
+    tensors,
+    with_deltaw,
+    with_peft,
+)
+
+import deltaw
+from deltaw.errors import FormatError
+
+P = "base_model.model."
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_19_trained_biases(bias: str, tmp_path: Path) -> None:
+    settings = {"r": 3, "lora_alpha": 7, "target_modules": ["lin", "out"], "bias": bias}
+    both_directions(seeded(Mlp), X, tmp_path, **settings)
+    names = {name.removeprefix(P) for name in tensors(tmp_path / "theirs") if "lora" not in name}
+    assert names == {"lin.base_layer.bias", "body.lin.base_layer.bias"} | (
+        {"norm.bias", "head.bias"} if bias == "all" else set()
+    )
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_20_modules_trained_in_full(bias: str, tmp_path: Path) -> None:
+    base = seeded(Mlp)
+    settings = {
+        "r": 3,
+        "lora_alpha": 7,
+        "target_modules": ["body.lin"],
+        "modules_to_save": ["head", "norm"],
+        "bias": bias,
+    }
+    theirs = with_peft(base, **settings)
+    read = loaded_by_deltaw(base, saved_by_peft(theirs, tmp_path / "theirs"))
+    close(output(theirs, X), output(read, X))
+    ours = with_deltaw(base, **settings)
+    written = saved_by_deltaw(ours, tmp_path / "ours")
+    close(output(ours, X), output(loaded_by_peft(base, written), X))
+    wrapped = {"original_module", "modules_to_save"}
+    assert tensors(written).keys() == {
+        name for name in tensors(tmp_path / "theirs") if not wrapped & set(name.split("."))
+    }
+
+
+def test_20_two_adapters_with_heads_of_their_own(tmp_path: Path) -> None:
+    base = seeded(Mlp)
+    folders = {}
+    for seed, (name, heads) in enumerate({"a": ["head"], "b": ["norm", "head"]}.items()):
+        model = with_peft(
+            base, name, seed, r=2, lora_alpha=5, target_modules=["lin"], modules_to_save=heads
+        )
+        folders[name] = saved_by_peft(model, tmp_path) / name
+    theirs = loaded_by_peft(base, folders["a"], "a")
+    ours = loaded_by_deltaw(base, folders["a"], "a")
+    with quiet():
+        theirs.load_adapter(str(folders["b"]), "b")
+    deltaw.load(ours, folders["b"], "b")
+    for name in ("a", "b", "a"):
+        with quiet():
+            theirs.set_adapter(name)
+        deltaw.activate(ours, name)
+        close(output(theirs, X), output(ours, X))
+        for adapter in ("a", "b"):
+            again = tensors(saved_by_deltaw(ours, tmp_path / "again", adapter))
+            assert again.keys() == tensors(folders[adapter]).keys()
+
+
+def test_20_the_head_of_a_task(tmp_path: Path) -> None:
+    base = bert()
+    theirs = with_peft(base, r=3, lora_alpha=7, task_type="SEQ_CLS", target_modules=["query"])
+    read = loaded_by_deltaw(base, saved_by_peft(theirs, tmp_path / "theirs"))
+    close(output(theirs, IDS), output(read, IDS))
+    ours = with_deltaw(
+        base, r=3, lora_alpha=7, task_type="SEQ_CLS", target_modules=["query"], modules_to_save=None
+    )
+    written = saved_by_deltaw(ours, tmp_path / "ours")
+    assert tensors(written).keys() == tensors(tmp_path / "theirs").keys()
+    loaded = loaded_by_peft(base, written)
+    assert isinstance(loaded, peft.PeftModelForSequenceClassification)
+    close(output(ours, IDS), output(loaded, IDS))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": []}, {"target_modules": ["query", "classifier"]}]
+)
+def test_20_a_classifier_without_a_trained_head_is_read_by_peft(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    base = bert()
+    settings = {"target_modules": ["query"], "r": 3, "task_type": "SEQ_CLS", **settings}
+    ours = with_deltaw(base, **settings)
+    written = saved_by_deltaw(ours, tmp_path)
+    close(output(ours, IDS), output(loaded_by_peft(base, written), IDS))
+
+
+def test_21_trained_tokens_are_refused_by_name(tmp_path: Path) -> None:
+    theirs = with_peft(
+        llama(), r=3, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 5]}
+    )
+    written = saved_by_peft(theirs, tmp_path)
+    with pytest.raises(FormatError, match=r"trainable_token_indices.*trainable tokens is not"):
+        loaded_by_deltaw(llama(), written)
