@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 from deltaw.errors import ConfigError, raise_all
 
 BIAS_RULES = ("none", "all", "lora_only")
+TASKS = (
+    "SEQ_CLS",
+    "SEQ_2_SEQ_LM",
+    "CAUSAL_LM",
+    "TOKEN_CLS",
+    "QUESTION_ANS",
+    "FEATURE_EXTRACTION",
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ def _other_problems(config: LoraConfig) -> list[str]:
     dropout = config.lora_dropout
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         problems.append(f"lora_dropout must lie in [0, 1), got {dropout!r}")
+    if config.task_type not in (None, *TASKS):
+        problems.append(f"task_type must be one of {', '.join(TASKS)}, got {config.task_type!r}")
     if config.bias not in BIAS_RULES:
         problems.append(f"bias must be one of {', '.join(BIAS_RULES)}, got {config.bias!r}")
     if isinstance(config.modules_to_save, str):

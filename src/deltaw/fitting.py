@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometry_of
+from deltaw.layers.conv_factored import FactoredConv
 from deltaw.layers.linear import slice_slot
 from deltaw.layers.module import TrainedModule
 from deltaw.planning import look, refusals
@@ -55,7 +56,9 @@ def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]
         for name in _slots(layer_state, "trained"):
             trained = layer_state.tensors[f"{name}.trained"]
             own = module._parameters.get(name, module._buffers.get(name))
-            if own is None:
+            if name in _slots(layer_state, "lora_A"):
+                problems.append(f"{path}: its {name} is adapted and trained in full as well")
+            elif own is None:
                 problems.append(f"{path}: the module has no {name}")
             elif own.shape != trained.shape:
                 problems.append(_misfit(f"{path}.{name}", trained, tuple(own.shape)))
@@ -79,13 +82,18 @@ def _low_rank(
     module = layers[path]
     geometry = geometry_of(module, state)
     assert geometry is not None
-    if isinstance(module, AdaptedLayer) and type(module).mixin not in (geometry, TrainedModule):
+    shapes_only = any(tensor.is_meta for tensor in state.tensors.values())
+    held = type(module).mixin if isinstance(module, AdaptedLayer) else geometry
+    if held not in (geometry, TrainedModule) and not shapes_only:
         problems.append(f"{path}: holds an adapter of another geometry, which cannot be mixed")
         return None
     layer = look(module, geometry)
     fits = []
     for slot in slots:
-        A, B = state.tensors[f"{slot}.lora_A"], state.tensors[f"{slot}.lora_B"]
+        A, B = state.tensors[f"{slot}.lora_A"], state.tensors.get(f"{slot}.lora_B")
+        if B is None:
+            problems.append(f"{path}: {slot}.lora_B is missing")
+            continue
         bias = state.tensors.get(f"{slot}.lora_B_bias")
         inner = slot
         if slot != WEIGHT and "_of_" not in slot:
@@ -99,8 +107,16 @@ def _low_rank(
             problems.append(_misfit(f"{path} lora_B bias", bias, layer.shape(inner)[:1]))
         else:
             A, B = layer.unpack(A, B)
-            fits.append(Fit(inner, A, B, bias, extra=_extra(state, slot), scale=state.scale))
+            scale = state.scale * scale_of(layer, state)
+            fits.append(Fit(inner, A, B, bias, extra=_extra(state, slot), scale=scale))
     return geometry, fits
+
+
+def scale_of(layer: AdaptedLayer, state: LayerState) -> float:
+    """Return k for factors of loralib's whose reader took their r k rows for the rank, else 1."""
+    if isinstance(layer, FactoredConv) and not state.factored:
+        return float(layer.kernel_size[0])
+    return 1.0
 
 
 def _extra(state: LayerState, slot: str) -> dict[str, Tensor]:

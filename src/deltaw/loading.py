@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from deltaw.attaching import attach_state, check_attachable
-from deltaw.errors import FormatError, StateError, raise_all
+from deltaw.errors import FormatError, StateError
 from deltaw.fingerprint import fingerprint
 from deltaw.fitting import fit
 from deltaw.formats import format_of, sniff
@@ -52,13 +52,9 @@ def load(
         authority.require_unmerged("swap an adapter")
     if not swap:
         check_attachable(model, name)
-    state = (format_of(format) if format else sniff(path)).read(path)
-    _, problems = fit(base_modules(model), state)
-    headline = f"The adapter {path} does not fit {type(model).__name__}:"
-    fix = "use the base model that the adapter was trained on"
-    if state.config.base_model_name_or_path:
-        fix += f" ({state.config.base_model_name_or_path})"
-    raise_all(FormatError, headline, problems, f"{fix}.")
+    layers = base_modules(model)
+    reader = format_of(format) if format else sniff(path)
+    state = reader.read(path, lambda shapes: fit(layers, shapes)[1])
     if check_base:
         _check_base(model, state, path)
     if swap:

@@ -21,9 +21,9 @@ Value = TypeVar("Value")
 _NAME = re.compile(r"\^?(?:[\w-]|\\?\.|\\-)*\$?")
 _CHILD = (
     "import json, re, sys\n"
-    "pattern, names = json.load(sys.stdin)\n"
-    "compiled = re.compile(pattern)\n"
-    "json.dump([compiled.fullmatch(name) is not None for name in names], sys.stdout)\n"
+    "patterns, names = json.load(sys.stdin)\n"
+    "tables = [[re.fullmatch(p, name) is not None for name in names] for p in patterns]\n"
+    "json.dump(tables, sys.stdout)\n"
 )
 
 
@@ -43,18 +43,7 @@ def full_matches(pattern: str, paths: Sequence[str]) -> list[bool]:
     Raises:
         ConfigError: if the expression is not valid, longer than `LONGEST`, or takes too long.
     """
-    if len(pattern) > LONGEST:
-        raise ConfigError(
-            f"The pattern {pattern[:60]!r}... has {len(pattern)} characters, more than {LONGEST}.\n"
-            "Fix: give a list of names instead."
-        )
-    try:
-        compiled = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as problem:
-        raise ConfigError(f"{pattern!r} is not a regular expression: {problem}") from None
-    if _is_simple(pattern):
-        return [compiled.fullmatch(path) is not None for path in paths]
-    return _in_child(pattern, paths)
+    return _tables([pattern], paths)[0]
 
 
 def pattern_value(patterns: Mapping[str, Value], path: str, default: Value) -> Value:
@@ -69,45 +58,80 @@ def pattern_values(
     patterns: Mapping[str, Value], paths: Sequence[str], default: Value
 ) -> list[Value]:
     """Return `pattern_value` of every path, with one pass over the patterns."""
-    values = [default] * len(paths)
-    open_ = set(range(len(paths)))
+    values: dict[str, Value] = {}
+    odd = [key for key in patterns if not _NAME.fullmatch(key)]
+    tables = dict(zip(odd, _tables([_ending(key) for key in odd], paths), strict=True))
+    known = set(paths)
     for key, value in patterns.items():
-        for index, hit in enumerate(key_matches(key, paths)):
-            if hit and index in open_:
-                open_.remove(index)
-                values[index] = value
-    return values
+        if key in tables:
+            hits = [path for path, hit in zip(paths, tables[key], strict=True) if hit]
+        elif key.startswith("^"):
+            hits = [name] if (name := _name(key)) in known else []
+        else:
+            hits = [path for path in paths if ends_with(path, _name(key))]
+        for path in hits:
+            values.setdefault(path, value)
+    return [values.get(path, default) for path in paths]
 
 
 def key_matches(key: str, paths: Sequence[str]) -> list[bool]:
     """Tell for each path whether a key of `rank_pattern` or `alpha_pattern` matches it."""
-    if _NAME.fullmatch(key):
-        name = key.removeprefix("^").removesuffix("$").replace("\\", "")
-        pinned = key.startswith("^")
-        return [path == name if pinned else ends_with(path, name) for path in paths]
-    return full_matches(rf"(?:.*\.)?(?:{key})", paths)
+    return [hit is not None for hit in pattern_values({key: True}, paths, None)]
+
+
+def _name(key: str) -> str:
+    return key.removeprefix("^").removesuffix("$").replace("\\", "")
+
+
+def _ending(key: str) -> str:
+    return rf"(?:.*\.)?(?:{key})"
+
+
+def _tables(patterns: Sequence[str], paths: Sequence[str]) -> list[list[bool]]:
+    """Return `full_matches` of each pattern, all of the slow ones in one child process."""
+    compiled = {pattern: _compiled(pattern) for pattern in patterns}
+    slow = [pattern for pattern in patterns if not _is_simple(pattern)]
+    tables = dict(zip(slow, _in_child(slow, paths), strict=True)) if slow else {}
+    for pattern in compiled.keys() - tables:
+        tables[pattern] = [compiled[pattern].fullmatch(path) is not None for path in paths]
+    return [tables[pattern] for pattern in patterns]
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    if len(pattern) > LONGEST:
+        raise ConfigError(
+            f"The pattern {pattern[:60]!r}... has {len(pattern)} characters, more than {LONGEST}.\n"
+            "Fix: give a list of names instead."
+        )
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as problem:
+        raise ConfigError(f"{pattern!r} is not a regular expression: {problem}") from None
 
 
 def _is_simple(pattern: str) -> bool:
     """Tell whether matching takes quadratic time at most: few quantifiers, on single characters."""
-    bare = re.sub(r"\[(?:\\.|[^\]\\])*\]|\\.", "a", pattern)
-    return len(re.findall(r"[*+?{]", bare)) <= 2 and not re.search(r"\)[*+?{]", bare)
+    bare = re.sub(r"\[(?:\\.|[^\]\\])*\]|\\.", "a", pattern.removeprefix(r"(?:.*\.)?"))
+    return len(re.findall(r"[*+?{]", bare.replace("(?:", "("))) <= 2 and not re.search(
+        r"\)[*+?{]", bare
+    )
 
 
-def _in_child(pattern: str, paths: Sequence[str]) -> list[bool]:
+def _in_child(patterns: Sequence[str], paths: Sequence[str]) -> list[list[bool]]:
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _CHILD],
-            input=json.dumps([pattern, list(paths)]),
+            input=json.dumps([list(patterns), list(paths)]),
             capture_output=True,
             text=True,
             timeout=SECONDS,
             check=True,
         )
     except subprocess.TimeoutExpired:
+        shown = ", ".join(repr(pattern) for pattern in patterns[:3])
         raise ConfigError(
-            f"The pattern {pattern!r} took more than {SECONDS:g} s to match.\n"
+            f"Matching {shown} took more than {SECONDS:g} s.\n"
             "Fix: avoid nested repetition such as `(a+)+`, or give a list of names."
         ) from None
-    matches: list[bool] = json.loads(child.stdout)
-    return matches
+    tables: list[list[bool]] = json.loads(child.stdout)
+    return tables

@@ -76,7 +76,8 @@ def require_authority(model: nn.Module) -> Authority:
 def authority_of(model: nn.Module) -> Authority:
     """Return the authority of `model`, making it the root of a new one if it has none."""
     authority = find_authority(model) or Authority()
-    swap(model, AdaptedModel)
+    if not isinstance(model, AdaptedModel):
+        swap(model, AdaptedModel)
     assert isinstance(model, AdaptedModel)
     model.authority = authority
     return authority

@@ -23,8 +23,8 @@ def save(
 
     Raises:
         StateError: if the model has no such adapter.
-        FormatError: if a tensor holds NaN or Inf, or the folder cannot be written; files that were
-            there before stay whole.
+        FormatError: if a tensor holds NaN or Inf, or the format cannot hold the adapter.
+        DeltawError: if the folder cannot be written; files that were there before stay whole.
     """
     format_of(format).write(capture(model, name), Path(folder))
 

@@ -6,7 +6,7 @@ from core.models import TOKENS, Tower, shake
 from torch import nn
 
 import deltaw
-from deltaw import LoraConfig
+from deltaw import LayerState, LoraConfig, State
 from deltaw.errors import ConfigError, FormatError, StateError
 from deltaw.layer import AdaptedLayer
 
@@ -253,3 +253,37 @@ def test_switching_between_forward_and_backward_raises_under_checkpointing() -> 
         with deltaw.disabled(model), torch.no_grad():
             block(x)
         y.sum().backward()
+
+
+def test_loralibs_conv_factors_read_without_a_rank_get_their_scale() -> None:
+    """Its rows are r k, so a reader that takes them for the rank makes the scale k times too small."""
+    conv = nn.Sequential(nn.Conv2d(4, 6, 3))
+    A, B = torch.randn(2 * 3, 4 * 3), torch.randn(6 * 3, 2 * 3)
+    scale = 5 / 2
+    state = State(LoraConfig(), {"0": LayerState("linear", factors(A, B), scale=5 / 6)})
+    x = torch.randn(2, 4, 7, 7)
+    W = conv[0].weight + scale * (B @ A).view(conv[0].weight.shape)
+    expected = nn.functional.conv2d(x, W, conv[0].bias)
+    deltaw.attach(conv, state)
+    assert torch.allclose(conv(x), expected, atol=1e-4)
+
+
+def test_a_weight_both_adapted_and_trained_in_full_is_refused() -> None:
+    tensors = {
+        **factors(torch.randn(2, 10), torch.randn(3, 2)),
+        "weight.trained": torch.ones(3, 10),
+    }
+    with pytest.raises(FormatError, match="head: its weight is adapted and trained in full"):
+        deltaw.attach(Tower(), State(LoraConfig(), {"head": LayerState("linear", tensors)}))
+
+
+def test_a_state_without_a_partner_says_which() -> None:
+    state = State(
+        LoraConfig(), {"head": LayerState("linear", {"weight.lora_A": torch.ones(2, 10)})}
+    )
+    with pytest.raises(FormatError, match=r"head: weight.lora_B is missing"):
+        deltaw.attach(Tower(), state)
+
+
+def factors(A: torch.Tensor, B: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"weight.lora_A": A, "weight.lora_B": B}

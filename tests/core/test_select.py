@@ -157,6 +157,7 @@ def test_layers_that_cannot_be_adapted_say_why(layer: nn.Module, reason: str) ->
         ({"lora_alpha": float("nan")}, "lora_alpha must be"),
         ({"lora_dropout": 1.0}, "lora_dropout must lie"),
         ({"lora_dropout": -0.1}, "lora_dropout must lie"),
+        ({"task_type": "SEQCLS"}, "task_type must be one of SEQ_CLS"),
         ({"bias": "some"}, "bias must be one of none, all, lora_only"),
         ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\]"),
         ({"alpha_pattern": {"q": "x"}}, r"alpha_pattern\['q'\]"),

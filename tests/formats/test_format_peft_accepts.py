@@ -59,10 +59,10 @@ def test_the_start_is_never_repeated(start: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "loftq"])
-def test_a_start_that_changed_the_base_is_warned_of(start: str, tmp_path: Path) -> None:
+def test_a_start_that_changed_the_base_is_refused(start: str, tmp_path: Path) -> None:
     folder_of(tmp_path, CONFIG | {"init_lora_weights": start}, pair("h.q"))
-    with pytest.warns(UserWarning, match=f"'{start}', a start that changes the base"):
-        assert peft.read(tmp_path).config.init_lora_weights is True
+    with pytest.raises(FormatError, match=f"'{start}': this start changed the base"):
+        peft.read(tmp_path)
 
 
 def test_settings_never_seen_before_are_named_in_a_warning(tmp_path: Path) -> None:

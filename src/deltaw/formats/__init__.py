@@ -1,12 +1,20 @@
 """How an adapter is written down: one file per format, each with `sniff`, `read` and `write`."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
 from deltaw.errors import FormatError
 from deltaw.folder import files_in
 from deltaw.state import State
+
+Misfits = Callable[[State], list[str]]
+
+
+def no_misfits(state: State) -> list[str]:
+    """Return nothing: there is no model to fit."""
+    return []
 
 
 class Format(Protocol):
@@ -15,8 +23,12 @@ class Format(Protocol):
     def sniff(self, path: Path) -> bool:
         """Tell whether `path` looks like this format, without reading tensors."""
 
-    def read(self, path: Path) -> State:
-        """Return the adapter at `path`."""
+    def read(self, path: Path, misfits: Misfits = ...) -> State:
+        """Return the adapter at `path`.
+
+        `misfits` gets a state of the shapes alone before anything is read, and returns what does
+        not fit the model; the reader raises one error with that and what it found wrong itself.
+        """
 
     def write(self, state: State, path: Path) -> None:
         """Write `state` to `path`, whole or not at all."""
@@ -41,6 +53,9 @@ def sniff(path: Path) -> Format:
     for name in names():
         if format_of(name).sniff(path):
             return format_of(name)
+    below = sorted(config.parent.name for config in path.glob("*/adapter_config.json"))
+    if below:
+        raise FormatError(f"{path} holds several adapters. Fix: name one of {', '.join(below)}.")
     raise FormatError(
         f"{path} is no adapter in a known format ({', '.join(names())}).\n"
         "Fix: give a folder with adapter_config.json, or name the format."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deltaw.config import LoraConfig
 from deltaw.formats._parts import B_BIAS, TRAINED, A, B
+from deltaw.state import LayerState
 
 PREFIX = "base_model.model."
 LINEAR = {A: "lora_A.weight", B: "lora_B.weight", B_BIAS: "lora_B.bias"}
@@ -69,6 +70,16 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
     if not found and not problems:
         problems.append("it holds no tensor of an adapter")
     return found, problems
+
+
+def in_shape(place: Found, header: Mapping[str, Tensor]) -> LayerState:
+    """Return a module's state with tensors of a header, which have shapes alone."""
+    tensors = {name: header[key] for name, key in place.keys.items()}
+    if place.kind != "conv" or B not in tensors or not tensors[B].dim() > 1:
+        return LayerState(place.kind, tensors)
+    tensors[B] = tensors[B].flatten(1)
+    groups = tensors[A].shape[0] // max(tensors[B].shape[1], 1)
+    return LayerState("conv", tensors, groups=groups)
 
 
 def _copies(names: Collection[str], found: dict[str, Found], bias: str) -> list[str]:

@@ -131,17 +131,16 @@ def parse(file: Path, content: Mapping[str, object]) -> LoraConfig:
         for key, rule in _KEYS.items()
         if not rule.fits(values[key])
     ]
+    start = values["init_lora_weights"]
+    if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        problems.append(
+            f"init_lora_weights = {start!r}: this start changed the base's weights, so the adapter "
+            "is right on no other base; have it saved as a plain one (PEFT: save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
+        )
     raise_all(FormatError, f"{file} asks for what cannot be done:", problems)
     _warn(file, content)
-    start = values.pop("init_lora_weights")
-    if isinstance(start, str) and start.startswith(CHANGES_BASE):
-        warnings.warn(
-            f"{file}: init_lora_weights is {start!r}, a start that changes the base's weights. "
-            "The adapter is right only on a base changed in the same way; have it saved as a "
-            "plain LoRA adapter (PEFT: save_pretrained with "
-            "path_initial_model_for_weight_conversion).",
-            stacklevel=4,
-        )
+    del values["init_lora_weights"]
     values["modules_to_save"] = values["modules_to_save"] or []
     for key in ("rank_pattern", "alpha_pattern"):
         values[key] = values[key] or {}

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deltaw.errors import FormatError, raise_all
-from deltaw.formats import _loralib_layers
+from deltaw.formats import Misfits, _loralib_layers, no_misfits
 from deltaw.formats._files import PICKLES, read_tensors, replace_files
 from deltaw.state import State
 
@@ -46,6 +46,7 @@ def sniff(path: Path | str) -> bool:
 
 def read(
     path: Path | str,
+    misfits: Misfits = no_misfits,
     *,
     lora_alpha: float | None = None,
     r: int | None = None,
@@ -55,6 +56,7 @@ def read(
 
     Args:
         path: the file, or a folder that `write` made.
+        misfits: returns what does not fit the model.
         lora_alpha: what the adapter was trained with; it decides the scale, is not in the file and
             has no safe default (loralib's own is 1).
         r: rank; needed only to tell a convolution, by its r k rows of A, before a model is there.
@@ -77,7 +79,9 @@ def read(
         )
 
     found = _loralib_layers.Reader(lora_alpha, r, enable_lora or {})
-    return found.state(read_tensors(file, check))
+    state = found.state(read_tensors(file, check))
+    raise_all(FormatError, f"{file} does not fit the model:", misfits(state))
+    return state
 
 
 def write(state: State, path: Path | str) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, FormatError, raise_all
-from deltaw.formats import _peft_read, _peft_side, _peft_write
+from deltaw.formats import Misfits, _peft_read, _peft_side, _peft_write, no_misfits
 from deltaw.formats._files import json_bytes, not_finite, read_json, read_tensors, replace_files
 from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned
-from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, key, layout
+from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, in_shape, key, layout
 from deltaw.formats._peft_layers import pack, unpack_conv
 from deltaw.patterns import pattern_values
 from deltaw.state import LayerState, State
@@ -32,8 +32,10 @@ def sniff(path: Path | str) -> bool:
     return (_folder(path) / CONFIG).is_file()
 
 
-def read(path: Path | str) -> State:
+def read(path: Path | str, misfits: Misfits = no_misfits) -> State:
     """Read an adapter folder; which layers it adapts is told from the tensors alone.
+
+    `misfits` returns what does not fit the model, from the shapes alone.
 
     Raises:
         FormatError: listing all that is missing, unexpected or misshapen, or not supported.
@@ -46,7 +48,15 @@ def read(path: Path | str) -> State:
 
     def check(header: Mapping[str, Tensor]) -> None:
         places, problems = layout(header, config)
-        raise_all(FormatError, f"{file} is not an adapter that can be used:", problems)
+        shapes = {path: in_shape(place, header) for path, place in places.items()}
+        problems += misfits(State(config, shapes))
+        base = config.base_model_name_or_path
+        raise_all(
+            FormatError,
+            f"{file} is not an adapter that can be used here:",
+            problems,
+            f"use the base model that it was trained on ({base})." if base else "",
+        )
         found.update(places)
 
     tensors = read_tensors(file, check)
