@@ -256,7 +256,7 @@ def test_switching_between_forward_and_backward_raises_under_checkpointing() -> 
 
 
 def test_loralibs_conv_factors_read_without_a_rank_get_their_scale() -> None:
-    """Its rows are r k, so a reader that takes them for the rank makes the scale k times too small."""
+    """Its rows are r k, so whoever takes them for the rank has a scale k times too small."""
     conv = nn.Sequential(nn.Conv2d(4, 6, 3))
     A, B = torch.randn(2 * 3, 4 * 3), torch.randn(6 * 3, 2 * 3)
     scale = 5 / 2
