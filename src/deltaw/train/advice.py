@@ -45,6 +45,11 @@ def _adapter_advice(recipe: Recipe, rows: int) -> list[str]:
             f"lora_alpha/r = {scale:g}: 1 to 2 is usual (arXiv 2106.09685, 2405.09673); it acts "
             "like a factor on the learning rate"
         )
+    if recipe.lora_dropout == 0 and rows < FEW_ROWS:
+        lines.append(
+            f"lora_dropout=0 for {rows} rows: 0.1 often generalises better on so few "
+            "(arXiv 2106.09685, 2305.14314)"
+        )
     if recipe.lora_dropout > 0.1 and rows > MANY_ROWS:
         lines.append(
             f"lora_dropout={recipe.lora_dropout:g} with {rows} rows: 0 to 0.1 is usual "
