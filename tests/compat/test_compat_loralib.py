@@ -250,6 +250,41 @@ def test_the_verbs_of_deltaw_work_on_the_model(model: nn.ModuleDict, tmp_path: P
     assert torch.equal(outputs(model), adapted)
 
 
+def test_the_state_of_a_layer_that_was_merged_for_good_is_the_plain_layers(
+    model: nn.ModuleDict,
+) -> None:
+    adapted = outputs(model)
+    file = model.state_dict()
+    deltaw.merge(model, original="none")
+    deltaw.detach(model)
+    state = model.state_dict()
+    assert state.keys() == {name for name in file if not name.endswith(("lora_A", "lora_B"))}
+    model.load_state_dict(state)
+    torch.testing.assert_close(outputs(model), adapted, rtol=1e-5, atol=1e-5)
+    assert ours.lora_state_dict(model) == {}
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*a\.lora_A"):
+        model.load_state_dict(file)
+
+
+def test_a_second_adapter_keeps_its_names_where_loralibs_was_detached(
+    model: nn.ModuleDict,
+) -> None:
+    ours.mark_only_lora_as_trainable(model)
+    deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=["a"], modules_to_save=[]), "other")
+    nn.init.normal_(model["a"].get_parameter("adapter.other.weight.lora_B"))
+    deltaw.detach(model, "default")
+    deltaw.activate(model, "other")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert "a.adapter.other.weight.lora_A" in state and "a.lora_A" not in state
+    adapted = outputs(model)
+    nn.init.zeros_(model["a"].get_parameter("adapter.other.weight.lora_B"))
+    assert not torch.equal(outputs(model), adapted)
+    model.load_state_dict(state)
+    assert torch.equal(outputs(model), adapted)
+    with pytest.raises(AttributeError, match="lora_A"):
+        _ = model["a"].lora_A
+
+
 def test_every_name_is_there() -> None:
     for name in (
         "Linear",

@@ -6,7 +6,7 @@ dict a layer keeps loralib's names: `<path>.weight`, `<path>.lora_A`, `<path>.lo
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from deltaw.errors import ConfigError
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.conv1d import Conv1D
 from deltaw.layers.conv_factored import factored_shape
-from deltaw.root import authority_of
+from deltaw.root import adopt
 from deltaw.state import LayerState, State
 from deltaw.swap import swap
 
@@ -154,10 +154,11 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     for layer in layers.values():
         if bias == "lora_only" and layer._parameters.get("bias") is not None:
             layer.get_parameter("bias").requires_grad_(True)
-    for layer in layers.values():
-        layer.authority = next(iter(layers.values())).authority
     if layers:
-        authority_of(model)
+        authority = next(iter(layers.values())).authority
+        for layer in layers.values():
+            layer.authority = authority
+        adopt(model, authority)
 
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Tensor]:
@@ -207,15 +208,20 @@ def _adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
     return {
         path: layer
         for path, layer in model.named_modules()
-        if isinstance(layer, LoRALayer) and isinstance(layer, AdaptedLayer)
+        if isinstance(layer, LoRALayer) and _has_adapter(layer)
     }
 
 
 def _factor(layer: LoRALayer, name: str) -> Tensor:
-    if not isinstance(layer, AdaptedLayer):
-        raise AttributeError(f"{type(layer).__name__} with r=0 has no {name}")
+    if not _has_adapter(layer):
+        raise AttributeError(f"{type(layer).__name__} with r=0 or detached has no {name}")
     parts = [part.get_parameter(name) for part in layer.parts(_NAME).values()]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _has_adapter(layer: nn.Module) -> TypeGuard[AdaptedLayer]:
+    """Tell whether loralib's adapter is on the layer still; the hooks stay when it is detached."""
+    return isinstance(layer, AdaptedLayer) and _NAME in layer.adapter
 
 
 def _keys(layer: AdaptedLayer, prefix: str, name: str) -> list[str]:
@@ -223,16 +229,18 @@ def _keys(layer: AdaptedLayer, prefix: str, name: str) -> list[str]:
 
 
 def _to_loralib(
-    layer: AdaptedLayer, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+    layer: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
 ) -> None:
+    if not _has_adapter(layer):
+        return
     for name in _FACTORS:
         parts = [state.pop(key) for key in _keys(layer, prefix, name)]
         state[prefix + name] = parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _from_loralib(layer: AdaptedLayer, state: dict[str, Any], prefix: str, *unused: object) -> None:
+def _from_loralib(layer: nn.Module, state: dict[str, Any], prefix: str, *unused: object) -> None:
     for name in _FACTORS:
-        if prefix + name in state:
+        if _has_adapter(layer) and prefix + name in state:
             keys = _keys(layer, prefix, name)
             parts = state.pop(prefix + name).chunk(len(keys))
             state |= dict(zip(keys, parts, strict=False))
