@@ -3,9 +3,9 @@
 The full fine-tuning rate is 5e-5 at width 768, the upper end of BERT's own grid (arXiv 1810.04805,
 appendix A.3), times (768 / width)². Adam's rate is inverse to the width (arXiv 2203.03466, table
 3); the second factor stands for the depth, since narrow encoders are shallow too, and agrees with
-what was measured on MiniLM. An adapter takes 10 times that rate, 15 times below 100 steps, whatever its
-rank (Thinking Machines, "LoRA Without Regret", 2025; the higher rate also in arXiv 2405.09673). A
-new head alone is a convex problem and takes 50 times the rate (measured).
+what was measured on MiniLM. An adapter takes 10 times that rate, 15 times below 100 steps, whatever
+its rank (Thinking Machines, "LoRA Without Regret", 2025; the higher rate also in arXiv 2405.09673).
+A new head alone is a convex problem and takes 50 times the rate (measured).
 """
 
 import math
