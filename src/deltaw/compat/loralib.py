@@ -29,6 +29,8 @@ _FACTORS = ("lora_A", "lora_B")
 class LoRALayer:
     """What every layer of loralib has beside the layer it adapts."""
 
+    applies_weight = True
+
     @property
     def lora_A(self) -> Tensor:
         """Return A; that of fused slices is stacked."""

@@ -8,81 +8,61 @@ a model is loaded rather than what it computes are accepted and change nothing.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import deltaw
-from deltaw.compat.peft_targets import default_targets, task_heads
-from deltaw.config import LoraConfig as Settings
-from deltaw.errors import ConfigError, FormatError
-from deltaw.formats import peft as files
+from deltaw.compat.peft_config import LoraConfig, PeftConfig, TaskType
+from deltaw.compat.peft_hub import adapter_folder
+from deltaw.compat.peft_targets import default_targets, heads
+from deltaw.errors import ConfigError, raise_all
+from deltaw.formats.peft import CONFIG, TENSORS
 from deltaw.layer import AdaptedLayer
 from deltaw.root import AdaptedModel
 from deltaw.swap import swap
 
-
-class TaskType(StrEnum):
-    """The tasks PEFT knows by name."""
-
-    SEQ_CLS = "SEQ_CLS"
-    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
-    CAUSAL_LM = "CAUSAL_LM"
-    TOKEN_CLS = "TOKEN_CLS"
-    QUESTION_ANS = "QUESTION_ANS"
-    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
-
-
-@dataclass(frozen=True)
-class LoraConfig(Settings):
-    """deltaw's settings with PEFT's defaults: r = alpha = 8, and targets by model type.
-
-    `modules_to_save=None` trains no module in full but those PEFT adds for the task: `classifier`
-    and `score`, or `qa_outputs`.
-    """
-
-    lora_alpha: float | None = 8
-    target_modules: str | Sequence[str] | None = None
-    inference_mode: bool = False
-    use_dora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.use_dora:
-            raise ConfigError("use_dora=True is not supported. Fix: leave it out.")
-        if self.task_type is not None and self.task_type not in list(TaskType):
-            raise ConfigError(f"task_type must be one of {', '.join(TaskType)}.")
-        # Empty until the model is there to say which layers it has.
-        object.__setattr__(self, "target_modules", self.target_modules or [])
-        super().__post_init__()
-
-    @staticmethod
-    def from_pretrained(pretrained_model_name_or_path: str | Path) -> Settings:
-        """Read the settings of an adapter folder or of an adapter on the hub."""
-        return files.read(_folder(pretrained_model_name_or_path, None)).config
-
-
-PeftConfig = LoraConfig
+__all__ = [
+    "LoraConfig",
+    "PeftConfig",
+    "PeftModel",
+    "TaskType",
+    "get_peft_model",
+    "get_peft_model_state_dict",
+]
 
 
 def get_peft_model(
     model: nn.Module,
     peft_config: LoraConfig,
     adapter_name: str = "default",
-    *,
+    mixed: bool = False,
     autocast_adapter_dtype: bool = True,
-    low_cpu_mem_usage: bool = False,
     revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
 ) -> "PeftModel":
     """Adapt `model` in place and return it, now also a `PeftModel`.
 
     Entries of the settings that match nothing are warned of, as PEFT does not refuse them.
     """
+    _refuse(mixed=mixed)
     if revision is not None:
         peft_config = replace(peft_config, revision=revision)
     _attach(model, peft_config, adapter_name)
     return _as_peft(model)
+
+
+def get_peft_model_state_dict(
+    model: nn.Module, state_dict: None = None, adapter_name: str = "default"
+) -> dict[str, Tensor]:
+    """Return the tensors of one adapter by the names they have in PEFT's files."""
+    _refuse(state_dict=state_dict)
+    with TemporaryDirectory() as folder:
+        deltaw.save(model, folder, adapter_name)
+        return load_file(Path(folder) / TENSORS[0])
 
 
 class PeftModel(AdaptedModel):
@@ -94,14 +74,32 @@ class PeftModel(AdaptedModel):
         model_id: str | Path,
         adapter_name: str = "default",
         is_trainable: bool = False,
+        config: LoraConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: dict[str, str] | None = None,
         *,
         subfolder: str | None = None,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
         torch_device: str | None = None,
+        torch_dtype: object = None,
+        dtype: object = None,
+        device_map: object = None,
+        max_memory: object = None,
+        offload_folder: str | Path | None = None,
     ) -> "PeftModel":
-        """Put the adapter at `model_id` on `model`, in evaluation mode unless it is trainable."""
-        folder = _folder(model_id, subfolder)
+        """Put the adapter at `model_id` on `model`, in evaluation mode unless it is trainable.
+
+        The adapter goes where its layer is, in float32; `config` may only repeat the file's.
+        """
+        _refuse(key_mapping=key_mapping)
+        place = (subfolder, revision, cache_dir, token)
+        folder = adapter_folder(model_id, (CONFIG, TENSORS[0]), *place)
+        if config is not None:
+            LoraConfig.of(config).require_same(LoraConfig.from_pretrained(folder))
         deltaw.load(model, folder, adapter_name, trainable=is_trainable, format="peft")
         return _as_peft(model if is_trainable else model.eval())
 
@@ -110,22 +108,37 @@ class PeftModel(AdaptedModel):
         model_id: str | Path,
         adapter_name: str,
         is_trainable: bool = False,
+        torch_device: str | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: dict[str, str] | None = None,
         *,
         subfolder: str | None = None,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        torch_device: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        device_map: object = None,
+        max_memory: object = None,
+        offload_folder: str | Path | None = None,
     ) -> None:
-        """Put a further adapter on the model, which is not active before `set_adapter`."""
-        PeftModel.from_pretrained(self, model_id, adapter_name, is_trainable, subfolder=subfolder)
+        """Put a further adapter on the model, which is not active before `set_adapter`.
+
+        An adapter of that name is replaced, and stays active or not as it was.
+        """
+        _refuse(key_mapping=key_mapping)
+        place = (subfolder, revision, cache_dir, token)
+        folder = adapter_folder(model_id, (CONFIG, TENSORS[0]), *place)
+        there = adapter_name in deltaw.configs(self)
+        deltaw.load(self, folder, adapter_name, trainable=is_trainable, swap=there, format="peft")
+        _as_peft(self if is_trainable else self.eval())
 
     def add_adapter(
         self,
         adapter_name: str,
         peft_config: LoraConfig,
-        *,
-        autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
     ) -> None:
         """Put a new adapter on the model, neither active nor trainable before `set_adapter`."""
         _attach(self, replace(peft_config, inference_mode=True), adapter_name)
@@ -136,11 +149,24 @@ class PeftModel(AdaptedModel):
         save_directory: str | Path,
         safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
-        *,
+        save_embedding_layers: str | bool = "auto",
         is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | None = None,
+        *,
         state_dict: dict[str, object] | None = None,
+        save_function: object = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
     ) -> None:
-        """Write the adapters, or those selected: `default` here, the others in sub-folders."""
+        """Write the adapters, or those selected: `default` here, the others in sub-folders.
+
+        The files are safetensors, written from the model itself, whatever else is asked for.
+        """
+        _refuse(
+            save_embedding_layers=save_embedding_layers is True,
+            path_initial_model_for_weight_conversion=path_initial_model_for_weight_conversion,
+            push_to_hub=push_to_hub,
+        )
         for name in selected_adapters or self.peft_config if is_main_process else ():
             folder = Path(save_directory)
             deltaw.save(self, folder if name == "default" else folder / name, name)
@@ -205,9 +231,9 @@ class PeftModel(AdaptedModel):
         return self
 
     @property
-    def peft_config(self) -> dict[str, Settings]:
+    def peft_config(self) -> dict[str, LoraConfig]:
         """Return the settings of all adapters by name."""
-        return deltaw.configs(self)
+        return {name: LoraConfig.of(config) for name, config in deltaw.configs(self).items()}
 
     @property
     def active_adapters(self) -> list[str]:
@@ -239,12 +265,20 @@ class PeftModel(AdaptedModel):
         )
 
 
+def _refuse(**options: object) -> None:
+    raise_all(
+        ConfigError,
+        "Options that are not supported:",
+        [f"{name}={value!r}" for name, value in options.items() if value],
+        "leave them out.",
+    )
+
+
 def _attach(model: nn.Module, config: LoraConfig, name: str) -> None:
-    heads = [*(config.modules_to_save or []), *task_heads(model, config.task_type)]
     config = replace(
         config,
         target_modules=config.target_modules or default_targets(model),
-        modules_to_save=list(dict.fromkeys(heads)),
+        modules_to_save=heads(model, config.modules_to_save, config.task_type),
     )
     made = deltaw.attach(model, config, name, trainable=not config.inference_mode, strict=False)
     for text in made.warnings if made else ():
@@ -264,20 +298,3 @@ def _frozen_biases(model: nn.Module) -> Iterator[Tensor]:
             copied = [slot for slot, part in layer.parts(name).items() if part.replaces]
             if "weight" not in copied:
                 yield from map(layer.frozen, copied)
-
-
-def _folder(model_id: str | Path, subfolder: str | None) -> Path:
-    """Return the folder of an adapter, fetched from the hub unless it is on the disk."""
-    folder = Path(model_id, subfolder or "")
-    if folder.exists():
-        return folder
-    from transformers.utils import cached_file
-
-    names = (files.CONFIG, files.TENSORS[0])
-    try:
-        found = [cached_file(str(model_id), name, subfolder=subfolder or "") for name in names]
-    except OSError as problem:
-        raise FormatError(
-            f"There is no folder {folder}, and the hub has no adapter of that name: {problem}"
-        ) from problem
-    return Path(found[0]).parent

@@ -4,6 +4,8 @@ It is the projection of queries and values, under the names each architecture gi
 fused projection where there is one.
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from deltaw.errors import ConfigError
@@ -44,10 +46,12 @@ def default_targets(model: nn.Module) -> list[str]:
     return list(BY_MODEL_TYPE[kind])
 
 
-def task_heads(model: nn.Module, task: str | None) -> list[str]:
-    """Return the paths of the modules of the model that PEFT trains in full for a task.
+def heads(model: nn.Module, named: Sequence[str] | None, task: str | None) -> list[str]:
+    """Return the modules that PEFT trains in full: those named, and those it adds for a task.
 
-    Like PEFT's, the names match the end of a path within a word too, as in `pre_classifier`.
+    Like PEFT's, the names for a task match the end of a path within a word too, as in
+    `pre_classifier`; they need not all be there, though PEFT's files list them all.
     """
-    names = TASK_HEADS.get(task or "", ())
-    return [path for path, _ in model.named_modules() if names and path.endswith(names)]
+    ends = TASK_HEADS.get(task or "", ())
+    found = [path for path, _ in model.named_modules() if ends and path.endswith(ends)]
+    return list(dict.fromkeys([name for name in named or () if name not in ends] + found))
