@@ -1,15 +1,18 @@
 """What is read of the folders that PEFT and others wrote."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_states import same_layers
+from adapter_states import layer, same_layers
 from peft_folders import CONFIG, P, folder_of, pair
 
+from deltaw.config import LoraConfig
 from deltaw.errors import FormatError
 from deltaw.formats import peft
+from deltaw.state import LayerState, State
 
 
 def test_absent_settings_are_those_of_peft(tmp_path: Path) -> None:
@@ -69,6 +72,25 @@ def test_settings_never_seen_before_are_named_in_a_warning(tmp_path: Path) -> No
     folder_of(tmp_path, CONFIG | {"use_magic": True, "a_new_one": None}, pair("h.q"))
     with pytest.warns(UserWarning, match="'a_new_one', 'use_magic'"):
         peft.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "heads", [["lora_A"], ["up.lora_A"], ["up.lora_A", "up.lora_B"], ["up.lora_B.lora_A"]]
+)
+def test_heads_may_be_called_like_the_factors_of_an_adapter(
+    heads: list[str], tmp_path: Path
+) -> None:
+    saved = {
+        path: LayerState("module", {"weight.trained": torch.randn(3, 5), "bias.trained": ones})
+        for path, ones in zip(heads, (torch.ones(3), torch.ones(3) * 2), strict=False)
+    }
+    state = State(LoraConfig(r=3, modules_to_save=heads), {"h.q": layer("linear"), **saved})
+    peft.write(state, tmp_path / "listed")
+    assert same_layers(peft.read(tmp_path / "listed"), state)
+    inside = replace(state.config, modules_to_save=["up"])
+    peft.write(replace(state, config=inside), tmp_path / "inside")
+    if heads != ["up.lora_A", "up.lora_B"]:  # which look like an adapter on `up`
+        assert same_layers(peft.read(tmp_path / "inside"), state)
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:

@@ -45,16 +45,19 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
     found: dict[str, Found] = {}
     problems: list[str] = []
     rest: list[str] = []
+    saved = frozenset(config.modules_to_save or ())
     for name in header:
         match = _FACTOR.fullmatch(name.removeprefix(PREFIX))
         if not name.startswith(PREFIX):
             problems.append(f"unexpected {name!r}: it does not start with {PREFIX!r}")
-        elif match is None:
+        elif match is None or _module(name) in saved:
             rest.append(name)
         else:
             place = found.setdefault(match["path"], Found())
             place.kind = "embedding" if "embedding" in match["suffix"] else "linear"
             place.keys[SUFFIXES[match["suffix"]]] = name
+    for path in [p for p in found if not {A, B} <= found[p].keys.keys() and _within(p, saved)]:
+        rest += found.pop(path).keys.values()
     ranks = {config.r, *config.rank_pattern.values()}
     for path, place in found.items():
         if A in place.keys and header[place.keys[A]].dim() > 2:
@@ -66,7 +69,7 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
                 f"{path!r}: an adapter inside the adapted {outer!r} (attention or stacked experts) "
                 "is not supported"
             )
-    problems += _copies(rest, found, config.bias)
+    problems += _copies(rest, found, config.bias, saved)
     if not found and not problems:
         problems.append("it holds no tensor of an adapter")
     return found, problems
@@ -82,7 +85,22 @@ def in_shape(place: Found, header: Mapping[str, Tensor]) -> LayerState:
     return LayerState("conv", tensors, groups=groups)
 
 
-def _copies(names: Collection[str], found: dict[str, Found], bias: str) -> list[str]:
+def _module(name: str) -> str:
+    return name.removeprefix(PREFIX).rpartition(".")[0]
+
+
+def _within(path: str, saved: Collection[str]) -> bool:
+    """Tell whether the module at `path` is one of those saved in full, or part of one.
+
+    Such a module may be called `lora_A` itself.
+    """
+    parts = path.split(".")
+    return any(".".join(parts[: n + 1]) in saved for n in range(len(parts)))
+
+
+def _copies(
+    names: Collection[str], found: dict[str, Found], bias: str, saved: Collection[str]
+) -> list[str]:
     """Add the tensors trained as full copies to `found`, and return what is wrong with them."""
     adapted = set(found)
     problems, beside = [], []
@@ -92,7 +110,7 @@ def _copies(names: Collection[str], found: dict[str, Found], bias: str) -> list[
         feature = next((f for part, f in _FEATURES.items() if part in segments), None)
         if feature:
             problems.append(f"{name!r}: {feature} is not supported")
-        elif _LORA & set(segments):
+        elif _LORA & set(segments) and not _within(path, saved):
             problems.append(f"unexpected {name!r}: no tensor of that name belongs to a LoRA layer")
         elif bias == "all" and _WRAPPERS & set(segments):
             continue
