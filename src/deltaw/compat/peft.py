@@ -3,6 +3,10 @@
 The model is adapted in place and stays itself, with its own parameter names; `PeftModel` is mixed
 into its class, so there is no `base_model.model` in front of anything. Options of PEFT that say how
 a model is loaded rather than what it computes are accepted and change nothing.
+
+One limit: `transformers.Trainer` trains and saves such a model, but knows only the class of the
+`peft` package when it loads a checkpoint, so `load_best_model_at_end` and `resume_from_checkpoint`
+fail. Use `class MyTrainer(deltaw.train.trainer.ExactCheckpoints, Trainer)`, which does both.
 """
 
 import warnings
