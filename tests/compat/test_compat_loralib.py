@@ -253,6 +253,7 @@ def test_the_verbs_of_deltaw_work_on_the_model(model: nn.ModuleDict, tmp_path: P
 def test_the_state_of_a_layer_that_was_merged_for_good_is_the_plain_layers(
     model: nn.ModuleDict,
 ) -> None:
+    ours.mark_only_lora_as_trainable(model)
     adapted = outputs(model)
     file = model.state_dict()
     deltaw.merge(model, original="none")
