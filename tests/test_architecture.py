@@ -31,6 +31,7 @@ ROWS = (
         "planning",
         "root",
         "saving",
+        "snapshot",
         "starting",
         "summarizing",
         "verifying",

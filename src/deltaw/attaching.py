@@ -21,7 +21,7 @@ from deltaw.layers.module import TrainedModule
 from deltaw.optimizers import watch
 from deltaw.planning import Plan, base_modules, plan
 from deltaw.quant import storage_of
-from deltaw.root import AdaptedModel, authority_of, find_authority
+from deltaw.root import AdaptedPart, adapted_layers, adopt, find_root
 from deltaw.starting import initial_state
 from deltaw.state import State
 from deltaw.swap import clear_bound_forward, refuse_hidden_names, swap, unswap
@@ -75,6 +75,7 @@ def attach(
     return None
 
 
+@torch.inference_mode(False)
 def attach_state(model: nn.Module, state: State, name: str, trainable: bool) -> None:
     """Put the adapter `state` on `model` under `name`, or raise and change nothing."""
     layers = base_modules(model)
@@ -90,7 +91,7 @@ def attach_state(model: nn.Module, state: State, name: str, trainable: bool) -> 
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
         rebinds.append(clear_bound_forward(layers[path], path))
-    authority = authority_of(model)
+    authority = adopt(model).authority
     _freeze(model, layers, authority)
     shared: dict[int, nn.Parameter] = {}
     for path, (geometry, slots) in fits.items():
@@ -108,11 +109,14 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     Raises:
         StateError: if there is no such adapter, or it is merged and the originals are kept.
     """
-    authority = find_authority(model)
-    if authority is None or (name is not None and name not in authority.configs):
-        have = ", ".join(authority.configs) if authority else "none"
+    root = find_root(model)
+    configs = root.authority.configs if root is not None else {}
+    if root is None or (name is not None and name not in configs):
+        have = ", ".join(configs) or "none"
         raise StateError(f"There is no adapter {name or ''!r} to detach. Adapters: {have}.")
-    layers = {p: m for p, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+    authority, layers = root.authority, adapted_layers(root)
+    if authority.merged is not None and name is not None:
+        authority.require_unmerged("detach one adapter alone")
     if any(layer.originals for layer in layers.values()):
         raise StateError(
             "Cannot detach: the weights are merged and their originals are kept.\n"
@@ -128,13 +132,13 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if not len(layer.adapter):
             _strip(layer, path)
     if not authority.configs:
-        for path, parameter in model.named_parameters():
+        for path, parameter in root.named_parameters():
             if path in authority.thawed:
                 parameter.requires_grad_(True)
-        for module in model.modules():
-            if isinstance(module, AdaptedModel):
+        del root.authority
+        for module in root.modules():
+            if isinstance(module, AdaptedPart):
                 unswap(module)
-                del module.authority
 
 
 def check_attachable(model: nn.Module, name: str) -> None:
@@ -145,15 +149,24 @@ def check_attachable(model: nn.Module, name: str) -> None:
             "Fix: attach to the model first, then wrap it (DistributedDataParallel or FSDP2; "
             "DataParallel copies the model at every step and is not supported)."
         )
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+    if "_orig_mod" in model._modules:
+        raise StateError(
+            "Cannot attach to a compiled model.\nFix: attach to the model first, then compile it."
+        )
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
         raise ConfigError(
             f"{name!r} cannot be an adapter's name.\nFix: use letters, digits, '_' and '-' only, "
             "and no name of an attribute of torch.nn.ModuleDict."
         )
-    authority = find_authority(model)
-    if authority is not None:
-        authority.require_unmerged("attach")
-        if name in authority.configs:
+    root = find_root(model)
+    if root is not None and root is not model:
+        raise StateError(
+            f"A part of this {type(model).__name__} has adapters of its own.\n"
+            "Fix: attach to that part again, or detach it first."
+        )
+    if root is not None:
+        root.authority.require_unmerged("attach")
+        if name in root.authority.configs:
             raise StateError(
                 f"There is an adapter {name!r} already.\n"
                 f"Fix: choose another name, or deltaw.detach(model, {name!r}) first."

@@ -12,6 +12,8 @@ from deltaw.config import LoraConfig
 from deltaw.errors import StateError
 
 Active = tuple[tuple[str, float], ...]
+MOST_SEEN = 100
+"""How many different settings between two backward passes are remembered."""
 
 
 class Authority:
@@ -24,7 +26,7 @@ class Authority:
         self.merged: Active | None = None
         self.thawed: set[str] = set()
         self.fingerprints: dict[str, str | None] = {}
-        self.mix = torch.zeros(0)
+        self.mix = _zeros(0)
         self._seen: set[Active] = set()
         self._recomputed = False
 
@@ -51,9 +53,10 @@ class Authority:
         """Make the weighted sum `active` the one in force."""
         self.active = active
         if self.mix.numel() != len(self.configs):
-            self.mix = torch.zeros(len(self.configs))
+            self.mix = _zeros(len(self.configs))
         weights: Mapping[str, float] = dict(active)
-        self.mix.copy_(torch.tensor([weights.get(name, 0.0) for name in self.configs]))
+        for index, name in enumerate(self.configs):
+            self.mix[index] = weights.get(name, 0.0)
 
     def require_unmerged(self, doing: str) -> None:
         """Raise if the adapters are merged into the weights."""
@@ -75,7 +78,7 @@ class Authority:
         """
         now = self.current()
         if torch._C._current_graph_task_id() == -1:
-            if self._recomputed:
+            if self._recomputed or len(self._seen) > MOST_SEEN:
                 self._seen.clear()
                 self._recomputed = False
             self._seen.add(now)
@@ -89,4 +92,10 @@ class Authority:
             self._recomputed = True
 
     def __getstate__(self) -> dict[str, object]:
-        return vars(self) | {"_seen": set(), "_recomputed": False}
+        return vars(self) | {"enabled": True, "_seen": set(), "_recomputed": False}
+
+
+@torch.inference_mode(False)
+def _zeros(count: int) -> torch.Tensor:
+    """Return zeros that can be filled in any context, in the precision of Python's numbers."""
+    return torch.zeros(count, dtype=torch.float64, device="cpu")

@@ -1,16 +1,11 @@
 """From an adapted model to the state of one of its adapters."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from deltaw.adapter import Adapter
-from deltaw.adapters.lora import LoraAdapter
-from deltaw.authority import Authority
 from deltaw.errors import StateError
-from deltaw.fingerprint import fingerprint
-from deltaw.layer import WEIGHT, AdaptedLayer
-from deltaw.layers.conv import Conv
-from deltaw.layers.conv_factored import FactoredConv
-from deltaw.state import LayerState, State
+from deltaw.root import adapted_layers, find_root
+from deltaw.snapshot import state_of
+from deltaw.state import State
 
 
 def capture(model: nn.Module, name: str = "default") -> State:
@@ -21,52 +16,9 @@ def capture(model: nn.Module, name: str = "default") -> State:
     Raises:
         StateError: if the model has no such adapter.
     """
-    layers = {p: m for p, m in model.named_modules() if isinstance(m, AdaptedLayer)}
-    authority = next((layer.authority for layer in layers.values()), Authority())
-    if name not in authority.configs:
-        have = ", ".join(authority.configs) or "none"
+    root = find_root(model)
+    configs = root.authority.configs if root is not None else {}
+    if root is None or name not in configs:
+        have = ", ".join(configs) or "none"
         raise StateError(f"There is no adapter {name!r} to capture. Adapters: {have}.")
-    states = {p: _layer_state(m, name) for p, m in layers.items() if name in m.adapter}
-    if name not in authority.fingerprints and authority.merged is None:
-        low_rank = [path for path, state in states.items() if state.kind != "module"]
-        authority.fingerprints[name] = fingerprint(model, low_rank)
-    return State(authority.configs[name], states, authority.fingerprints.get(name))
-
-
-def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
-    tensors: dict[str, Tensor] = {}
-    kind, scale = "module", 1.0
-    enabled: tuple[bool, ...] = ()
-    for slot, adapter in layer.parts(name).items():
-        if isinstance(adapter, LoraAdapter):
-            kind, scale = layer.kind, adapter.scale
-            outer, enabled = _outer(slot, enabled)
-            A, B = layer.pack(adapter.lora_A.detach(), adapter.lora_B.detach())
-            tensors[f"{outer}.lora_A"], tensors[f"{outer}.lora_B"] = A, B
-            tensors |= {
-                f"{outer}.{key}": tensor.detach()
-                for key, tensor in adapter.named_parameters()
-                if key not in ("lora_A", "lora_B")
-            }
-        else:
-            tensors[f"{slot}.trained"] = _trained(adapter)
-    factored = isinstance(layer, FactoredConv) and kind == "conv"
-    groups = layer.groups if isinstance(layer, Conv) and kind == "conv" else 1
-    return LayerState("fused" if enabled else kind, tensors, scale, enabled, groups, factored)
-
-
-def _trained(adapter: Adapter) -> Tensor:
-    trained = (
-        adapter.get_parameter("trained") if adapter._parameters else adapter.get_buffer("trained")
-    )
-    return trained.detach()
-
-
-def _outer(slot: str, enabled: tuple[bool, ...]) -> tuple[str, tuple[bool, ...]]:
-    """Return the slot's name in a state, and the flags of the slices with this one's set."""
-    if slot == WEIGHT:
-        return slot, ()
-    _, index, _, count = slot.split("_")
-    flags = list(enabled or [False] * int(count))
-    flags[int(index)] = True
-    return f"slice_{index}", tuple(flags)
+    return state_of(root, adapted_layers(root), root.authority, name)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 
 from deltaw.errors import ConfigError, raise_all
 
@@ -50,7 +51,8 @@ class LoraConfig:
         revision: revision of the base model on the hub.
         method: what the adapter does to W: a file of `deltaw/adapters`.
         enable_lora: pattern -> one flag per equal slice of a fused layer's output, as in
-            `{"c_attn": [True, False, True]}`; only the slices marked are adapted.
+            `{"c_attn": [True, False, True]}`; only the slices marked are adapted. A list alone
+            holds for every adapted layer.
 
     Raises:
         ConfigError: listing every setting that is out of range.
@@ -75,7 +77,7 @@ class LoraConfig:
     base_model_name_or_path: str | None = None
     revision: str | None = None
     method: str = "lora"
-    enable_lora: Mapping[str, Sequence[bool]] | None = None
+    enable_lora: Mapping[str, Sequence[bool]] | Sequence[bool] | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -90,6 +92,9 @@ class LoraConfig:
                 object.__setattr__(self, name, sorted(value))
             elif isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, list(value))
+        if isinstance(self.enable_lora, Sequence):
+            object.__setattr__(self, "enable_lora", {".*": list(self.enable_lora)})
+        raise_all(ConfigError, "LoraConfig cannot be used:", _type_problems(self))
         problems = [
             *_rank_problems("r", self.r),
             *_alpha_problems("lora_alpha", self.lora_alpha),
@@ -112,6 +117,34 @@ class LoraConfig:
     def scale(self, r: int, alpha: float) -> float:
         """Return `alpha / r`, or with `use_rslora` `alpha / sqrt(r)` (arXiv 2312.03732)."""
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
+
+
+def _type_problems(config: LoraConfig) -> list[str]:
+    """Return what is of a wrong type; the values of the right type are checked after that."""
+    names = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+    problems = [
+        f"{name} must hold names, got {value!r}"
+        for name in names
+        if not isinstance(value := getattr(config, name), (str, NoneType))
+        and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value))
+    ]
+    problems += [
+        f"{name} must map patterns to values, got {value!r}"
+        for name in ("rank_pattern", "alpha_pattern", "enable_lora")
+        if not isinstance(value := getattr(config, name), (Mapping, NoneType))
+    ]
+    problems += [
+        f"{name} must be True or False, got {value!r}"
+        for name in ("use_rslora", "fan_in_fan_out", "lora_bias")
+        if not isinstance(value := getattr(config, name), bool)
+    ]
+    blocks = config.layers_to_transform
+    numbers = [blocks] if isinstance(blocks, int) else blocks
+    if numbers is not None and not (
+        isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)
+    ):
+        problems.append(f"layers_to_transform must hold whole numbers, got {blocks!r}")
+    return problems
 
 
 def _rank_problems(name: str, value: object) -> list[str]:
@@ -143,6 +176,7 @@ def _other_problems(config: LoraConfig) -> list[str]:
         problems.append("target_modules is None: nothing would be trained")
     if config.layers_pattern is not None and config.layers_to_transform is None:
         problems.append("layers_pattern goes with layers_to_transform, which is not set")
+    assert not isinstance(config.enable_lora, Sequence)
     for key, flags in (config.enable_lora or {}).items():
         if not flags or not all(isinstance(flag, bool) for flag in flags) or not any(flags):
             problems.append(

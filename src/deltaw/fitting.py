@@ -47,8 +47,8 @@ def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]
     fits: Fits = {}
     problems: list[str] = []
     for path, layer_state in state.layers.items():
-        if path not in layers:
-            problems.append(f"{path}: there is no such module{nearest(path, list(layers))}")
+        if path not in layers or not path:
+            problems.append(f"{shown(path)}: there is no such module{nearest(path, list(layers))}")
             continue
         module = layers[path]
         found = _low_rank(layers, path, layer_state, problems)
@@ -56,7 +56,9 @@ def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]
         for name in _slots(layer_state, "trained"):
             trained = layer_state.tensors[f"{name}.trained"]
             own = module._parameters.get(name, module._buffers.get(name))
-            if name in _slots(layer_state, "lora_A"):
+            if hasattr(nn.ModuleDict(), name):
+                problems.append(f"{path}: a parameter called {name} cannot be trained in full")
+            elif name in _slots(layer_state, "lora_A"):
                 problems.append(f"{path}: its {name} is adapted and trained in full as well")
             elif own is None:
                 problems.append(f"{path}: the module has no {name}")
@@ -127,6 +129,11 @@ def _extra(state: LayerState, slot: str) -> dict[str, Tensor]:
 
 def _slots(state: LayerState, tensor: str) -> list[str]:
     return [key.removesuffix(f".{tensor}") for key in state.tensors if key.endswith(f".{tensor}")]
+
+
+def shown(path: str) -> str:
+    """Return a path from a file so that it is safe to print."""
+    return path if path.isprintable() else repr(path)
 
 
 def _misfit(what: str, tensor: Tensor, expected: tuple[int, ...]) -> str:

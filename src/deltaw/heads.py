@@ -14,21 +14,24 @@ def new_heads(model: nn.Module) -> list[str]:
     """Return the paths of what a transformers task model puts on top of its base model.
 
     They are the children with parameters of a `...ForSequenceClassification` (or another task
-    class) beside the child named by `base_model_prefix`. Any other model has none.
+    class) beside the child named by `base_model_prefix`, wherever such a model is found inside
+    `model`. Any other model has none.
     """
-    prefix = getattr(model, "base_model_prefix", "")
-    if not _TASK.search(type(model).__name__) or prefix not in model._modules:
-        return []
     return [
-        name
-        for name, child in model.named_children()
-        if name != prefix and any(True for _ in child.parameters())
+        f"{path}.{name}".lstrip(".")
+        for path, inner in model.named_modules()
+        if _TASK.search(type(inner).__name__)
+        and getattr(inner, "base_model_prefix", "") in inner._modules
+        for name, child in inner.named_children()
+        if name != inner.base_model_prefix and any(True for _ in child.parameters())
     ]
 
 
 def output_head(model: nn.Module) -> list[str]:
-    """Return the path of the output embeddings of a transformers model, where it has them."""
-    if not hasattr(model, "get_output_embeddings"):
-        return []
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return [path for path, module in model.named_modules() if head is not None and module is head]
+    """Return the paths of the output embeddings of the transformers models in `model`."""
+    heads = [
+        inner.get_output_embeddings()  # type: ignore[operator]
+        for inner in model.modules()
+        if hasattr(inner, "get_output_embeddings")
+    ]
+    return [path for path, m in model.named_modules() if any(m is head for head in heads)]

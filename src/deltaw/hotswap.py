@@ -7,7 +7,7 @@ from deltaw.attaching import attach_state, detach
 from deltaw.fitting import fit
 from deltaw.layer import AdaptedLayer
 from deltaw.planning import base_modules
-from deltaw.root import require_authority
+from deltaw.root import require_root
 from deltaw.state import State
 
 
@@ -17,7 +17,7 @@ def swap_in(model: nn.Module, state: State, name: str, trainable: bool) -> None:
     Where every tensor has the shape of the one there, values are copied in place and a compiled
     model is not compiled again; otherwise the adapter is taken off and attached anew.
     """
-    authority = require_authority(model)
+    authority = require_root(model).authority
     authority.require_unmerged("swap an adapter")
     active, order = authority.active, list(authority.configs)
     if not _copied_in_place(model, state, name, trainable):
@@ -29,6 +29,8 @@ def swap_in(model: nn.Module, state: State, name: str, trainable: bool) -> None:
 
 
 def _copied_in_place(model: nn.Module, state: State, name: str, trainable: bool) -> bool:
+    if require_root(model).authority.configs[name].method != state.config.method:
+        return False
     layers = base_modules(model)
     old = {p for p, m in layers.items() if isinstance(m, AdaptedLayer) and name in m.adapter}
     fits, _ = fit(layers, state)
@@ -65,7 +67,7 @@ def _replace(model: nn.Module, state: State, name: str, trainable: bool) -> None
     spare = f"{name}__swapped"
     attach_state(model, state, spare, trainable)
     detach(model, name)
-    authority = require_authority(model)
+    authority = require_root(model).authority
     for module in model.modules():
         if isinstance(module, AdaptedLayer) and spare in module.adapter:
             module.adapter[name] = module.adapter.pop(spare)

@@ -31,6 +31,8 @@ class Original:
     merged_bits: str
     parameter: nn.Parameter | None = None
     file: Path | None = None
+    key: str | None = None
+    bits: str | None = None
 
 
 class Storage(ABC):
@@ -72,7 +74,16 @@ class AdaptedLayer(Swapped, _Module):
     @classmethod
     def refusals(cls, layer: nn.Module) -> list[str]:
         """Return the reasons why this particular layer cannot be adapted."""
+        if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+            return ["its shape is not known before the first forward pass"]
+        if layer._parameters.get(WEIGHT) is None:
+            return ["its weight is computed (a parametrisation), not a parameter"]
         return []
+
+    @classmethod
+    def plain(cls, layer: nn.Module) -> bool:
+        """Tell whether the layer's own class computes what this geometry takes it for."""
+        return True
 
     def base(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the original forward of the layer, whatever it is."""
@@ -87,8 +98,11 @@ class AdaptedLayer(Swapped, _Module):
         """Return the frozen weight of a slot as a dense (out, in) matrix."""
         raise NotImplementedError
 
-    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
-        """Return the whole weight in its own layout, these slots replaced, in their dtype."""
+    def layout(self, M: Tensor, slot: str) -> Tensor:
+        """Return an (out, in) matrix of a slot as a tensor in the layout of the whole weight.
+
+        It is zero where the slot does not lie.
+        """
         raise NotImplementedError
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
@@ -130,9 +144,7 @@ class AdaptedLayer(Swapped, _Module):
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         base = y
         for slot, adapter, weight in self.contributors():
-            delta = adapter(x, base, self, slot)
-            plain = isinstance(weight, float) and weight == 1
-            y = self.place(y, delta if plain else delta * weight, slot)
+            y = self.place(y, weighted(adapter(x, base, self, slot), weight), slot)
         return y
 
     def parts(self, name: str) -> Mapping[str, Adapter]:
@@ -216,4 +228,11 @@ def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor
     if len(copies) == 1 and isinstance(weight, float) and weight == 1:
         return first
     rest = 1 - sum(weight for _, weight in copies)
-    return sum((copy * weight for copy, weight in copies), rest * frozen)
+    return sum((weighted(copy, weight) for copy, weight in copies), rest * frozen)
+
+
+def weighted(tensor: Tensor, weight: float | Tensor) -> Tensor:
+    """Return `weight * tensor`; what has weight 0 counts as nothing, NaN included."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight != 0, tensor * weight, 0)
+    return tensor if weight == 1 else tensor * weight

@@ -11,7 +11,7 @@ from deltaw.fitting import fit
 from deltaw.formats import format_of, sniff
 from deltaw.hotswap import swap_in
 from deltaw.planning import base_modules
-from deltaw.root import find_authority
+from deltaw.root import find_root
 from deltaw.state import State
 
 
@@ -44,12 +44,13 @@ def load(
         StateError: if the name is taken and `swap` is False, or the adapters are merged.
     """
     path = Path(path)
-    authority = find_authority(model)
-    exists = authority is not None and name in authority.configs
+    root = find_root(model)
+    exists = root is not None and name in root.authority.configs
     if swap and not exists:
         raise StateError(f"There is no adapter {name!r} to swap. Fix: load without swap.")
-    if authority is not None and swap:
-        authority.require_unmerged("swap an adapter")
+    if root is not None and swap:
+        root.authority.require_unmerged("swap an adapter")
+        model = root
     if not swap:
         check_attachable(model, name)
     layers = base_modules(model)

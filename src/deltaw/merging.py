@@ -1,6 +1,7 @@
 """Writing ΔW into the weights, and giving the originals back."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapter import Adapter
 from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
-from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded, mixed
+from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded, mixed, weighted
 from deltaw.originals import check_kept, keep, restored
-from deltaw.root import require_authority
+from deltaw.root import adapted_layers, require_root
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class MergeReport:
         return text
 
 
+@torch.inference_mode(False)
 def merge(
     model: nn.Module,
     *,
-    original: str = "memory",
+    original: str = "keep",
     path: str | Path | None = None,
     untie: bool = False,
 ) -> MergeReport:
@@ -50,7 +51,7 @@ def merge(
 
     Args:
         model: an adapted model with at least one active adapter.
-        original: where the weights stay for `unmerge`: `"memory"` beside the merged ones, `"cpu"`,
+        original: where the weights stay for `unmerge`: `"keep"` beside the merged ones, `"cpu"`,
             `"file"`, or `"none"`, which makes the merge final.
         path: for `"file"`: a safetensors file or folder that holds the originals, such as the
             base's own, or one to be written.
@@ -61,18 +62,19 @@ def merge(
             or whose ΔW holds NaN or Inf.
         StateError: if no adapter is active, or adapters are merged already.
     """
-    authority = require_authority(model)
+    root = require_root(model)
+    authority = root.authority
     authority.require_unmerged("merge")
     active = authority.current()
     layers = {
         p: m
-        for p, m in model.named_modules()
-        if isinstance(m, AdaptedLayer) and any(name in m.adapter for name, _ in active)
+        for p, m in adapted_layers(root).items()
+        if any(name in m.adapter for name, _ in active)
     }
     if not layers:
         raise StateError("No adapter is active, so there is nothing to merge. Fix: activate one.")
     check_kept(original, path)
-    shared = _shared(model)
+    shared = _shared(root)
     problems = [
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
@@ -98,6 +100,7 @@ def merge(
     return MergeReport(tuple(layers), rounding)
 
 
+@torch.inference_mode(False)
 def unmerge(model: nn.Module) -> None:
     """Give every weight its original bits back.
 
@@ -105,14 +108,12 @@ def unmerge(model: nn.Module) -> None:
         StateError: if nothing is merged, or the originals were not kept.
         MergeError: listing every weight that was changed since the merge.
     """
-    authority = require_authority(model)
+    root = require_root(model)
+    authority = root.authority
     if authority.merged is None:
         raise StateError("Nothing is merged.")
     merged = [
-        (p, layer, name)
-        for p, layer in model.named_modules()
-        if isinstance(layer, AdaptedLayer)
-        for name in layer.originals
+        (p, layer, name) for p, layer in adapted_layers(root).items() for name in layer.originals
     ]
     if not merged:
         raise StateError(
@@ -142,12 +143,21 @@ def merged(model: nn.Module) -> Iterator[MergeReport]:
 
 def _shared(model: nn.Module) -> dict[str, dict[str, list[str]]]:
     """Return path -> parameter name -> other names, for parameters that share memory."""
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not parameter.is_meta and not is_sharded(parameter):
-            owners.setdefault(parameter.untyped_storage().data_ptr(), []).append(name)
+    spans = sorted(
+        (p.data_ptr(), p.data_ptr() + max(p.nbytes, 1), f"{path}.{name}".lstrip("."))
+        for path, module in model.named_modules()
+        for name, p in module._parameters.items()
+        if p is not None and not p.is_meta and not is_sharded(p)
+    )
+    groups: list[list[str]] = []
+    end = 0
+    for first, last, name in spans:
+        if first >= end:
+            groups.append([])
+        groups[-1].append(name)
+        end = max(end, last)
     shared: dict[str, dict[str, list[str]]] = {}
-    for names in owners.values():
+    for names in groups:
         for name in names if len(names) > 1 else ():
             path, _, last = name.rpartition(".")
             shared.setdefault(path, {})[last] = [other for other in names if other != name]
@@ -198,14 +208,11 @@ def _exact(
                 name: mixed(layer.frozen(name), layer.copies(name, active))
                 for name in _touched(layer, active)
             }
-            matrices, shift = _sums(layer, active)
-            if matrices:
-                folded = layer.fold(matrices)
-                new |= (
-                    {WEIGHT: folded}
-                    if layer.storage is None
-                    else layer.storage.store(layer, folded)
-                )
+            update, shift = _sums(layer, active)
+            if update is not None and layer.storage is None:
+                new[WEIGHT] = new[WEIGHT].to(update.dtype) + update
+            elif update is not None and layer.storage is not None:
+                new |= layer.storage.store(layer, layer.dense().to(update.dtype) + update)
             if shift is not None:
                 new["bias"] = new["bias"].to(shift.dtype) + shift
     except MergeError as problem:
@@ -225,27 +232,24 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def _sums(layer: AdaptedLayer, active: Active) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return W' of each slot and what is added to the bias, in float32 or wider."""
-    parts: dict[str, list[tuple[Adapter, float]]] = {}
-    shift: Tensor | None = None
+def _sums(layer: AdaptedLayer, active: Active) -> tuple[Tensor | None, Tensor | None]:
+    """Return ΔW in the layout of the weight and what is added to the bias, in float32 or wider."""
+    updates: list[Tensor] = []
+    shifts: list[Tensor] = []
     for key, weight in active:
         for slot, adapter in layer.parts(key).items():
             if not adapter.replaces:
-                parts.setdefault(slot, []).append((adapter, weight))
+                W = layer.matrix(slot)
+                W = W.to(torch.promote_types(torch.float32, W.dtype))
+                updates.append(layer.layout(weighted(adapter.delta(W), weight), slot))
                 own = adapter.bias_delta()
                 if own is not None:
-                    part = weight * layer.spread(own, slot)
-                    shift = part if shift is None else shift + part
-    matrices = {}
-    for slot, adapters in parts.items():
-        W = layer.matrix(slot)
-        W = W.to(torch.promote_types(torch.float32, W.dtype))
-        if len(adapters) == 1 and adapters[0][1] == 1:
-            matrices[slot] = adapters[0][0].merged(W)
-        else:
-            matrices[slot] = W + sum(weight * adapter.delta(W) for adapter, weight in adapters)
-    return matrices, shift
+                    shifts.append(weighted(layer.spread(own, slot), weight))
+    return _total(updates), _total(shifts)
+
+
+def _total(tensors: list[Tensor]) -> Tensor | None:
+    return functools.reduce(torch.add, tensors) if tensors else None
 
 
 def _write(layer: AdaptedLayer, name: str, exact: Tensor, tied: bool) -> None:

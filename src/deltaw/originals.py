@@ -1,19 +1,20 @@
 """Where the weights stay while merged ones take their place."""
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deltaw.errors import ConfigError, MergeError, StateError, raise_all
-from deltaw.layer import AdaptedLayer
+from deltaw.fingerprint import bits
+from deltaw.layer import AdaptedLayer, Original
 
-PLACES = ("memory", "cpu", "file", "none")
+PLACES = ("keep", "cpu", "file", "none")
 Kept = Sequence[tuple[str, AdaptedLayer, str]]
 
 
@@ -41,12 +42,11 @@ def keep(original: str, path: str | Path | None, merged: Kept) -> None:
 def restored(merged: Kept) -> Iterator[tuple[AdaptedLayer, str, Tensor]]:
     """Yield each layer's original tensor, on the device of the merged one."""
     found = []
-    for path, layer, name in merged:
+    for _, layer, name in merged:
         kept = layer.originals[name]
         tensor = kept.tensor
         if tensor is None:
-            assert kept.file is not None
-            tensor = _read(kept.file, f"{path}.{name}", layer.frozen(name))
+            tensor = _read(kept)
         found.append((layer, name, tensor.to(layer.frozen(name).device)))
     yield from found
 
@@ -59,16 +59,21 @@ def _keep_in_file(path: Path, merged: Kept) -> None:
         if k.tensor is not None
     }
     if path.exists():
+        keys = {name: _key(path, name, tensor) for name, tensor in tensors.items()}
         problems = [
             f"{name} in {path} is not the weight that is being replaced"
-            for name, tensor in tensors.items()
-            if not _same(_read(path, name, tensor), tensor)
+            for name, key in keys.items()
+            if key is None
         ]
         raise_all(MergeError, "The originals cannot be kept there:", problems)
     else:
         _write(path, tensors)
-    for _, layer, name in merged:
-        layer.originals[name] = replace(layer.originals[name], tensor=None, file=path)
+        keys = {name: name for name in tensors}
+    for p, layer, name in merged:
+        full = f"{p}.{name}"
+        layer.originals[name] = replace(
+            kept[full], tensor=None, file=path, key=keys[full], bits=bits(tensors[full])
+        )
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -84,18 +89,36 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
         ) from None
 
 
-def _read(path: Path, name: str, like: Tensor) -> Tensor:
-    """Return the tensor called `name`, or whose name ends in it or that it ends in, from a file."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
+def _read(kept: Original) -> Tensor:
+    """Return the original from its file; raise where that no longer holds the same bits."""
+    assert kept.file is not None
+    for key, tensor in _stored(kept.file):
+        if key == kept.key and bits(tensor()) == kept.bits:
+            return tensor()
+    raise StateError(f"{kept.file} no longer holds the original of {kept.key}.")
+
+
+def _key(path: Path, name: str, own: Tensor) -> str | None:
+    """Return the name under which a file holds the tensor: its own, or one that ends alike."""
+    alike = [
+        (key, tensor)
+        for key, tensor in _stored(path)
+        if key == name or name.endswith("." + key) or key.endswith("." + name)
+    ]
+    alike.sort(key=lambda pair: pair[0] != name)
+    same = bits(own)
+    return next((key for key, tensor in alike if bits(tensor()) == same), None)
+
+
+def _stored(path: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Yield the names in a safetensors file or folder, each with what reads its tensor."""
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-                if key == name or name.endswith("." + key) or key.endswith("." + name):
-                    tensor: Tensor = opened.get_tensor(key)
-                    if tensor.shape == like.shape and tensor.dtype == like.dtype:
-                        return tensor
-    raise StateError(f"{path} holds no {name} of shape {tuple(like.shape)} and dtype {like.dtype}.")
+                yield key, functools.partial(_tensor, file, key)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.view(torch.uint8), b.contiguous().cpu().view(torch.uint8))
+def _tensor(file: Path, key: str) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(key)
+    return tensor

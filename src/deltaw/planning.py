@@ -90,10 +90,16 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
             that cannot be adapted with the reason, or that nothing is left to train.
     """
     layers = base_modules(model)
-    paths = list(layers)
+    paths = [path for path in layers if path]
+    linear = [
+        path
+        for path in paths
+        if getattr(geometry_of(layers[path]), "kind", "") in ("linear", "conv1d")
+    ]
+    odd = [path for path in linear if _is_odd(layers[path])]
     modules = Modules(
         paths,
-        [p for p in paths if getattr(geometry_of(layers[p]), "kind", "") in ("linear", "conv1d")],
+        [path for path in linear if path not in odd],
         output_head(model),
         new_heads(model),
     )
@@ -122,18 +128,20 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         )
     warnings = [f"{miss} matches nothing" for miss in selection.misses]
     warnings += _warnings(targets, config)
+    if odd and config.target_modules == "all-linear":
+        warnings.append(f"left out, for they override forward: {', '.join(odd)}")
     return Plan(config, tuple(targets), tuple(trained), tuple(warnings))
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return path -> module of the base model: neither the root nor what adapters brought."""
+    """Return path -> module of the base model, its root under "", without what adapters brought."""
     brought = {
         id(part)
         for layer in model.modules()
         if isinstance(layer, AdaptedLayer)
         for part in layer.adapter.modules()
     }
-    return {path: m for path, m in model.named_modules() if path and id(m) not in brought}
+    return {path: m for path, m in model.named_modules() if id(m) not in brought}
 
 
 def _targets(
@@ -143,6 +151,7 @@ def _targets(
     assert config.lora_alpha is not None
     ranks = pattern_values(config.rank_pattern, paths, config.r)
     alphas = pattern_values(config.alpha_pattern, paths, config.lora_alpha)
+    assert not isinstance(config.enable_lora, Sequence)
     flags = pattern_values(config.enable_lora or {}, paths, ())
     for path, r, alpha, enabled in zip(paths, ranks, alphas, flags, strict=True):
         like = LayerState("", {}, enabled=tuple(enabled))
@@ -172,6 +181,14 @@ def _targets(
         )
 
 
+def _is_odd(layer: nn.Module) -> bool:
+    """Tell whether a layer's class has a forward of its own that nobody vouches for."""
+    geometry = geometry_of(layer)
+    assert geometry is not None
+    vouched = getattr(origin_of(layer), "applies_weight", False) or storage_of(layer)
+    return not geometry.plain(layer) and not vouched
+
+
 def look(module: nn.Module, geometry: type[AdaptedLayer]) -> AdaptedLayer:
     """Return `module` as it would be seen if it were adapted, without adapting it."""
     layer = seen_as(module, geometry)
@@ -193,6 +210,11 @@ def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> li
             "would train and then have no effect"
         ]
     reasons = geometry.refusals(layer)
+    if _is_odd(layer):
+        reasons.append(
+            f"{origin_of(layer).__name__} overrides forward; if it still applies its weight as "
+            f"{geometry.takes} does, set `applies_weight = True` on the class"
+        )
     if enabled and geometry.kind not in ("linear", "conv1d"):
         reasons.append("enable_lora is for linear layers")
     elif enabled and not reasons:

@@ -1,14 +1,16 @@
 """The adapted model itself: its authority, and the calls on it that would lose the adapters."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import nn
 
 from deltaw.adapter import refuse_cast
 from deltaw.authority import Authority
-from deltaw.errors import StateError
+from deltaw.errors import StateError, raise_all
+from deltaw.formats import format_of
 from deltaw.layer import AdaptedLayer
-from deltaw.saving import save_all
+from deltaw.snapshot import state_of
 from deltaw.swap import Swapped, swap
 
 if TYPE_CHECKING:
@@ -17,8 +19,26 @@ else:
     _Module = object
 
 
-class AdaptedModel(Swapped, _Module):
-    """Mixin of the module that was given to `attach`."""
+class AdaptedPart(Swapped, _Module):
+    """Mixin of the models of transformers inside the adapted one, which cannot save themselves."""
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: new embeddings would replace layers that hold adapters."""
+        raise StateError(
+            "Resizing the vocabulary replaces layers that hold adapters.\n"
+            "Fix: detach, resize the base, then attach again."
+        )
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the file would mix the base with adapters."""
+        raise StateError(
+            f"{type(self).__name__} is part of an adapted model, and its file would be a mixture.\n"
+            "Fix: save the model that was given to attach, or detach first."
+        )
+
+
+class AdaptedModel(AdaptedPart):
+    """Mixin of the module that was given to `attach`, on which all verbs work."""
 
     authority: Authority
 
@@ -32,12 +52,30 @@ class AdaptedModel(Swapped, _Module):
             "Fix: use DistributedDataParallel or FSDP2."
         )
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: new embeddings would replace layers that hold adapters."""
-        raise StateError(
-            "Resizing the vocabulary replaces layers that hold adapters.\n"
-            "Fix: detach, resize the base, then attach again."
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *others: Any,
+    ) -> None:
+        """Report what is missing of an adapter that the file holds in part."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *others
         )
+        layers = adapted_layers(self)
+        for name in self.authority.configs:
+            slots = {
+                f"{prefix}{path}.adapter.{name}.{slot}.": part
+                for path, layer in layers.items()
+                for slot, part in layer.parts(name).items()
+            }
+            keys = {slot: [slot + key for key in part.state_dict()] for slot, part in slots.items()}
+            absent = [s for s, names in keys.items() if not any(k in state_dict for k in names)]
+            if len(absent) < len(slots):
+                missing_keys += [key for slot in absent for key in keys[slot]]
 
     def save_pretrained(
         self,
@@ -54,30 +92,68 @@ class AdaptedModel(Swapped, _Module):
         if options.get("push_to_hub"):
             raise StateError("push_to_hub is not supported. Fix: save, then upload the folder.")
         if is_main_process:
-            save_all(self, save_directory)
+            for name in self.authority.configs:
+                folder = Path(save_directory) / ("" if name == "default" else name)
+                state = state_of(self, adapted_layers(self), self.authority, name)
+                format_of("peft").write(state, folder)
 
 
-def find_authority(model: nn.Module) -> Authority | None:
-    """Return the authority of an adapted model, or None."""
-    if isinstance(model, AdaptedModel):
-        return model.authority
-    found = (m.authority for m in model.modules() if isinstance(m, (AdaptedLayer, AdaptedModel)))
-    return next(found, None)
+def adapted_layers(root: AdaptedModel) -> dict[str, AdaptedLayer]:
+    """Return path -> adapted layer; raise where a part was attached to on its own."""
+    layers = {p: m for p, m in root.named_modules() if isinstance(m, AdaptedLayer)}
+    strange = [path for path, layer in layers.items() if layer.authority is not root.authority]
+    raise_all(
+        StateError,
+        "Parts of this model were attached to on their own:",
+        strange,
+        "detach them, then attach to the whole model.",
+    )
+    return layers
 
 
-def require_authority(model: nn.Module) -> Authority:
-    """Return the authority of an adapted model; raise where it has no adapters."""
-    authority = find_authority(model)
-    if authority is None:
+def find_root(model: nn.Module) -> AdaptedModel | None:
+    """Return the adapted model in `model`, which may be wrapped in others; None without adapters.
+
+    Raises:
+        StateError: if `model` is only a part of the adapted one, or holds several.
+    """
+    roots = [m for m in model.modules() if isinstance(m, AdaptedModel)]
+    if roots and (roots[0] is model or len(roots) == 1):
+        return roots[0]
+    if roots:
+        raise StateError(
+            f"{type(model).__name__} holds {len(roots)} models with adapters of their own.\n"
+            "Fix: call this for each of them."
+        )
+    if any(isinstance(m, AdaptedLayer) for m in model.modules()):
+        raise StateError(
+            f"{type(model).__name__} is only a part of the model that adapters were attached to.\n"
+            "Fix: call this on the module that was given to attach."
+        )
+    return None
+
+
+def require_root(model: nn.Module) -> AdaptedModel:
+    """Return the adapted model in `model`; raise where there are no adapters."""
+    root = find_root(model)
+    if root is None:
         raise StateError(f"{type(model).__name__} has no adapters. Fix: attach or load one first.")
-    return authority
+    return root
 
 
-def authority_of(model: nn.Module) -> Authority:
-    """Return the authority of `model`, making it the root of a new one if it has none."""
-    authority = find_authority(model) or Authority()
-    if not isinstance(model, AdaptedModel):
-        swap(model, AdaptedModel)
+def adopt(model: nn.Module, authority: Authority | None = None) -> AdaptedModel:
+    """Make `model` the root of its adapters in place, and refuse to save any model inside it."""
+    if isinstance(model, AdaptedModel):
+        return model
+    if "authority" in vars(model) or "authority" in model._modules:
+        raise StateError(
+            f"{type(model).__name__} has its own `authority`, which attaching would hide.\n"
+            "Fix: rename it, or attach to a module that holds this one."
+        )
+    for module in model.modules():
+        if "save_pretrained" in dir(type(module)) and module is not model:
+            swap(module, AdaptedPart)
+    swap(model, AdaptedModel)
     assert isinstance(model, AdaptedModel)
-    model.authority = authority
-    return authority
+    model.authority = authority or Authority()
+    return model

@@ -5,9 +5,8 @@ from pathlib import Path
 from torch import nn
 
 from deltaw.capturing import capture
-from deltaw.errors import FormatError
 from deltaw.formats import format_of
-from deltaw.layer import AdaptedLayer
+from deltaw.root import require_root
 
 
 def save(
@@ -31,8 +30,4 @@ def save(
 
 def save_all(model: nn.Module, folder: str | Path) -> None:
     """Write every adapter as PEFT does: `default` into the folder, others into sub-folders."""
-    layer = next((m for m in model.modules() if isinstance(m, AdaptedLayer)), None)
-    if layer is None:
-        raise FormatError("The model has no adapters to write.")
-    for name in layer.authority.configs:
-        save(model, Path(folder) if name == "default" else Path(folder) / name, name)
+    require_root(model).save_pretrained(str(folder))

@@ -9,7 +9,7 @@ from torch import nn
 from deltaw.authority import Active
 from deltaw.config import LoraConfig
 from deltaw.errors import StateError, raise_all
-from deltaw.root import find_authority, require_authority
+from deltaw.root import find_root, require_root
 
 
 def activate(model: nn.Module, which: str | Mapping[str, float] | None) -> None:
@@ -25,16 +25,22 @@ def activate(model: nn.Module, which: str | Mapping[str, float] | None) -> None:
     Raises:
         StateError: listing every unknown name or weight that is not finite, or if merged.
     """
-    authority = require_authority(model)
+    authority = require_root(model).authority
     authority.require_unmerged("activate")
+    if which is not None and not isinstance(which, (str, Mapping)):
+        raise StateError(f"Cannot activate {which!r}. Fix: give a name, {{name: weight}} or None.")
     pairs: Active = ((which, 1.0),) if isinstance(which, str) else tuple((which or {}).items())
     problems = [
         f"there is no adapter {name!r}" for name, _ in pairs if name not in authority.configs
     ]
-    problems += [f"the weight of {name!r} is {w}" for name, w in pairs if not math.isfinite(w)]
+    problems += [f"the weight of {name!r} is {w!r}" for name, w in pairs if not _finite(w)]
     have = ", ".join(authority.configs)
     raise_all(StateError, "Cannot activate:", problems, f"the adapters are: {have}.")
-    authority.activate(tuple((name, float(weight)) for name, weight in pairs))
+    authority.activate(tuple((name, float(weight)) for name, weight in pairs if weight))
+
+
+def _finite(weight: object) -> bool:
+    return isinstance(weight, (int, float)) and math.isfinite(weight)
 
 
 @contextlib.contextmanager
@@ -44,7 +50,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     Raises:
         StateError: if the adapters are merged into the weights.
     """
-    authority = require_authority(model)
+    authority = require_root(model).authority
     authority.require_unmerged("disable the adapters")
     before, authority.enabled = authority.enabled, False
     try:
@@ -55,11 +61,11 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 def configs(model: nn.Module) -> dict[str, LoraConfig]:
     """Return the settings of a model's adapters by name; empty where it has none."""
-    authority = find_authority(model)
-    return dict(authority.configs) if authority else {}
+    root = find_root(model)
+    return dict(root.authority.configs) if root is not None else {}
 
 
 def active(model: nn.Module) -> dict[str, float]:
     """Return the active adapters with their weights."""
-    authority = find_authority(model)
-    return dict(authority.active) if authority else {}
+    root = find_root(model)
+    return dict(root.authority.active) if root is not None else {}

@@ -11,7 +11,7 @@ from deltaw.adapter import Adapter
 from deltaw.errors import StateError, raise_all
 from deltaw.layer import AdaptedLayer
 from deltaw.optimizers import trains_nothing
-from deltaw.root import require_authority
+from deltaw.root import adapted_layers, require_root
 from deltaw.switching import disabled
 
 
@@ -32,9 +32,9 @@ def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | N
             evaluation, that got no gradient, or whose ΔW changed nothing; or an optimiser that
             would not train them.
     """
-    authority = require_authority(model)
-    authority.require_unmerged("verify")
-    found = dict(_active(model))
+    root = require_root(model)
+    root.authority.require_unmerged("verify")
+    found = dict(_active(adapted_layers(root)))
     problems = _optimizer_problems(found, optimizer)
     with _unchanged(model), _random_deltas(found):
         model.train()
@@ -76,12 +76,11 @@ def _untrained(adapter: Adapter, parameter: nn.Parameter) -> bool:
     return gradient is None or not (adapter.replaces or gradient.any())
 
 
-def _active(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
-    for path, layer in model.named_modules():
-        if isinstance(layer, AdaptedLayer):
-            for name, _ in layer.authority.current():
-                for slot, adapter in layer.parts(name).items():
-                    yield f"{path}.{slot} ({name})", adapter
+def _active(layers: Mapping[str, AdaptedLayer]) -> Iterator[tuple[str, Adapter]]:
+    for path, layer in layers.items():
+        for name, _ in layer.authority.current():
+            for slot, adapter in layer.parts(name).items():
+                yield f"{path}.{slot} ({name})", adapter
 
 
 def _optimizer_problems(

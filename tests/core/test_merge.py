@@ -30,7 +30,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("original", ["memory", "cpu", "file"])
+@pytest.mark.parametrize("original", ["keep", "cpu", "file"])
 def test_the_originals_come_back_from_every_place(original: str, tmp_path: Path) -> None:
     model = adapted()
     before, output = bits(model), model(TOKENS)

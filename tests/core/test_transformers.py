@@ -361,3 +361,25 @@ def test_a_model_is_still_what_transformers_takes_it_for() -> None:
     assert model.get_input_embeddings().weight.shape == (32, 20)
     with pytest.raises(DeltawError):
         model.half()
+
+
+class Wrapped(nn.Module):
+    """A transformers model inside another module."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+
+def test_heads_are_found_inside_a_wrapper_which_alone_can_be_saved(tmp_path: Path) -> None:
+    wrapper = Wrapped(bert())
+    plan = deltaw.attach(wrapper, LoraConfig(r=2))
+    assert [row.path for row in plan.trained] == ["model.classifier"]
+    for inner in (wrapper.model, wrapper.model.bert):
+        with pytest.raises(StateError, match="part of an adapted model"):
+            inner.save_pretrained(tmp_path)
+        with pytest.raises(StateError, match="attach again"):
+            inner.resize_token_embeddings(40)
+    deltaw.detach(wrapper)
+    assert type(wrapper.model) is BertForSequenceClassification
+    assert not any("lm_head" in t.path for t in deltaw.plan(Wrapped(llama()), LoraConfig()).targets)

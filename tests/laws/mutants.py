@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deltaw.attaching
-import deltaw.capturing
 import deltaw.fingerprint
 import deltaw.inits.kaiming
 import deltaw.merging
+import deltaw.snapshot
 import deltaw.starting
 import deltaw.verifying
 from deltaw.adapter import Adapter
@@ -390,16 +390,18 @@ def _(patch: Patch) -> None:
     lambda: law04.general_values_are_rounded_once(torch.bfloat16),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(LoraAdapter, "merged", lambda self, W: W + self.delta(W).bfloat16().to(W.dtype))
+    real = LoraAdapter.delta
+    patch.setattr(LoraAdapter, "delta", lambda self, W: real(self, W).bfloat16().to(W.dtype))
 
 
 @mutant(
     "a merge in half precision",
     4,
-    lambda: law04.merged_weight_is_rounded_once(setting("conv2d", dtype=torch.float16)),
+    lambda: law04.general_values_are_rounded_once(torch.float16),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(LoraAdapter, "merged", lambda self, W: (W.half() - self.delta(W).half()).to(W))
+    real = LoraAdapter.delta
+    patch.setattr(LoraAdapter, "delta", lambda self, W: real(self, W).half().to(W.dtype))
 
 
 @mutant("a merge takes the first of a sum", 4, lambda: law04.merged_sum_is_the_oracles())
@@ -467,9 +469,9 @@ def _(patch: Patch) -> None:
 
 @mutant("saved under the wrong name", 5, lambda: in_folder(law05.several_adapters_come_back))
 def _(patch: Patch) -> None:
-    real = deltaw.capturing._layer_state
+    real = deltaw.snapshot._layer_state
     patch.setattr(
-        deltaw.capturing,
+        deltaw.snapshot,
         "_layer_state",
         lambda layer, name: real(layer, next(iter(layer.adapter))),
     )
@@ -481,13 +483,13 @@ def _(patch: Patch) -> None:
     lambda: in_folder(lambda p: law05.saving_keeps_the_output(setting("fused-1110"), p)),
 )
 def _(patch: Patch) -> None:
-    real = deltaw.capturing._outer
+    real = deltaw.snapshot._outer
 
     def outer(slot: str, enabled: tuple[bool, ...]) -> tuple[str, tuple[bool, ...]]:
         swapped = {"slice_0_of_4": "slice_1_of_4", "slice_1_of_4": "slice_0_of_4"}
         return real(swapped.get(slot, slot), enabled)
 
-    patch.setattr(deltaw.capturing, "_outer", outer)
+    patch.setattr(deltaw.snapshot, "_outer", outer)
 
 
 @mutant(
@@ -496,14 +498,14 @@ def _(patch: Patch) -> None:
     lambda: in_folder(lambda p: law05.saving_keeps_the_output(setting("linear"), p)),
 )
 def _(patch: Patch) -> None:
-    real = deltaw.capturing._layer_state
+    real = deltaw.snapshot._layer_state
 
     def layer_state(layer: AdaptedLayer, name: str) -> LayerState:
         state = copy.copy(real(layer, name))
         object.__setattr__(state, "scale", 1.0)
         return state
 
-    patch.setattr(deltaw.capturing, "_layer_state", layer_state)
+    patch.setattr(deltaw.snapshot, "_layer_state", layer_state)
 
 
 # Law 6

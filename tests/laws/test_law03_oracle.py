@@ -166,8 +166,9 @@ def forward_is_the_plain_layers(setting: Setting) -> None:
     plain = base(setting)
     layer = model.layer
     with torch.no_grad():
-        new = {slot: a.merged(layer.matrix(slot)) for slot, a, _ in layer.contributors()}
-        plain.layer.weight.copy_(layer.fold(new))
+        for slot, adapter, _ in layer.contributors():
+            W = layer.matrix(slot)
+            plain.layer.weight.add_(layer.layout(adapter.merged(W) - W, slot))
         x = setting.case.x(torch.float64)
         close(layer(x), plain.layer(x), 1e-12)
 

@@ -182,7 +182,7 @@ def cycles_keep_the_bits(dtype: torch.dtype, cycles: int, folder: Path) -> None:
     choices = ("x", {"x": 0.5, "y": 2.0}, "z", {"x": 1.0, "y": 1.0, "z": -1.0})
     for cycle in range(cycles):
         deltaw.activate(model, choices[cycle % 4])
-        deltaw.merge(model, original=("memory", "cpu")[cycle % 2])
+        deltaw.merge(model, original=("keep", "cpu")[cycle % 2])
         assert not same_bits(model.a.frozen("weight"), first["a.weight"])
         if cycle % 50 == 7:
             model = copy.deepcopy(model)
@@ -202,7 +202,7 @@ def test_a_thousand_cycles(dtype: torch.dtype, tmp_path: Path) -> None:
     cycles_keep_the_bits(dtype, 1000, tmp_path)
 
 
-@pytest.mark.parametrize("place", ["memory", "cpu", "file", "none"])
+@pytest.mark.parametrize("place", ["keep", "cpu", "file", "none"])
 @over_cases(lambda case: case.mergeable and "-" not in case.name)
 def test_where_the_original_is_kept(case, place: str, tmp_path: Path) -> None:
     s = Setting(case, dtype=torch.bfloat16)

@@ -27,6 +27,11 @@ class Site:
     matrix: Callable[[], Tensor]
 
 
+def empty(rows: int, columns: int) -> Tensor:
+    """Return a matrix to be filled, in float32 on the CPU whatever torch's defaults are."""
+    return torch.empty(rows, columns, dtype=torch.float32, device="cpu")
+
+
 Start = Callable[[Site], tuple[Tensor, Tensor]]
 
 

@@ -1,9 +1,8 @@
 """A and B both random: a start whose ΔW is not zero, for tests (`init_lora_weights=False`)."""
 
-import torch
 from torch import Tensor
 
-from deltaw.inits import Site
+from deltaw.inits import Site, empty
 
 
 def start(site: Site) -> tuple[Tensor, Tensor]:
@@ -12,6 +11,6 @@ def start(site: Site) -> tuple[Tensor, Tensor]:
 
     def uniform(*shape: int) -> Tensor:
         bound = shape[1] ** -0.5
-        return torch.empty(shape).uniform_(-bound, bound, generator=site.generator)
+        return empty(*shape).uniform_(-bound, bound, generator=site.generator)
 
     return uniform(site.r, columns), uniform(rows, site.r)

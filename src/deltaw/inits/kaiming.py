@@ -3,18 +3,17 @@
 PEFT's and loralib's default. Where A is the zero factor (embeddings) B is drawn from N(0, 1).
 """
 
-import torch
 from torch import Tensor
 
-from deltaw.inits import Site
+from deltaw.inits import Site, empty
 
 
 def start(site: Site) -> tuple[Tensor, Tensor]:
     """Return A (r, in) and B (out, r) in float32."""
     rows, columns = site.shape
     if site.zero == "A":
-        B = torch.empty(rows, site.r).normal_(generator=site.generator)
-        return torch.zeros(site.r, columns), B
+        B = empty(rows, site.r).normal_(generator=site.generator)
+        return empty(site.r, columns).zero_(), B
     bound = columns**-0.5
-    A = torch.empty(site.r, columns).uniform_(-bound, bound, generator=site.generator)
-    return A, torch.zeros(rows, site.r)
+    A = empty(site.r, columns).uniform_(-bound, bound, generator=site.generator)
+    return A, empty(rows, site.r).zero_()

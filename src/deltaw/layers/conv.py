@@ -1,14 +1,14 @@
 """`nn.Conv1d/2d/3d`: W (out, in/groups, *kernel) read as the matrix (out, in/groups · kernel)."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.state import LayerState
+from deltaw.swap import origin_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -34,6 +34,15 @@ class Conv(AdaptedLayer, _Conv):
         """Take the three convolutions with factors of W's own shape."""
         return isinstance(layer, CONVOLUTIONS) and not factored(like) and not spans(layer, like)
 
+    @classmethod
+    def plain(cls, layer: nn.Module) -> bool:
+        """Tell whether the layer runs the forward of one of torch's convolutions."""
+        kind: Any = origin_of(layer)
+        return any(
+            kind.forward is own.forward and kind._conv_forward is own._conv_forward
+            for own in CONVOLUTIONS
+        )
+
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in/groups · kernel)."""
         W = self.dense()
@@ -43,9 +52,9 @@ class Conv(AdaptedLayer, _Conv):
         """Return W as (out, in/groups · kernel)."""
         return self.dense().flatten(1)
 
-    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
-        """Return the matrix in the shape of W."""
-        return matrices[WEIGHT].view(self.dense().shape)
+    def layout(self, M: Tensor, slot: str) -> Tensor:
+        """Return M in the shape of W."""
+        return M.reshape(self.dense().shape)
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M in the shape of W."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from deltaw.layers.linear import Linear
 from deltaw.state import LayerState
+from deltaw.swap import origin_of
 
 
 class Conv1D(Linear):
@@ -20,10 +21,16 @@ class Conv1D(Linear):
         module = sys.modules.get("transformers.pytorch_utils")
         return module is not None and isinstance(layer, module.Conv1D)
 
+    @classmethod
+    def plain(cls, layer: nn.Module) -> bool:
+        """Tell whether the layer runs the forward of transformers' `Conv1D`."""
+        known = sys.modules["transformers.pytorch_utils"].Conv1D
+        return bool(origin_of(layer).forward is known.forward)
+
     def whole(self) -> Tensor:
         """Return W (out, in) of the whole layer."""
         return self.dense().T
 
-    def fold_whole(self, W: Tensor) -> Tensor:
-        """Return W (out, in) as the layer stores it, (in, out)."""
-        return W.T.contiguous()
+    def layout(self, M: Tensor, slot: str) -> Tensor:
+        """Return M (out, in) as the layer stores it, (in, out)."""
+        return super().layout(M, slot).T.contiguous()

@@ -24,7 +24,7 @@ class FactoredConv(Conv):
         assert isinstance(layer, CONVOLUTIONS)
         if len(set(layer.kernel_size)) > 1:
             return [f"loralib's factors need equal kernel sides, not {layer.kernel_size}"]
-        return []
+        return super().refusals(layer)
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out/groups · k^⌊d/2⌋, in · k^⌈d/2⌉)."""

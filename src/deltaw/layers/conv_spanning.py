@@ -5,14 +5,11 @@ Its ΔW couples channels that W does not, so the slot is W spread out to one den
 where nothing of ΔW lies between groups.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaw.errors import MergeError
-from deltaw.layer import WEIGHT
 from deltaw.layers.conv import CONVOLUTIONS, Conv, mix, same_group, spans
 from deltaw.state import LayerState
 
@@ -36,16 +33,14 @@ class SpanningConv(Conv):
         mask = same_group(self.groups, self.shape(slot), W.device)
         return torch.where(mask, W.flatten(1).repeat(1, self.groups), 0)
 
-    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
-        """Return W from its groups; raise where anything lies between them."""
-        W = self.dense()
-        M = matrices[WEIGHT]
+    def layout(self, M: Tensor, slot: str) -> Tensor:
+        """Return M in the shape of W; raise where anything of it lies between groups."""
         mask = same_group(self.groups, (M.shape[0], M.shape[1]), M.device)
         if M.masked_fill(mask, 0).any():
             raise MergeError(
                 "ΔW couples input channels of other groups, which the grouped weight cannot hold"
             )
-        return M[mask].view(W.shape)
+        return M[mask].view(self.dense().shape)
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M over all input channels."""

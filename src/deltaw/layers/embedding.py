@@ -1,12 +1,12 @@
 """`nn.Embedding`: looking up row x is multiplying a one-hot vector, so W is (width, vocabulary)."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
 
@@ -33,14 +33,14 @@ class Embedding(AdaptedLayer, _Embedding):
 
     @classmethod
     def refusals(cls, layer: nn.Module) -> list[str]:
-        """Refuse sparse gradients, and subclasses whose forward we cannot follow."""
-        reasons = []
-        origin = origin_of(layer)
-        if getattr(layer, "sparse", False):
-            reasons.append("sparse=True gives sparse gradients, which no adapter has")
-        if origin.forward is not nn.Embedding.forward and not hasattr(layer, "embed_scale"):
-            reasons.append(f"{origin.__name__} overrides forward in a way that is not known")
-        return reasons
+        """Refuse sparse gradients."""
+        sparse = ["sparse=True gives sparse gradients, which no adapter has"]
+        return super().refusals(layer) + (sparse if getattr(layer, "sparse", False) else [])
+
+    @classmethod
+    def plain(cls, layer: nn.Module) -> bool:
+        """Tell whether the layer looks rows up, and at most scales them by its `embed_scale`."""
+        return origin_of(layer).forward is nn.Embedding.forward or hasattr(layer, "embed_scale")
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (width, vocabulary)."""
@@ -51,13 +51,12 @@ class Embedding(AdaptedLayer, _Embedding):
         """Return the table as (width, vocabulary)."""
         return self.dense().T
 
-    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
-        """Return the table with its padding row as it was."""
-        table = self.dense()
-        folded = matrices[WEIGHT].T.contiguous()
-        if self.padding_idx is not None:
-            folded[self.padding_idx] = table[self.padding_idx].to(folded.dtype)
-        return folded
+    def layout(self, M: Tensor, slot: str) -> Tensor:
+        """Return M as a table (vocabulary, width), its padding row zero."""
+        if self.padding_idx is None:
+            return M.T
+        keep = torch.arange(M.shape[1], device=M.device) != self.padding_idx
+        return torch.where(keep[:, None], M.T, 0)
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Return the columns x of M, scaled as the layer scales its rows."""

@@ -1,7 +1,6 @@
 """`nn.Linear`, whole or as equal slices of a fused output: y = W x."""
 
 import re
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.state import LayerState
+from deltaw.swap import origin_of
 
 _SLICE = re.compile(r"slice_(\d+)_of_(\d+)")
 
@@ -30,18 +30,13 @@ class Linear(AdaptedLayer):
         return isinstance(layer, nn.Linear)
 
     @classmethod
-    def refusals(cls, layer: nn.Module) -> list[str]:
-        """Refuse a lazy layer, whose shape is not known yet."""
-        lazy = isinstance(layer, nn.modules.lazy.LazyModuleMixin)
-        return ["its shape is not known before the first forward pass"] if lazy else []
+    def plain(cls, layer: nn.Module) -> bool:
+        """Tell whether the layer runs the forward of `nn.Linear`."""
+        return origin_of(layer).forward is nn.Linear.forward
 
     def whole(self) -> Tensor:
         """Return W (out, in) of the whole layer."""
         return self.dense()
-
-    def fold_whole(self, W: Tensor) -> Tensor:
-        """Return W (out, in) in the layout of the layer's weight."""
-        return W
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in) of the slot."""
@@ -54,15 +49,11 @@ class Linear(AdaptedLayer):
         W = self.whole()
         return W[slice(*span(slot, W.shape[0]))]
 
-    def fold(self, matrices: Mapping[str, Tensor]) -> Tensor:
-        """Return W with the rows of the given slots replaced."""
-        first = next(iter(matrices.values()))
-        if len(matrices) == 1 and first.shape == self.whole().shape:
-            return self.fold_whole(first)
-        W = self.whole().to(first.dtype, copy=True)
-        for slot, M in matrices.items():
-            W[slice(*span(slot, W.shape[0]))] = M
-        return self.fold_whole(W)
+    def layout(self, M: Tensor, slot: str) -> Tensor:
+        """Return the rows of M among rows of zeros."""
+        rows = self.whole().shape[0]
+        start, stop = span(slot, rows)
+        return M if stop - start == rows else F.pad(M, (0, 0, start, rows - stop))
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Return M x."""

@@ -1,0 +1,64 @@
+"""One adapter of a set of layers as a state."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from deltaw.adapter import Adapter
+from deltaw.adapters.lora import LoraAdapter
+from deltaw.authority import Authority
+from deltaw.fingerprint import fingerprint
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layers.conv import Conv
+from deltaw.layers.conv_factored import FactoredConv
+from deltaw.state import LayerState, State
+
+
+def state_of(
+    model: nn.Module, layers: Mapping[str, AdaptedLayer], authority: Authority, name: str
+) -> State:
+    """Return the adapter `name` as tensors, which share memory with the model's, and settings."""
+    states = {p: _layer_state(m, name) for p, m in layers.items() if name in m.adapter}
+    if name not in authority.fingerprints and authority.merged is None:
+        low_rank = [path for path, state in states.items() if state.kind != "module"]
+        authority.fingerprints[name] = fingerprint(model, low_rank)
+    return State(authority.configs[name], states, authority.fingerprints.get(name))
+
+
+def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
+    tensors: dict[str, Tensor] = {}
+    kind, scale = "module", 1.0
+    enabled: tuple[bool, ...] = ()
+    for slot, adapter in layer.parts(name).items():
+        if isinstance(adapter, LoraAdapter):
+            kind, scale = layer.kind, adapter.scale
+            outer, enabled = _outer(slot, enabled)
+            A, B = layer.pack(adapter.lora_A.detach(), adapter.lora_B.detach())
+            tensors[f"{outer}.lora_A"], tensors[f"{outer}.lora_B"] = A, B
+            tensors |= {
+                f"{outer}.{key}": tensor.detach()
+                for key, tensor in adapter.named_parameters()
+                if key not in ("lora_A", "lora_B")
+            }
+        else:
+            tensors[f"{slot}.trained"] = _trained(adapter)
+    factored = isinstance(layer, FactoredConv) and kind == "conv"
+    groups = layer.groups if isinstance(layer, Conv) and kind == "conv" else 1
+    return LayerState("fused" if enabled else kind, tensors, scale, enabled, groups, factored)
+
+
+def _trained(adapter: Adapter) -> Tensor:
+    trained = (
+        adapter.get_parameter("trained") if adapter._parameters else adapter.get_buffer("trained")
+    )
+    return trained.detach()
+
+
+def _outer(slot: str, enabled: tuple[bool, ...]) -> tuple[str, tuple[bool, ...]]:
+    """Return the slot's name in a state, and the flags of the slices with this one's set."""
+    if slot == WEIGHT:
+        return slot, ()
+    _, index, _, count = slot.split("_")
+    flags = list(enabled or [False] * int(count))
+    flags[int(index)] = True
+    return f"slice_{index}", tuple(flags)
