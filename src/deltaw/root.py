@@ -117,8 +117,10 @@ def find_root(model: nn.Module) -> AdaptedModel | None:
     Raises:
         StateError: if `model` is only a part of the adapted one, or holds several.
     """
+    if isinstance(model, AdaptedModel):
+        return model
     roots = [m for m in model.modules() if isinstance(m, AdaptedModel)]
-    if roots and (roots[0] is model or len(roots) == 1):
+    if len(roots) == 1:
         return roots[0]
     if roots:
         raise StateError(
