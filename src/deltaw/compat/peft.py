@@ -4,9 +4,7 @@ The model is adapted in place and stays itself, with its own parameter names; `P
 into its class, so there is no `base_model.model` in front of anything. Options of PEFT that say how
 a model is loaded rather than what it computes are accepted and change nothing.
 
-One limit: `transformers.Trainer` trains and saves such a model, but knows only the class of the
-`peft` package when it loads a checkpoint, so `load_best_model_at_end` and `resume_from_checkpoint`
-fail. Use `class MyTrainer(deltaw.train.trainer.ExactCheckpoints, Trainer)`, which does both.
+`transformers.Trainer` trains it, saves it, resumes it and loads its best checkpoint.
 """
 
 import warnings
@@ -23,6 +21,7 @@ import deltaw
 from deltaw.compat.peft_config import LoraConfig, PeftConfig, TaskType
 from deltaw.compat.peft_hub import adapter_folder
 from deltaw.compat.peft_targets import default_targets, heads
+from deltaw.compat.peft_trainer import prepare_trainer
 from deltaw.errors import ConfigError, raise_all
 from deltaw.formats.peft import CONFIG, TENSORS
 from deltaw.layer import AdaptedLayer
@@ -292,6 +291,8 @@ def _attach(model: nn.Module, config: LoraConfig, name: str) -> None:
 def _as_peft(model: nn.Module) -> PeftModel:
     swap(model, PeftModel)
     assert isinstance(model, PeftModel)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        prepare_trainer(PeftModel)
     return model
 
 
