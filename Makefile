@@ -26,7 +26,9 @@ test: $(VENV)/.installed-dev ## run the tests that need no data beside the proje
 test-all: $(VENV)/.installed-dev ## run all tests, slow ones included; needs DELTAW_SHARED
 	DELTAW_TEST_ALL=1 $(PYTEST) $(PARALLEL) -m ''
 
-test-min: ## run the tests with the lowest versions claimed
+test-min: ## run the tests with the lowest versions claimed (a download of 3 GB on Linux)
+	@echo "On Linux torch 2.11 comes from PyPI with 3 GB of CUDA libraries. Without them:" \
+		"PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test-min" >&2
 	$(MAKE) test VENV=.venv-min CONSTRAINTS=constraints-min.txt
 
 check: $(VENV)/.installed-dev ## lint, formatting, types of the core, import directions

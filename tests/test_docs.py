@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,11 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for code in blocks:
         exec(compile(code, "README.md", "exec"), names)
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_page_of_methods_is_what_the_docstrings_say() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "methods.py"))["page"]()
+    assert made == (ROOT / "docs" / "methods.md").read_text(), "run: python docs/methods.py"
 
 
 def test_links_between_pages_lead_somewhere() -> None:
