@@ -101,4 +101,5 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_the_same_bytes(
     assert killed.run(values)[0] == 0
     said = [str(event.get("text")) for event in events(tmp_path / "run")]
     assert any(f"goes on from step {step} of {STEPS}" in text for text in said)
+    assert any("since the run was resumed" in text for text in said)
     assert_same(tmp_path / "run", reference)

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from deltaw.cli.options import announce_loading
+
 
 def demo(
     output: Annotated[
@@ -12,6 +14,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Shorten the runs to this many steps.")] = None,
 ) -> None:
     """Train MiniLM to tell 12 kinds of customer messages apart, and compare four ways."""
+    announce_loading()
     from pathlib import Path
 
     from deltaw.demo.run import run_demo

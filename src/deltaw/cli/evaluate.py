@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from deltaw.cli.options import Model, NoMerge, Run, TrustRemoteCode
+from deltaw.cli.options import Model, NoMerge, Run, TrustRemoteCode, announce_loading
 
 
 def evaluate(
@@ -17,6 +17,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score a trained run on its held-out rows, or on DATA."""
+    announce_loading()
     from pathlib import Path
 
     from deltaw.train.evaluate import evaluate_run

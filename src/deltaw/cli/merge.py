@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from deltaw.cli.options import Model, Run, TrustRemoteCode
+from deltaw.cli.options import Model, Run, TrustRemoteCode, announce_loading
 
 
 def merge(
@@ -14,6 +14,7 @@ def merge(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a plain model that loads with transformers alone, and check it against the run."""
+    announce_loading()
     from pathlib import Path
 
     from deltaw.train.export import merge_run

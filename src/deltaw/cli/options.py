@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -14,6 +15,12 @@ TrustRemoteCode = Annotated[
 NoMerge = Annotated[
     bool, typer.Option("--no-merge", help="Keep the adapter beside the weights while computing.")
 ]
+
+
+def announce_loading() -> None:
+    """Say on a terminal why nothing happens for some seconds."""
+    if sys.stderr.isatty():
+        print("Loading torch and transformers ...", file=sys.stderr, flush=True)
 
 
 def targets(values: list[str] | None) -> str | list[str] | None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from deltaw.cli.options import Model, NoMerge, Run, TrustRemoteCode
+from deltaw.cli.options import Model, NoMerge, Run, TrustRemoteCode, announce_loading
 
 
 def predict(
@@ -21,6 +21,7 @@ def predict(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Predict the label of a text, or of every row of a file, as JSON lines."""
+    announce_loading()
     from pathlib import Path
 
     from deltaw.train.predict import predict_run

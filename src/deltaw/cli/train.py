@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deltaw.cli.options import TrustRemoteCode, targets
+from deltaw.cli.options import TrustRemoteCode, announce_loading, targets
 from deltaw.errors import ConfigError
 
 Text = Annotated[list[str] | None, typer.Option(help="Text column; twice for a pair.")]
@@ -91,6 +91,7 @@ def train(
     values, origin = _recipe_values(first, rest or [])
     given = {key: value for key, value in options.items() if value is not None}
 
+    announce_loading()
     from deltaw.train.recipe import parse
     from deltaw.train.run import train as run
 

@@ -88,6 +88,7 @@ class _Run:
         self.interrupt = interrupt
         self.progress = make_progress(job, console)
         self.trainer = make_trainer(job, folder.path, interrupt, self.progress)
+        self.resumed = folder.started
         self.best_validation: float | None = None
 
     def finish(self) -> None:
@@ -110,7 +111,7 @@ class _Run:
         """Score the untrained model and save the recipe, or take both from the run begun before."""
         recipe = self.job.recipe
         assert recipe.record is not None
-        if self.folder.started:
+        if self.resumed:
             record = read_recipe(self.folder.path).record or {}
             self._announce_resumption(record.get("versions", {}))
             before = record.get("before")
@@ -192,6 +193,7 @@ class _Run:
             "weights_bytes": size,
             "model_bytes": size_on_disk(self.job.model),
             "seconds": round(seconds, 1),
+            "resumed": self.resumed,
         }
 
     def _report(self, before: Score | None, after: Score | None, size: int, seconds: float) -> None:
@@ -212,7 +214,8 @@ class _Run:
             if kind == "adapter"
             else f"{self.folder.shown}: {kind} of {size / 1e6:.1f} MB",
         )
-        console.field("time", duration(seconds))
+        since = ", since the run was resumed" if self.resumed else ""
+        console.field("time", duration(seconds) + since)
         run = printable(shlex.quote(str(self.folder.path)), 300)
         text = " ".join(['"..."'] * len(job.recipe.text or [""]))
         console.field(
