@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaw.errors import DataError
-from deltaw.train.dataset import Data, build
-from deltaw.train.detect import Schema, Task
-from deltaw.train.examples import Example, distribution
-from deltaw.train.rows import Opaque, Row, Table, Value
-from deltaw.train.table import Splits, read_data
+from deltaw.train.data.dataset import Data, build
+from deltaw.train.data.detect import Schema, Task
+from deltaw.train.data.examples import Example, distribution
+from deltaw.train.data.rows import Opaque, Row, Table, Value
+from deltaw.train.data.table import Splits, read_data
 
 Rows = list[tuple[Value, Value]]
 
@@ -267,7 +267,7 @@ def test_a_sample_keeps_proportions_and_the_validation_part(count: int, seed: in
 
 
 def test_real_data(shared: Path, tmp_path: Path) -> None:
-    from deltaw.train.detect import detect
+    from deltaw.train.data.detect import detect
 
     splits = read_data(shared / "data/banking77")
     schema = detect(splits.train)

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deltaw.errors import DataError
-from deltaw.train.delimited import read_delimited
-from deltaw.train.rows import Value
-from deltaw.train.table import read_rows
+from deltaw.train.data.delimited import read_delimited
+from deltaw.train.data.rows import Value
+from deltaw.train.data.table import read_rows
 
 # NUL is refused, and half surrogates cannot be in a UTF-8 file.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from deltaw.errors import DataError
-from deltaw.train.detect import Task, detect
-from deltaw.train.rows import Row, Table, Value
-from deltaw.train.table import read_data
+from deltaw.train.data.detect import Task, detect
+from deltaw.train.data.rows import Row, Table, Value
+from deltaw.train.data.table import read_data
 
 
 def table(columns: dict[str, Sequence[Value]]) -> Table:

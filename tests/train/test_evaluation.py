@@ -3,10 +3,10 @@
 import pytest
 
 from deltaw.errors import DataError
-from deltaw.train.detect import Schema
-from deltaw.train.evaluation import build_evaluation, build_texts
-from deltaw.train.examples import Example
-from deltaw.train.rows import Row, Table, Value
+from deltaw.train.data.detect import Schema
+from deltaw.train.data.evaluation import build_evaluation, build_texts
+from deltaw.train.data.examples import Example
+from deltaw.train.data.rows import Row, Table, Value
 
 SCHEMA = Schema(("text",), "label", "classification", "")
 

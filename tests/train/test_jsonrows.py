@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaw.errors import DataError
-from deltaw.train.jsonrows import read_json, read_jsonl
-from deltaw.train.rows import Opaque
+from deltaw.train.data.jsonrows import read_json, read_jsonl
+from deltaw.train.data.rows import Opaque
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT

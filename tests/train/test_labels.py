@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaw.train.labels import class_name, in_order, is_missing, number, spelling_warnings, spelt
-from deltaw.train.rows import Opaque, Value
+from deltaw.train.data.labels import (
+    class_name,
+    in_order,
+    is_missing,
+    number,
+    spelling_warnings,
+    spelt,
+)
+from deltaw.train.data.rows import Opaque, Value
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", "1.0", " 1 ", "1.", "+1", "1.000"])

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from deltaw.errors import DataError
-from deltaw.train.rows import Opaque
-from deltaw.train.table import read_data, read_rows
+from deltaw.train.data.rows import Opaque
+from deltaw.train.data.table import read_data, read_rows
 
 
 def write(path: Path, content: str | bytes) -> Path:

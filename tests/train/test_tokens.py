@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaw.errors import DataError
-from deltaw.train.examples import Example
+from deltaw.train.data.examples import Example
 from deltaw.train.tokens import encode, histogram
 
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from deltaw.errors import RunError
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
-from deltaw.train.dataset import Data
-from deltaw.train.detect import Schema, Task
-from deltaw.train.evaluation import build_evaluation
-from deltaw.train.examples import Example
+from deltaw.train.data.dataset import Data
+from deltaw.train.data.detect import Schema, Task
+from deltaw.train.data.evaluation import build_evaluation
+from deltaw.train.data.examples import Example
+from deltaw.train.data.table import read_data
 from deltaw.train.metrics import Score, score
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.prepare import read
-from deltaw.train.table import read_data
 from deltaw.train.tokens import Encoded, encode
 
 BATCH = 32

@@ -11,9 +11,9 @@ from deltaw.errors import RunError
 from deltaw.train import staging
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
+from deltaw.train.data.examples import Example
 from deltaw.train.escape import printable
 from deltaw.train.evaluate import logits
-from deltaw.train.examples import Example
 from deltaw.train.methods import IN_PLACE
 from deltaw.train.model import quiet
 from deltaw.train.opened import Opened, open_run

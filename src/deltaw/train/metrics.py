@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.errors import DataError
-from deltaw.train.detect import Task
+from deltaw.train.data.detect import Task
 
 Floats = NDArray[np.float64]
 Numbers = Sequence[float] | NDArray[Any]

@@ -8,7 +8,7 @@ from torch import nn
 
 import deltaw
 from deltaw.errors import MergeError, RunError
-from deltaw.train.detect import Task
+from deltaw.train.data.detect import Task
 from deltaw.train.escape import printable
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer

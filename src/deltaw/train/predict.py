@@ -11,12 +11,12 @@ from torch import Tensor
 from deltaw.errors import DataError
 from deltaw.train import staging
 from deltaw.train.batches import Collator
+from deltaw.train.data.evaluation import build_texts
+from deltaw.train.data.examples import Example
+from deltaw.train.data.table import read_rows
 from deltaw.train.escape import printable
 from deltaw.train.evaluate import logits
-from deltaw.train.evaluation import build_texts
-from deltaw.train.examples import Example
 from deltaw.train.opened import Opened, open_run
-from deltaw.train.table import read_rows
 from deltaw.train.tokens import encode
 
 BEST = 3

@@ -15,14 +15,14 @@ from deltaw.fingerprint import bits
 from deltaw.train import methods, rates
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
-from deltaw.train.dataset import Data, build
-from deltaw.train.detect import detect
+from deltaw.train.data.dataset import Data, build
+from deltaw.train.data.detect import detect
+from deltaw.train.data.table import read_data
 from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY
 from deltaw.train.model import full_name, hidden_size, load_config, load_model, load_tokenizer
 from deltaw.train.rates import Choice
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
-from deltaw.train.table import read_data
 from deltaw.train.tokens import Encoded, Lengths, encode
 
 VERSIONS = ("deltaw", "torch", "transformers", "tokenizers", "accelerate", "safetensors")

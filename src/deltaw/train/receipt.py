@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import deltaw
 from deltaw.train.advice import advice
 from deltaw.train.console import Console
-from deltaw.train.dataset import Data
+from deltaw.train.data.dataset import Data
+from deltaw.train.data.examples import distribution
 from deltaw.train.escape import printable
-from deltaw.train.examples import distribution
 from deltaw.train.model import size_on_disk
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaw.errors import DataError
-from deltaw.train.examples import Example
+from deltaw.train.data.examples import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

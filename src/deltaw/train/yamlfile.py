@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from deltaw.errors import ConfigError, raise_all
+from deltaw.train.data.rows import place
 from deltaw.train.escape import printable
-from deltaw.train.rows import place
 
 FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from deltaw.errors import LISTED, DataError, raise_all
+from deltaw.train.data.items import Item, Items, missing_columns
+from deltaw.train.data.rows import PATH_LIMIT, Skip, Table, place
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
-from deltaw.train.items import Item, Items, missing_columns
-from deltaw.train.rows import PATH_LIMIT, Skip, Table, place
-from deltaw.train.wording import counted
 
 MANY_CLASSES = 20
 

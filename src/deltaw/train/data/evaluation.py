@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltaw.train.checks import check_any, check_columns, check_known, check_rows
-from deltaw.train.detect import Schema
-from deltaw.train.examples import Example, to_examples
-from deltaw.train.items import labelled, unlabelled
-from deltaw.train.labels import spelling_warnings
-from deltaw.train.rows import Skip, Table
+from deltaw.train.data.checks import check_any, check_columns, check_known, check_rows
+from deltaw.train.data.detect import Schema
+from deltaw.train.data.examples import Example, to_examples
+from deltaw.train.data.items import labelled, unlabelled
+from deltaw.train.data.labels import spelling_warnings
+from deltaw.train.data.rows import Skip, Table
 
 
 @dataclass(frozen=True, slots=True)

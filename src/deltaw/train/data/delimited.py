@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deltaw.errors import DataError, raise_all
-from deltaw.train.decode import physical_lines
+from deltaw.train.data.decode import physical_lines
+from deltaw.train.data.header import NUMBER, check_header
+from deltaw.train.data.rows import PATH_LIMIT, Row, Skip, place
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
-from deltaw.train.header import NUMBER, check_header
-from deltaw.train.rows import PATH_LIMIT, Row, Skip, place
-from deltaw.train.wording import counted
 
 LARGEST_FIELD = min(sys.maxsize, 2**31 - 1)
 WRAPPED = re.compile(r'"([^"]|"")*"')

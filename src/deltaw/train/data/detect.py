@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deltaw.errors import DataError, raise_all
+from deltaw.train.data.labels import is_missing, number, spelt
+from deltaw.train.data.names import LABELS, PAIRS, TEXTS, plain
+from deltaw.train.data.rows import PATH_LIMIT, Opaque, Table, Value
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
-from deltaw.train.labels import is_missing, number, spelt
-from deltaw.train.names import LABELS, PAIRS, TEXTS, plain
-from deltaw.train.rows import PATH_LIMIT, Opaque, Table, Value
-from deltaw.train.wording import counted
 
 Task = Literal["classification", "regression"]
 SAMPLE = 1000

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deltaw.train.items import Item
+from deltaw.train.data.items import Item
 
 Key = tuple[str, str]
 

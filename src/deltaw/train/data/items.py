@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
-from deltaw.train.detect import Schema, Task
+from deltaw.train.data.detect import Schema, Task
+from deltaw.train.data.labels import class_name, is_missing, number, spelt
+from deltaw.train.data.rows import PATH_LIMIT, Opaque, Row, Skip, Table, Value, place
 from deltaw.train.escape import printable
-from deltaw.train.labels import class_name, is_missing, number, spelt
-from deltaw.train.rows import PATH_LIMIT, Opaque, Row, Skip, Table, Value, place
 
 
 @dataclass(frozen=True, slots=True)

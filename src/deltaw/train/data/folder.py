@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.errors import DataError, raise_all
+from deltaw.train.data.rows import PATH_LIMIT
 from deltaw.train.escape import printable
-from deltaw.train.rows import PATH_LIMIT
 
 PARTS = {
     "train": ("train", "training"),

@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from deltaw.errors import DataError, raise_all
+from deltaw.train.data.items import Item
+from deltaw.train.data.rows import Skip
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
-from deltaw.train.items import Item
-from deltaw.train.rows import Skip
-from deltaw.train.wording import counted
 
 FIRST = 3
 

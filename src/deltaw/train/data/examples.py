@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltaw.train.items import Item
+from deltaw.train.data.items import Item
 
 
 @dataclass(frozen=True, slots=True)

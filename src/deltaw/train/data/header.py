@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 
 from deltaw.errors import DataError, raise_all
+from deltaw.train.data.names import KNOWN, plain
+from deltaw.train.data.rows import Row, place
 from deltaw.train.escape import printable
-from deltaw.train.names import KNOWN, plain
-from deltaw.train.rows import Row, place
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 

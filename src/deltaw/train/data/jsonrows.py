@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from deltaw.errors import DataError, raise_all
-from deltaw.train.decode import physical_lines
+from deltaw.train.data.decode import physical_lines
+from deltaw.train.data.rows import PATH_LIMIT, Opaque, Row, Value, place
 from deltaw.train.escape import printable
-from deltaw.train.rows import PATH_LIMIT, Opaque, Row, Value, place
 
 BLANK = re.compile(r"[ \t\r\n]*")
 LINE_END = re.compile(r"\r\n|\r|\n")

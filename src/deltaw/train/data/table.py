@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.errors import DataError
-from deltaw.train.decode import UTF8, decode, load, physical_lines
-from deltaw.train.delimited import read_delimited
+from deltaw.train.data.decode import UTF8, decode, load, physical_lines
+from deltaw.train.data.delimited import read_delimited
+from deltaw.train.data.folder import ENDINGS, find_parts
+from deltaw.train.data.hub import is_hub_name, read_hub
+from deltaw.train.data.jsonrows import read_json, read_jsonl
+from deltaw.train.data.parquet import read_parquet
+from deltaw.train.data.rows import PATH_LIMIT, Row, Skip, Table
 from deltaw.train.escape import printable
-from deltaw.train.folder import ENDINGS, find_parts
-from deltaw.train.hub import is_hub_name, read_hub
-from deltaw.train.jsonrows import read_json, read_jsonl
-from deltaw.train.parquet import read_parquet
-from deltaw.train.rows import PATH_LIMIT, Row, Skip, Table
 
 
 @dataclass(frozen=True, slots=True)

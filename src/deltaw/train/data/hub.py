@@ -5,10 +5,10 @@ import re
 from typing import Any
 
 from deltaw.errors import DataError
+from deltaw.train.data.folder import PARTS
+from deltaw.train.data.parquet import plain_value
+from deltaw.train.data.rows import Row, Table, Value
 from deltaw.train.escape import printable
-from deltaw.train.folder import PARTS
-from deltaw.train.parquet import plain_value
-from deltaw.train.rows import Row, Table, Value
 
 # The owner is required: `load_dataset("csv")` would read every csv file of the working directory.
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")

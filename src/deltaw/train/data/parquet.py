@@ -4,9 +4,9 @@ import io
 from typing import Any
 
 from deltaw.errors import DataError, raise_all
+from deltaw.train.data.header import name_problems
+from deltaw.train.data.rows import PATH_LIMIT, Opaque, Row, Value, place
 from deltaw.train.escape import printable
-from deltaw.train.header import name_problems
-from deltaw.train.rows import PATH_LIMIT, Opaque, Row, Value, place
 
 
 def read_parquet(data: bytes, file: str) -> tuple[tuple[str, ...], list[Row]]:

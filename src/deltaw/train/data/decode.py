@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deltaw.errors import DataError, raise_all
+from deltaw.train.data.rows import PATH_LIMIT, place
 from deltaw.train.escape import printable
-from deltaw.train.rows import PATH_LIMIT, place
 
 UTF8 = "utf-8"
 # UTF-32 first: its little-endian mark begins with that of UTF-16.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deltaw.errors import LISTED, DataError
-from deltaw.train.checks import (
+from deltaw.train.data.checks import (
     check_any,
     check_columns,
     check_known,
@@ -13,16 +13,16 @@ from deltaw.train.checks import (
     check_rows,
     shown,
 )
-from deltaw.train.detect import Schema
+from deltaw.train.data.detect import Schema
+from deltaw.train.data.examples import Example, to_examples
+from deltaw.train.data.items import Item, Items, labelled
+from deltaw.train.data.labels import in_order, spelling_warnings
+from deltaw.train.data.overlaps import leaks, repetition_warnings, without_leaks
+from deltaw.train.data.rows import Skip, Table
+from deltaw.train.data.split import hold_out, sample
+from deltaw.train.data.table import Splits
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
-from deltaw.train.examples import Example, to_examples
-from deltaw.train.items import Item, Items, labelled
-from deltaw.train.labels import in_order, spelling_warnings
-from deltaw.train.overlaps import leaks, repetition_warnings, without_leaks
-from deltaw.train.rows import Skip, Table
-from deltaw.train.split import hold_out, sample
-from deltaw.train.table import Splits
-from deltaw.train.wording import counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from deltaw.train.data.rows import Value
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
-from deltaw.train.rows import Value
-from deltaw.train.wording import counted
 
 INTEGRAL = re.compile(r"([+-]?)(0|[1-9][0-9]*)(?:\.0*)?")
 REAL = re.compile(

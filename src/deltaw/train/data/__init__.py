@@ -1,0 +1,1 @@
+"""Data files to clean examples: reading, detecting columns, checking, holding rows out."""
