@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_the_recipe_beside_the_adapter_says_everything(values: dict[str, Any]) -
     assert recipe.record is not None
     assert recipe.record["labels"] == ["cancel", "refund", "ship"]
     assert set(recipe.record["data"]) == {"data.csv"}
-    assert recipe.record["versions"]["torch"] == torch.__version__
+    assert recipe.record["versions"]["torch"] == version("torch")
     assert recipe.record["before"]["values"] == read_results(run)["before"]["values"]
     assert read(recipe).labels == ("cancel", "refund", "ship")
 
