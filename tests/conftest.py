@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 SHARED = Path(os.environ.get("DELTAW_SHARED") or Path(__file__).parents[2] / "shared").resolve()
@@ -35,6 +36,12 @@ def pytest_configure() -> None:
             f"the whole suite needs the shared data, and {SHARED} is absent: "
             "set DELTAW_SHARED to its folder, or DELTAW_ALLOW_MISSING=1 to skip what needs it"
         )
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """No test depends on which ones ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
