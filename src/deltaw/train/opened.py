@@ -10,6 +10,7 @@ import deltaw
 from deltaw.errors import MergeError, RunError
 from deltaw.train.data.detect import Task
 from deltaw.train.escape import printable
+from deltaw.train.identity import require_base
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer
 from deltaw.train.recipe import Recipe
@@ -47,7 +48,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     """Load the base that the run names (or `model`) and put the run's adapter on it.
 
     Raises:
-        RunError: if the folder is not a finished run, or its base cannot be loaded.
+        RunError: if the folder is not a finished run, or its base cannot be loaded or is another.
         FormatError: if the adapter's file is damaged or does not fit the base.
     """
     recipe = read_recipe(folder)
@@ -69,6 +70,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code=trust_remote_code)
     loaded = load_model(config, source, recipe.seed, trust_remote_code=trust_remote_code)
     if not in_place:
+        require_base(loaded, source, recipe)
         deltaw.load(loaded, folder, ADAPTER)
     loaded.eval()
     return Opened(folder, recipe, loaded, tokenizer, labels, task)

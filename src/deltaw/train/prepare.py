@@ -1,6 +1,5 @@
 """From a recipe to everything a run needs: data, model, tokens, and the choices left open."""
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from deltaw.errors import ConfigError
-from deltaw.fingerprint import bits
 from deltaw.train import methods, rates
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data, build
 from deltaw.train.data.detect import detect
 from deltaw.train.data.table import read_data
+from deltaw.train.identity import base_digest
 from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY
 from deltaw.train.model import full_name, hidden_size, load_config, load_model, load_tokenizer
 from deltaw.train.rates import Choice
@@ -76,7 +75,7 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     limit = getattr(config, "max_position_embeddings", None)
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     model = load_model(config, recipe.model, recipe.seed, trust_remote_code=trust)
-    base = fingerprint(model)
+    base = base_digest(model)
     adapted, warnings = methods.prepare(model, recipe)
     total = rates.steps(recipe, len(train))
     width = hidden_size(config)
@@ -153,14 +152,6 @@ def read(recipe: Recipe) -> Data:
         allow_leakage=recipe.allow_leakage,
         max_train_rows=recipe.max_train_rows,
     )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return a digest of every parameter's name, shape and bits."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {bits(parameter)}\n".encode())
-    return digest.hexdigest()
 
 
 def full_data_name(name: str) -> str:
