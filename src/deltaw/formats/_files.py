@@ -105,9 +105,8 @@ def _unpickled(path: Path, check: Check) -> dict[str, Tensor]:
     except OSError as problem:
         raise FormatError(f"{path} cannot be read: {problem.strerror}.") from problem
     except _DAMAGE as problem:
-        reason = str(problem).strip().partition("\n")[0]
         raise FormatError(
-            f"{path} is not a plain file of tensors: {type(problem).__name__}: {reason}\n"
+            f"{path} is not a plain file of tensors ({type(problem).__name__}).\n"
             "It is damaged, or it would run code of its own when loaded, which deltaw never does.\n"
             "Fix: get the adapter as safetensors, or have its author save a plain state dict."
         ) from problem

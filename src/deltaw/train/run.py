@@ -24,7 +24,7 @@ from deltaw.train.model import quiet, size_on_disk
 from deltaw.train.prepare import Job, prepare
 from deltaw.train.progress import ProgressBar, duration
 from deltaw.train.receipt import show_job
-from deltaw.train.recipe import Recipe
+from deltaw.train.recipe import Recipe, filled
 from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
 from deltaw.train.trainer import STATE, restore
 
@@ -56,12 +56,11 @@ def train(
                     f"{folder.shown} holds a finished run.\n"
                     "Fix: train into another folder with --output, or delete it with --overwrite."
                 )
-            folder.refuse_foreign()
             job = prepare(recipe, console)
             if overwrite:
                 folder.clear()
             if folder.started:
-                folder.refuse_other(job.recipe)
+                folder.refuse_other(filled(job.recipe))
             console.log_to(path / LOG)
             _Run(job, folder, console, interrupt).finish()
     return path
@@ -74,8 +73,13 @@ def _show_only(recipe: Recipe, path: Path, console: Console, interrupt: Interrup
         where = f"{printable(str(path), 300)} (not written: dry run)"
         show_job(console, job, where, verify(trainer))
     values = job.recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
+    assert job.recipe.record is not None
+    chosen = yamlfile.write(
+        job.recipe.record["chosen"], "Chosen for it; a line without its # is fixed:"
+    )
     console.line()
-    console.line(yamlfile.write(values, "The recipe, every choice filled in.").rstrip())
+    console.line(yamlfile.write(values, "The recipe.").rstrip())
+    console.line(chosen.rstrip().replace("\n", "\n# "))
 
 
 class _Run:
@@ -217,7 +221,7 @@ class _Run:
         since = ", since the run was resumed" if self.resumed else ""
         console.field("time", duration(seconds) + since)
         run = printable(shlex.quote(str(self.folder.path)), 300)
-        text = " ".join(['"..."'] * len(job.recipe.text or [""]))
+        text = " ".join(['"..."'] * len(job.data.schema.text))
         console.field(
             "next", f"deltaw predict {run} {text}\ndeltaw inspect {run}\ndeltaw merge {run} OUT"
         )

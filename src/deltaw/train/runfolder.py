@@ -14,20 +14,30 @@ import fcntl
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from deltaw.errors import RunError, raise_all
+from pydantic import BaseModel, ValidationError
+
+from deltaw.errors import ConfigError, RunError, raise_all
 from deltaw.train import staging, yamlfile
 from deltaw.train.escape import printable
-from deltaw.train.recipe import Recipe, parse
+from deltaw.train.recipe import Recipe, filled, parse
 
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
 LOG = "log.jsonl"
 LOCK = ".lock"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+WRITTEN = re.compile(
+    r"recipe\.yaml|results\.json|log\.jsonl|deltaw\.json|adapter_config\.json"
+    r"|adapter_model\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(generation_)?config\.json|(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
+    r"|vocab\.(json|txt)|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model"
+)
+"""Names of the files that a run writes; a tokenizer's are those of transformers."""
 FREE = {"output", "name", "report_to", "trust_remote_code", "record", "data"}
 """Keys that may differ between a run and its resumption; the data are compared by their hashes."""
 
@@ -49,19 +59,22 @@ class RunFolder:
     """A run's folder, locked for this process while the `with` block lasts.
 
     Raises:
-        RunError: on entry, if the folder cannot be written, another process holds it, or it is
-            not a run of deltaw.
+        RunError: on entry, if the folder holds other files than a run's, cannot be written, or
+            another process holds it; nothing in it was touched then.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
         self._created = False
+        self._lock_created = False
 
     def __enter__(self) -> "RunFolder":
         try:
             self._created = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign()
+            self._lock_created = not (self.path / LOCK).exists()
             lock = (self.path / LOCK).open("a+")
         except OSError as error:
             raise staging.cannot_write(self.path, error) from error
@@ -79,7 +92,8 @@ class RunFolder:
         lock.write(str(os.getpid()))
         lock.flush()
         self._lock = lock
-        staging.sweep(self.path)
+        if self.started:
+            staging.sweep(self.path)
         return self
 
     def __exit__(
@@ -89,9 +103,10 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         assert self._lock is not None
-        if self._created and [p.name for p in self.path.iterdir()] == [LOCK]:
+        if self._lock_created and [p.name for p in self.path.iterdir()] == [LOCK]:
             (self.path / LOCK).unlink()
-            self.path.rmdir()
+            if self._created:
+                self.path.rmdir()
         self._lock.close()
 
     @property
@@ -109,23 +124,22 @@ class RunFolder:
         """Whether a run was begun here."""
         return (self.path / RECIPE).is_file()
 
-    def refuse_foreign(self) -> None:
-        """Raise if the folder holds files but no run of deltaw."""
-        others = sorted(p.name for p in self.path.iterdir() if p.name not in (LOCK, LOG))
-        if others and not self.started:
-            raise RunError(
-                f"{self.shown} holds other files ({printable(', '.join(others[:3]))}) and no run.\n"
-                "Fix: choose an empty or new folder with --output."
-            )
-
     def clear(self) -> None:
-        """Delete the run in this folder; the marker of a finished run goes first."""
+        """Delete the run in this folder, the marker of a finished run first, and nothing else."""
         (self.path / RESULTS).unlink(missing_ok=True)
+        left = []
         for path in sorted(self.path.iterdir()):
             if path.is_dir() and CHECKPOINT.fullmatch(path.name):
                 staging.remove(path)
-            elif path.is_file() and path.name != LOCK:
+            elif path.is_file() and WRITTEN.fullmatch(path.name):
                 path.unlink()
+            elif path.name != LOCK:
+                left.append(path.name)
+        if left:
+            warnings.warn(
+                f"left in {self.shown}, because no run wrote it: {printable(', '.join(left), 300)}",
+                stacklevel=2,
+            )
 
     def checkpoints(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
@@ -135,6 +149,25 @@ class RunFolder:
             if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
         ]
         return [path for _, path in sorted(found)]
+
+    def _refuse_foreign(self) -> None:
+        """Raise if the folder holds files but no run of deltaw."""
+        fix = "Fix: choose an empty or new folder with --output."
+        if self.started:
+            try:
+                ours = read_recipe(self.path).record is not None
+            except ConfigError as error:
+                raise RunError(f"{self.shown} holds no readable run.\n{error}\n{fix}") from error
+            if not ours:
+                raise RunError(f"{self.shown} holds a {RECIPE} that no run wrote.\n{fix}")
+            return
+        begun = (LOCK, LOG, staging.PARTIAL + RECIPE)
+        others = sorted(p.name for p in self.path.iterdir() if p.name not in begun)
+        if others:
+            raise RunError(
+                f"{self.shown} holds other files ({printable(', '.join(others[:3]))}) and no run.\n"
+                f"{fix}"
+            )
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Save the resolved recipe; `trust_remote_code` is never stored."""
@@ -169,7 +202,7 @@ class RunFolder:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Return the recipe of a run; what it says about remote code is ignored.
+    """Return the recipe of a run, choices filled in; what it says about remote code is ignored.
 
     Raises:
         RunError: if `folder` is not a run.
@@ -182,16 +215,44 @@ def read_recipe(folder: Path) -> Recipe:
         )
     values = yamlfile.read(path)
     values.pop("trust_remote_code", None)
-    return parse(values, str(path))
+    return filled(parse(values, str(path)))
+
+
+class _Scores(BaseModel):
+    values: dict[str, float]
+
+
+class _Results(BaseModel):
+    """What is read of the scores again."""
+
+    before: _Scores | None
+    after: _Scores | None
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Return the scores of a run, empty while it is not finished."""
+    """Return the scores of a run, empty while it is not finished.
+
+    Raises:
+        RunError: if they are not what a run writes.
+    """
     path = folder / RESULTS
     if not path.is_file():
         return {}
     try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{printable(str(path), 300)} is damaged: {error}") from error
+        text = path.read_bytes()
+        _Results.model_validate_json(text)
+        results: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"{printable(str(path), 300)} is damaged: {_reason(error)}\n"
+            "Fix: restore the file, or train again with --overwrite."
+        ) from error
     return results
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return printable(str(error), 200)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return printable(f"{where}: {first['msg']}".removeprefix(": "), 200)

@@ -92,5 +92,5 @@ def cannot_write(path: Path, error: Exception) -> RunError:
     return RunError(
         f"{printable(str(path), 300)} cannot be written: {printable(reason, 200)}.\n"
         "Nothing half-written was left, and what was there before is kept.\n"
-        "Fix: free some space or check the permissions, or choose another folder with --output."
+        "Fix: free some space or check the permissions, or choose another place."
     )

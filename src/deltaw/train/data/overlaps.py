@@ -34,7 +34,7 @@ def without_leaks(
                 f'{item.place} "{printable(item.text, 40)}" is also {other.place}'
                 for item, other in found
             ],
-            "remove them, or pass allow_leakage to drop them from the training part.",
+            "remove them, or drop them from the training part with allow_leakage=true.",
         )
     leaked = {item.key for item, _ in found}
     skips = [Skip(item.file, item.line, f"held out too: {other.place}") for item, other in found]
