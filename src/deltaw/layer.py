@@ -228,7 +228,8 @@ def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor
     if len(copies) == 1 and isinstance(weight, float) and weight == 1:
         return first
     rest = 1 - sum(weight for _, weight in copies)
-    return sum((weighted(copy, weight) for copy, weight in copies), rest * frozen)
+    wide = frozen.to(torch.promote_types(frozen.dtype, first.dtype))
+    return sum((weighted(copy, weight) for copy, weight in copies), rest * wide)
 
 
 def weighted(tensor: Tensor, weight: float | Tensor) -> Tensor:

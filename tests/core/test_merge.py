@@ -203,3 +203,20 @@ def test_meta_weights_say_what_to_do() -> None:
     deltaw.attach(model, CONFIG)
     with pytest.raises(DeltawError, match=r"embed\.weight is on the meta device"):
         deltaw.merge(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_share_of_a_full_copy_is_rounded_once(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(31, 17)).to(dtype)
+    deltaw.attach(model, LoraConfig(target_modules=[], modules_to_save=["0"]), "head")
+    layer = model[0]
+    for name, parameter in layer.named_parameters():
+        if name.endswith("trained"):
+            nn.init.normal_(parameter)
+    base = layer.frozen("weight").detach().clone().double()
+    copy = layer.parts("head")["weight"].trained.detach().double()
+    deltaw.activate(model, {"head": 0.3})
+    deltaw.merge(model)
+    exact = (0.7 * base + 0.3 * copy).float()
+    step = torch.finfo(dtype).eps * exact.abs()
+    assert ((layer.weight.detach().float() - exact).abs() <= 0.502 * step + 1e-7).all()
