@@ -11,6 +11,8 @@ theirs = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 
+SETTINGS = {"task_type": "SEQ_CLS", "r": 2, "lora_alpha": 5, "target_modules": ["key", "value"]}
+IDS = torch.arange(8).view(2, 4)
 SIZES = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
@@ -68,6 +70,20 @@ def fill(model: nn.Module) -> None:
     for name in sorted(trainable):
         p = trainable[name]
         p.data = torch.randn(p.shape, generator=generator) * 0.3
+
+
+def saved_by_peft(folder: Path) -> Path:
+    """Return `folder` with an adapter as PEFT saves it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = theirs.get_peft_model(bert(), theirs.LoraConfig(**SETTINGS))
+        fill(model)
+        model.save_pretrained(str(folder))
+    return folder
+
+
+def trainable(model: nn.Module) -> bool:
+    return any(p.requires_grad for p in model.parameters())
 
 
 def run(script: str, library: str, folder: Path) -> dict[str, object]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft_scripts import bert, fill, mlp
-from torch import nn
+from peft_scripts import IDS, SETTINGS, bert, mlp, saved_by_peft, trainable
 
 import deltaw
 from deltaw.compat import peft as ours
@@ -17,23 +16,10 @@ from deltaw.errors import ConfigError, FormatError
 
 theirs = pytest.importorskip("peft")
 
-SETTINGS = {"task_type": "SEQ_CLS", "r": 2, "lora_alpha": 5, "target_modules": ["key", "value"]}
-IDS = torch.arange(8).view(2, 4)
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An adapter as PEFT saves it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = theirs.get_peft_model(bert(), theirs.LoraConfig(**SETTINGS))
-        fill(model)
-        model.save_pretrained(str(tmp_path / "theirs"))
-    return tmp_path / "theirs"
-
-
-def trainable(model: nn.Module) -> bool:
-    return any(p.requires_grad for p in model.parameters())
+    return saved_by_peft(tmp_path / "theirs")
 
 
 def test_a_config_takes_every_option_of_peft_at_its_default() -> None:

@@ -7,35 +7,54 @@ a model is loaded rather than what it computes are accepted and change nothing.
 `transformers.Trainer` trains it, saves it, resumes it and loads its best checkpoint.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deltaw
 from deltaw.compat.peft_config import LoraConfig, PeftConfig, TaskType
-from deltaw.compat.peft_hub import adapter_folder
-from deltaw.compat.peft_targets import default_targets, heads
-from deltaw.compat.peft_trainer import prepare_trainer
-from deltaw.errors import ConfigError, raise_all
-from deltaw.formats.peft import CONFIG, TENSORS
-from deltaw.layer import AdaptedLayer
-from deltaw.root import AdaptedModel
-from deltaw.swap import swap
+from deltaw.compat.peft_model import (
+    PeftModel,
+    PeftModelForCausalLM,
+    PeftModelForFeatureExtraction,
+    PeftModelForQuestionAnswering,
+    PeftModelForSeq2SeqLM,
+    PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
+    as_peft,
+    attach_config,
+    refuse,
+)
+from deltaw.compat.peft_trainer import reload
+from deltaw.errors import FormatError, raise_all
+from deltaw.formats.peft import TENSORS
 
 __all__ = [
     "LoraConfig",
     "PeftConfig",
     "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftModelForFeatureExtraction",
+    "PeftModelForQuestionAnswering",
+    "PeftModelForSeq2SeqLM",
+    "PeftModelForSequenceClassification",
+    "PeftModelForTokenClassification",
     "TaskType",
+    "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "set_peft_model_state_dict",
 ]
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> LoraConfig:
+    """Return settings given by PEFT's names as a config, which it checks."""
+    return LoraConfig(**config_dict)
 
 
 def get_peft_model(
@@ -50,256 +69,55 @@ def get_peft_model(
     """Adapt `model` in place and return it, now also a `PeftModel`.
 
     Entries of the settings that match nothing are warned of, as PEFT does not refuse them.
+
+    Raises:
+        ConfigError: listing every setting that is not supported or out of range.
     """
-    _refuse(mixed=mixed)
+    refuse(mixed=mixed)
     if revision is not None:
         peft_config = replace(peft_config, revision=revision)
-    _attach(model, peft_config, adapter_name)
-    return _as_peft(model)
+    attach_config(model, peft_config, adapter_name)
+    return as_peft(model)
 
 
 def get_peft_model_state_dict(
     model: nn.Module, state_dict: None = None, adapter_name: str = "default"
 ) -> dict[str, Tensor]:
     """Return the tensors of one adapter by the names they have in PEFT's files."""
-    _refuse(state_dict=state_dict)
+    refuse(state_dict=state_dict)
     with TemporaryDirectory() as folder:
         deltaw.save(model, folder, adapter_name)
         return load_file(Path(folder) / TENSORS[0])
 
 
-class PeftModel(AdaptedModel):
-    """Mixin of an adapted model that gives it PEFT's methods."""
+def set_peft_model_state_dict(
+    model: nn.Module,
+    peft_model_state_dict: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    ignore_mismatched_sizes: bool = False,
+    low_cpu_mem_usage: bool = False,
+) -> None:
+    """Give one adapter the values that `get_peft_model_state_dict` returned.
 
-    @staticmethod
-    def from_pretrained(
-        model: nn.Module,
-        model_id: str | Path,
-        adapter_name: str = "default",
-        is_trainable: bool = False,
-        config: LoraConfig | None = None,
-        autocast_adapter_dtype: bool = True,
-        ephemeral_gpu_offload: bool = False,
-        low_cpu_mem_usage: bool = False,
-        key_mapping: dict[str, str] | None = None,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        torch_device: str | None = None,
-        torch_dtype: object = None,
-        dtype: object = None,
-        device_map: object = None,
-        max_memory: object = None,
-        offload_folder: str | Path | None = None,
-    ) -> "PeftModel":
-        """Put the adapter at `model_id` on `model`, in evaluation mode unless it is trainable.
-
-        The adapter goes where its layer is, in float32; `config` may only repeat the file's.
-        """
-        _refuse(key_mapping=key_mapping)
-        place = (subfolder, revision, cache_dir, token)
-        folder = adapter_folder(model_id, (CONFIG, TENSORS[0]), *place)
-        if config is not None:
-            LoraConfig.of(config).require_same(LoraConfig.from_pretrained(folder))
-        deltaw.load(model, folder, adapter_name, trainable=is_trainable, format="peft")
-        return _as_peft(model if is_trainable else model.eval())
-
-    def load_adapter(
-        self,
-        model_id: str | Path,
-        adapter_name: str,
-        is_trainable: bool = False,
-        torch_device: str | None = None,
-        autocast_adapter_dtype: bool = True,
-        ephemeral_gpu_offload: bool = False,
-        low_cpu_mem_usage: bool = False,
-        key_mapping: dict[str, str] | None = None,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        device_map: object = None,
-        max_memory: object = None,
-        offload_folder: str | Path | None = None,
-    ) -> None:
-        """Put a further adapter on the model, which is not active before `set_adapter`.
-
-        An adapter of that name is replaced, and stays active or not as it was.
-        """
-        _refuse(key_mapping=key_mapping)
-        place = (subfolder, revision, cache_dir, token)
-        folder = adapter_folder(model_id, (CONFIG, TENSORS[0]), *place)
-        there = adapter_name in deltaw.configs(self)
-        deltaw.load(self, folder, adapter_name, trainable=is_trainable, swap=there, format="peft")
-        _as_peft(self if is_trainable else self.eval())
-
-    def add_adapter(
-        self,
-        adapter_name: str,
-        peft_config: LoraConfig,
-        low_cpu_mem_usage: bool = False,
-        autocast_adapter_dtype: bool = True,
-    ) -> None:
-        """Put a new adapter on the model, neither active nor trainable before `set_adapter`."""
-        _attach(self, replace(peft_config, inference_mode=True), adapter_name)
-        _as_peft(self)
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        safe_serialization: bool = True,
-        selected_adapters: Sequence[str] | None = None,
-        save_embedding_layers: str | bool = "auto",
-        is_main_process: bool = True,
-        path_initial_model_for_weight_conversion: str | None = None,
-        *,
-        state_dict: dict[str, object] | None = None,
-        save_function: object = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-    ) -> None:
-        """Write the adapters, or those selected: `default` here, the others in sub-folders.
-
-        The files are safetensors, written from the model itself, whatever else is asked for.
-        """
-        _refuse(
-            save_embedding_layers=save_embedding_layers is True,
-            path_initial_model_for_weight_conversion=path_initial_model_for_weight_conversion,
-            push_to_hub=push_to_hub,
-        )
-        for name in selected_adapters or self.peft_config if is_main_process else ():
-            folder = Path(save_directory)
-            deltaw.save(self, folder if name == "default" else folder / name, name)
-
-    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Make one adapter, or the sum of several, the active and the only trainable one."""
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        deltaw.activate(self, dict.fromkeys(names, 1.0))
-        for layer in self.modules():
-            if isinstance(layer, AdaptedLayer):
-                for name, parts in layer.adapter.items():
-                    parts.requires_grad_(name in names and not inference_mode)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Take one adapter off; if it was the active one, the first that is left becomes active."""
-        deltaw.detach(self, adapter_name)
-        rest = list(deltaw.configs(self))
-        if rest and not deltaw.active(self):
-            warnings.warn(f"{adapter_name} was active; now {rest[0]} is.", stacklevel=2)
-            self.set_adapter(rest[0])
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Give the base's own output within a `with` block."""
-        with deltaw.disabled(self):
-            yield
-
-    def merge_adapter(
-        self, adapter_names: Sequence[str] | None = None, safe_merge: bool = True
-    ) -> None:
-        """Write the active adapters, or those named, into the weights until `unmerge_adapter`."""
-        if adapter_names is not None:
-            deltaw.activate(self, dict.fromkeys(adapter_names, 1.0))
-        deltaw.merge(self)
-
-    def unmerge_adapter(self) -> None:
-        """Give every weight its original bits back."""
-        deltaw.unmerge(self)
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = True,
-        adapter_names: Sequence[str] | None = None,
-    ) -> nn.Module:
-        """Write the active adapters into the weights for good and return the plain model.
-
-        NaN is refused whether or not `safe_merge` asks for it.
-        """
-        if adapter_names is not None:
-            deltaw.activate(self, dict.fromkeys(adapter_names, 1.0))
-        deltaw.merge(self, original="none")
-        return self.unload()
-
-    def unload(self) -> nn.Module:
-        """Take all adapters off and return the plain model."""
-        deltaw.detach(self)
-        return self
-
-    def get_base_model(self) -> nn.Module:
-        """Return the model itself, which is never wrapped."""
-        return self
-
-    @property
-    def peft_config(self) -> dict[str, LoraConfig]:
-        """Return the settings of all adapters by name."""
-        return {name: LoraConfig.of(config) for name, config in deltaw.configs(self).items()}
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """Return the names of the active adapters."""
-        return list(deltaw.active(self))
-
-    @property
-    def active_adapter(self) -> str | list[str]:
-        """Return the name of the active adapter, or the names where there are several or none."""
-        names = self.active_adapters
-        return names[0] if len(names) == 1 else names
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Return how many numbers are trained, and how many PEFT counts in all.
-
-        That is with the frozen originals of modules trained in full, but not of single biases.
-        """
-        parameters = list(self.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        biases = {id(p): p for p in _frozen_biases(self)}.values()
-        return trained, sum(p.numel() for p in parameters) - sum(p.numel() for p in biases)
-
-    def print_trainable_parameters(self) -> None:
-        """Print the line that PEFT prints."""
-        trained, total = self.get_nb_trainable_parameters()
-        print(
-            f"trainable params: {trained:,d} || all params: {total:,d} "
-            f"|| trainable%: {100 * trained / total:.4f}"
-        )
-
-
-def _refuse(**options: object) -> None:
+    Raises:
+        FormatError: listing every tensor that is missing, unexpected or misshapen.
+    """
+    refuse(ignore_mismatched_sizes=ignore_mismatched_sizes)
+    own = get_peft_model_state_dict(model, None, adapter_name)
+    given = {name: tensor.detach().clone() for name, tensor in peft_model_state_dict.items()}
     raise_all(
-        ConfigError,
-        "Options that are not supported:",
-        [f"{name}={value!r}" for name, value in options.items() if value],
-        "leave them out.",
+        FormatError,
+        f"The state dict is not that of the adapter {adapter_name!r}:",
+        [f"{name!r} is missing" for name in own if name not in given]
+        + [f"{name!r} is unexpected" for name in given if name not in own]
+        + [
+            f"{name!r} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
+            for name in own
+            if name in given and given[name].shape != own[name].shape
+        ],
+        "give the model an adapter of the settings that the state dict was made with.",
     )
-
-
-def _attach(model: nn.Module, config: LoraConfig, name: str) -> None:
-    config = replace(
-        config,
-        target_modules=config.target_modules or default_targets(model),
-        modules_to_save=heads(model, config.modules_to_save, config.task_type),
-    )
-    made = deltaw.attach(model, config, name, trainable=not config.inference_mode, strict=False)
-    for text in made.warnings if made else ():
-        warnings.warn(text, stacklevel=4)
-
-
-def _as_peft(model: nn.Module) -> PeftModel:
-    swap(model, PeftModel)
-    assert isinstance(model, PeftModel)
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        prepare_trainer(PeftModel)
-    return model
-
-
-def _frozen_biases(model: nn.Module) -> Iterator[Tensor]:
-    """Yield the originals of biases that are trained where the module's weight is not."""
-    for layer in model.modules():
-        for name in layer.adapter if isinstance(layer, AdaptedLayer) else ():
-            copied = [slot for slot, part in layer.parts(name).items() if part.replaces]
-            if "weight" not in copied:
-                yield from map(layer.frozen, copied)
+    with TemporaryDirectory() as folder:
+        deltaw.save(model, folder, adapter_name)
+        save_file(given, Path(folder) / TENSORS[0])
+        reload(model, {adapter_name: Path(folder)})

@@ -49,15 +49,8 @@ class TaskType(StrEnum):
 
 
 @dataclass(frozen=True)
-class LoraConfig(Settings):
-    """deltaw's settings with PEFT's defaults: r = alpha = 8, and targets by model type.
-
-    `modules_to_save=None` trains no module in full but those PEFT adds for the task: `classifier`
-    and `score`, or `qa_outputs`.
-
-    Raises:
-        ConfigError: listing every feature that is not supported, or setting that is out of range.
-    """
+class _Fields(Settings):
+    """The settings and their defaults, as PEFT has them."""
 
     lora_alpha: float | None = 8
     target_modules: str | Sequence[str] | None = None
@@ -98,6 +91,26 @@ class LoraConfig(Settings):
         # Empty until the model is there to say which layers it has.
         object.__setattr__(self, "target_modules", self.target_modules or [])
         super().__post_init__()
+
+
+class LoraConfig(_Fields):
+    """deltaw's settings with PEFT's defaults: r = alpha = 8, and targets by model type.
+
+    `modules_to_save=None` trains no module in full but those PEFT adds for the task: `classifier`
+    and `score`, or `qa_outputs`. A setting may be assigned later, and is checked where it is used.
+
+    Raises:
+        ConfigError: listing every feature that is not supported, or setting that is out of range.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in {each.name for each in fields(self)}:
+            raise AttributeError(f"LoraConfig has no setting {name!r}.")
+        object.__setattr__(self, name, value)
+
+    def checked(self) -> "LoraConfig":
+        """Return a copy with the settings as they are now; raise a ConfigError as when made."""
+        return replace(self)
 
     @classmethod
     def of(cls, settings: Settings) -> "LoraConfig":
@@ -142,8 +155,9 @@ class LoraConfig(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by PEFT's names, with None where a list is empty."""
+        config = self.checked()
         values = {
-            each.name: getattr(self, each.name)
+            each.name: getattr(config, each.name)
             for each in fields(self)
             if each.name not in _NOT_IN_FILES
         }
@@ -155,6 +169,7 @@ class LoraConfig(Settings):
         """Write `adapter_config.json`, in which a local path of the base is left out.
 
         Raises:
+            ConfigError: listing what was assigned and is not supported, or out of range.
             DeltawError: if it cannot be written.
         """
         content = self.to_dict()

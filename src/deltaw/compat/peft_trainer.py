@@ -6,6 +6,7 @@ they do with every other model stays as it was.
 """
 
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,14 @@ def prepare_trainer(kind: type[AdaptedModel]) -> None:
 
 def restore(model: nn.Module, checkpoint: Path) -> None:
     """Give every adapter of `model` the values it has in a folder `save_pretrained` wrote."""
+    names = deltaw.configs(model)
+    reload(model, {n: checkpoint if n == "default" else checkpoint / n for n in names})
+
+
+def reload(model: nn.Module, folders: Mapping[str, Path]) -> None:
+    """Give each adapter the values in its folder; what is trained stays trained."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name in deltaw.configs(model):
-        folder = checkpoint if name == "default" else checkpoint / name
+    for name, folder in folders.items():
         deltaw.load(model, folder, name, swap=True, format="peft")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
