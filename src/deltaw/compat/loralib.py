@@ -6,13 +6,21 @@ dict a layer keeps loralib's names: `<path>.weight`, `<path>.lora_A`, `<path>.lo
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deltaw
+from deltaw.compat.loralib_layer import (
+    FACTORS,
+    NAME,
+    Asked,
+    LoRALayer,
+    has_adapter,
+    name_as_loralib,
+)
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError
 from deltaw.layer import AdaptedLayer
@@ -21,25 +29,6 @@ from deltaw.layers.conv_factored import factored_shape
 from deltaw.root import adopt
 from deltaw.state import LayerState, State
 from deltaw.swap import swap
-
-_NAME = "default"
-_FACTORS = ("lora_A", "lora_B")
-
-
-class LoRALayer:
-    """What every layer of loralib has beside the layer it adapts."""
-
-    applies_weight = True
-
-    @property
-    def lora_A(self) -> Tensor:
-        """Return A; that of fused slices is stacked."""
-        return _factor(self, "lora_A")
-
-    @property
-    def lora_B(self) -> Tensor:
-        """Return B; that of fused slices is stacked."""
-        return _factor(self, "lora_B")
 
 
 class Linear(LoRALayer, nn.Linear):
@@ -57,6 +46,7 @@ class Linear(LoRALayer, nn.Linear):
         **options: Any,
     ) -> None:
         super().__init__(in_features, out_features, **options)
+        self.asked = Asked(r, lora_alpha, merge_weights)
         self.fan_in_fan_out = fan_in_fan_out
         _adapt_linear(self, r, lora_alpha, lora_dropout, [])
 
@@ -81,6 +71,7 @@ class MergedLinear(Linear):
         **options: Any,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, **options)
+        self.asked = Asked(r, lora_alpha, merge_weights)
         self.fan_in_fan_out = fan_in_fan_out
         self.enable_lora = list(enable_lora)
         _adapt_linear(self, r if any(enable_lora) else 0, lora_alpha, lora_dropout, enable_lora)
@@ -99,6 +90,7 @@ class Embedding(LoRALayer, nn.Embedding):
         **options: Any,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, **options)
+        self.asked = Asked(r, lora_alpha, merge_weights)
         if r:
             _adapt(self, _config(r, lora_alpha, 0.0))
 
@@ -122,6 +114,7 @@ class _ConvNd(LoRALayer):
         **options: Any,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, **options)
+        self.asked = Asked(r, lora_alpha, merge_weights)
         if r:
             rows, columns = factored_shape(self)
             A = torch.empty(r * kernel_size, columns)
@@ -152,7 +145,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     layers = _adapted(model)
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
-        parameter.requires_grad_(last in _FACTORS or (bias == "all" and "bias" in last))
+        parameter.requires_grad_(last in FACTORS or (bias == "all" and "bias" in last))
     for layer in layers.values():
         if bias == "lora_only" and layer._parameters.get("bias") is not None:
             layer.get_parameter("bias").requires_grad_(True)
@@ -166,7 +159,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Tensor]:
     """Return A and B of all layers by loralib's names, and biases as for the training above."""
     _check_bias(bias)
-    wanted = set(_FACTORS) | ({"bias"} if bias == "lora_only" else set())
+    wanted = set(FACTORS) | ({"bias"} if bias == "lora_only" else set())
     names = {f"{path}.{last}".removeprefix(".") for path in _adapted(model) for last in wanted}
     return {
         name: tensor
@@ -188,11 +181,10 @@ def _adapt_linear(
 
 def _adapt(layer: nn.Module, source: LoraConfig | State) -> None:
     """Adapt one layer in place, its bias staying trainable, and give its state loralib's names."""
-    deltaw.attach(nn.ModuleDict({"layer": layer}), source, _NAME)
+    deltaw.attach(nn.ModuleDict({"layer": layer}), source, NAME)
     if layer._parameters.get("bias") is not None:
         layer.get_parameter("bias").requires_grad_(True)
-    layer.register_state_dict_post_hook(_to_loralib)
-    layer.register_load_state_dict_pre_hook(_from_loralib)
+    name_as_loralib(layer)
 
 
 def _config(r: int, alpha: float, dropout: float, enabled: Sequence[bool] = ()) -> LoraConfig:
@@ -210,46 +202,8 @@ def _adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
     return {
         path: layer
         for path, layer in model.named_modules()
-        if isinstance(layer, LoRALayer) and _has_adapter(layer)
+        if isinstance(layer, LoRALayer) and has_adapter(layer)
     }
-
-
-def _factor(layer: LoRALayer, name: str) -> Tensor:
-    if not _has_adapter(layer):
-        raise AttributeError(f"{type(layer).__name__} with r=0 or detached has no {name}")
-    parts = [part.get_parameter(name) for part in layer.parts(_NAME).values()]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _has_adapter(layer: nn.Module) -> TypeGuard[AdaptedLayer]:
-    """Tell whether loralib's adapter is on the layer still; the hooks stay when it is detached."""
-    return isinstance(layer, AdaptedLayer) and _NAME in layer.adapter
-
-
-def _keys(layer: AdaptedLayer, prefix: str, name: str) -> list[str]:
-    return [f"{prefix}adapter.{_NAME}.{slot}.{name}" for slot in layer.parts(_NAME)]
-
-
-def _to_loralib(
-    layer: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
-) -> None:
-    if not _has_adapter(layer):
-        return
-    for name in _FACTORS:
-        parts = [state.pop(key) for key in _keys(layer, prefix, name)]
-        state[prefix + name] = parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _from_loralib(layer: nn.Module, state: dict[str, Any], prefix: str, *unused: object) -> None:
-    for name in _FACTORS:
-        if _has_adapter(layer) and prefix + name in state:
-            keys = _keys(layer, prefix, name)
-            parts = state.pop(prefix + name).chunk(len(keys))
-            state |= dict(zip(keys, parts, strict=False))
-    # loralib keeps the layer that a convolution adapts one level below.
-    for name in ("weight", "bias"):
-        if isinstance(layer, _ConvNd) and f"{prefix}conv.{name}" in state:
-            state[prefix + name] = state.pop(f"{prefix}conv.{name}")
 
 
 def _check_bias(bias: str) -> None:
