@@ -245,11 +245,21 @@ def _trained(
 
 def _warnings(targets: Sequence[Target], config: LoraConfig) -> list[str]:
     found = []
-    for group in _grouped(targets):
-        r, limit = group[0].r, min(min(shape) for shape in group[0].shapes)
-        if r > limit:
-            paths = shorten([t.path for t in group])
-            found.append(f"{paths}: r={r} is above {limit}, the largest rank ΔW can have there")
+    high: dict[tuple[int, int], list[str]] = {}
+    for t in targets:
+        limit = min(min(shape) for shape in t.shapes)
+        if t.r > limit:
+            high.setdefault((t.r, limit), []).append(t.path.rpartition(".")[2])
+    if high:
+        count = sum(map(len, high.values()))
+        parts = [
+            f"r={r} is above {limit} in {', '.join(dict.fromkeys(names))}"
+            for (r, limit), names in high.items()
+        ]
+        found.append(
+            f"in {count} layer{'s' * (count > 1)} ΔW cannot have the rank asked for: "
+            f"{'; '.join(parts)}"
+        )
     transposed = {target.kind == "conv1d" for target in targets}
     if config.fan_in_fan_out and transposed != {True}:
         found.append("fan_in_fan_out=True has no effect: the layers here store (out, in)")

@@ -33,7 +33,12 @@ class Choice:
 def epochs(recipe: Recipe, rows: int) -> Choice:
     """Return how often the rows are seen: about 400 steps, between 3 and 20 epochs."""
     if recipe.epochs is not None:
-        return Choice(recipe.epochs, "as asked")
+        whole = recipe.epochs * steps_per_epoch(recipe, rows)
+        capped = recipe.max_steps is not None and recipe.max_steps < math.ceil(whole)
+        return Choice(
+            recipe.epochs,
+            f"as asked, but ended by max_steps={recipe.max_steps}" if capped else "as asked",
+        )
     if recipe.max_steps is not None:
         per_epoch = steps_per_epoch(recipe, rows)
         return Choice(math.ceil(recipe.max_steps / per_epoch), "what max_steps makes")

@@ -21,11 +21,15 @@ def show_data(console: Console, data: Data) -> None:
     """Say which rows are used, which are not and why, and how the labels are spread."""
     parts = [f"{len(data.train):,} training"]
     parts += [f"{len(part):,} {name}" for name, part in _held_out(data) if part]
-    rows = len(data.train) + sum(len(part) for _, part in _held_out(data)) + len(data.skipped)
+    if data.spare:
+        parts.append(f"{data.spare:,} beyond max_train_rows")
+    used = len(data.train) + sum(len(part) for _, part in _held_out(data))
+    rows = used + data.spare + len(data.skipped)
     lines = [f"{rows:,} rows read: {', '.join(parts)}, {len(data.skipped):,} skipped"]
     lines += [f"skipped {skip}" for skip in data.skipped[:SHOWN_SKIPS]]
     if len(data.skipped) > SHOWN_SKIPS:
-        lines.append(f"skipped {len(data.skipped) - SHOWN_SKIPS:,} more; all in log.jsonl")
+        more = len(data.skipped) - SHOWN_SKIPS
+        lines.append(f"skipped {more:,} more; a run lists all in its log.jsonl")
     lines += [data.schema.reasons, *data.warnings]
     console.field("data", "\n".join(lines))
     for skip in data.skipped:
@@ -52,9 +56,12 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     )
     console.field("verify", verified)
     per_step = recipe.batch_size * recipe.gradient_accumulation
+    pace = f"evaluated every {job.every}"
+    if not job.validation:
+        pace = f"saved every {job.every}, not evaluated for want of validation rows"
     console.field(
         "steps",
-        f"{job.steps:,} of {per_step} rows, evaluated every {job.every}; "
+        f"{job.steps:,} of {per_step} rows, {pace}; "
         f"{job.epochs.value:g} epochs ({job.epochs.origin})",
     )
     warmup = round(recipe.warmup * job.steps)
@@ -63,7 +70,9 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
         f"{job.rate.value:g}, {recipe.scheduler} after {warmup} warm-up steps\n({job.rate.origin})",
     )
     unusual = advice(recipe, len(job.train), job.rate.value, job.usual_rate)
-    for line in [*job.warnings, *unusual]:
+    for line in job.warnings:
+        console.field("warning", line)
+    for line in unusual:
         console.field("advice", line)
     console.field("folder", where)
 

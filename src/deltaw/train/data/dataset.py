@@ -29,8 +29,8 @@ from deltaw.train.escape import printable
 class Data:
     """The parts of a data set as examples; `labels[i]` names class i (none in a regression).
 
-    `skipped` lists every row left out, `warnings` what a person should know, `hashes` the SHA-256
-    of every file read.
+    `skipped` lists every row left out, `spare` counts the training rows beyond `max_train_rows`,
+    `warnings` says what a person should know, `hashes` holds the SHA-256 of every file read.
     """
 
     schema: Schema
@@ -39,6 +39,7 @@ class Data:
     test: tuple[Example, ...]
     labels: tuple[str, ...]
     skipped: tuple[Skip, ...]
+    spare: int
     warnings: tuple[str, ...]
     hashes: Mapping[str, str]
 
@@ -75,16 +76,16 @@ def build(
     if splits.validation is None and validation_share:
         items, held_out = hold_out(items, validation_share, seed)
         warnings += _split_warnings(splits.train, items, held_out)
-    if max_train_rows is not None:
-        items = sample(items, max_train_rows, seed)
+    kept = items if max_train_rows is None else sample(items, max_train_rows, seed)
     tables = (splits.train, splits.validation, splits.test)
     return Data(
         schema=schema,
-        train=to_examples(items, labels),
+        train=to_examples(kept, labels),
         validation=to_examples(held_out, labels),
         test=to_examples(test.items, labels),
         labels=labels,
         skipped=(*train.skipped, *validation.skipped, *test.skipped, *dropped),
+        spare=len(items) - len(kept),
         warnings=tuple(warnings),
         hashes={table.path: table.sha256 for table in tables if table is not None},
     )
