@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deltaw.errors import ConfigError
 from deltaw.train import yamlfile
-from deltaw.train.recipe import Recipe, check_segment, load, parse, parse_overrides
+from deltaw.train.recipe import Recipe, check_segment, filled, load, parse, parse_overrides
 
 LEAST = {"model": "m", "data": "d"}
 
@@ -66,6 +66,36 @@ def test_all_problems_come_in_one_error() -> None:
     assert "r='eight'" in message
     assert "lora_dropout=[]" in message
     assert "seed=True: must be a whole number" in message
+
+
+def test_keys_that_the_method_does_not_read_are_refused_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(LEAST | {"method": "head", "r": 64, "lora_dropout": 0.5, "last_layers": 3})
+    message = str(caught.value)
+    assert "r=64 has no effect with method=head, only with lora" in message
+    assert "lora_dropout=0.5 has no effect" in message
+    assert "last_layers=3 has no effect with method=head, only with freeze" in message
+    assert "did you mean method=freeze?" in message
+    with pytest.raises(ConfigError, match="only with lora or head or bitfit"):
+        parse(LEAST | {"method": "full", "modules_to_save": ["classifier"]})
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "head", "bitfit", "freeze"])
+def test_every_method_accepts_all_defaults_written_out(method: str) -> None:
+    values = parse(LEAST | {"method": method}).model_dump(exclude_none=True)
+    assert parse(values).method == method
+
+
+def test_what_was_chosen_fills_what_was_left_open_alone() -> None:
+    record = {"chosen": {"epochs": 3.0, "learning_rate": 0.5}}
+    recipe = filled(parse(LEAST | {"epochs": 7, "record": record}))
+    assert (recipe.epochs, recipe.learning_rate) == (7, 0.5)
+
+
+@pytest.mark.parametrize("chosen", [{"epochs": -1}, {"nonsense": 1}, ["epochs"], 3])
+def test_a_damaged_record_is_one_error(chosen: object) -> None:
+    with pytest.raises(ConfigError, match=r"epochs=-1|nonsense|chosen must hold"):
+        filled(parse(LEAST | {"record": {"chosen": chosen}}))
 
 
 def test_a_missing_model_is_named() -> None:

@@ -20,7 +20,7 @@ from deltaw.train import staging
 from deltaw.train.loop import CHECKPOINTING, arguments
 from deltaw.train.opened import open_run
 from deltaw.train.prepare import read
-from deltaw.train.recipe import parse
+from deltaw.train.recipe import load, parse
 from deltaw.train.run import train
 from deltaw.train.runfolder import RunFolder, read_recipe, read_results
 
@@ -294,6 +294,17 @@ def test_the_recipe_beside_the_adapter_says_everything(values: dict[str, Any]) -
     assert recipe.record["versions"]["torch"] == version("torch")
     assert recipe.record["before"]["values"] == read_results(run)["before"]["values"]
     assert read(recipe).labels == ("cancel", "refund", "ship")
+
+
+def test_a_runs_own_recipe_gives_the_same_run(tiny: Path, tmp_path: Path) -> None:
+    """Nothing but model, data and length was asked for, so that all else is chosen."""
+    values = {"model": str(tiny / "model"), "data": str(tiny / "data.csv"), "epochs": 1}
+    first = train(parse(values | {"output": str(tmp_path / "first")}), silent=True)
+    again = train(load(first / "recipe.yaml", [f"output={tmp_path / 'again'}"]), silent=True)
+    assert (first / ADAPTER).read_bytes() == (again / ADAPTER).read_bytes()
+    recipes = [read_recipe(run).model_dump(exclude={"output"}) for run in (first, again)]
+    assert recipes[0] == recipes[1]
+    assert recipes[0]["learning_rate"] is not None
 
 
 def test_training_without_held_out_rows_takes_the_last_state(values: dict[str, Any]) -> None:

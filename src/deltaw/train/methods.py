@@ -1,6 +1,8 @@
 """What each `method` trains: adapters beside frozen weights, or the weights themselves."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from torch import nn
 import deltaw
 from deltaw.config import LoraConfig
 from deltaw.errors import RunError
+from deltaw.heads import new_heads
+from deltaw.patterns import within
 from deltaw.planning import Plan
 from deltaw.train.escape import printable
 from deltaw.train.recipe import Recipe
@@ -43,19 +47,24 @@ def lora_config(recipe: Recipe) -> LoraConfig:
             alpha_pattern=recipe.alpha_pattern,
             lora_bias=recipe.lora_bias,
             task_type="SEQ_CLS",
+            revision=recipe.revision,
         )
     return LoraConfig(
         target_modules=[],
         bias="all" if recipe.method == "bitfit" else "none",
         modules_to_save=recipe.modules_to_save,
         task_type="SEQ_CLS",
+        revision=recipe.revision,
     )
 
 
-def prepare(model: nn.Module, recipe: Recipe) -> tuple[str, tuple[str, ...]]:
+def prepare(
+    model: nn.Module, recipe: Recipe, drawn: Sequence[str] = ()
+) -> tuple[str, tuple[str, ...]]:
     """Freeze and adapt `model` as the method asks; return what is trained as text, and warnings.
 
-    The adapter's start is drawn from the recipe's seed, whatever else was drawn before.
+    The adapter's start is drawn from the recipe's seed, whatever else was drawn before. What the
+    base's weights lacked (`drawn`) is trained in full, unless `modules_to_save` leaves it out.
     """
     if recipe.method == "full":
         model.requires_grad_(True)
@@ -63,9 +72,22 @@ def prepare(model: nn.Module, recipe: Recipe) -> tuple[str, tuple[str, ...]]:
     if recipe.method == "freeze":
         return thaw_last(model, recipe.last_layers), ()
     generator = torch.Generator().manual_seed(recipe.seed)
-    plan = deltaw.attach(model, lora_config(recipe), ADAPTER, generator=generator)
+    config = lora_config(recipe)
+    if drawn and config.modules_to_save is None:
+        config = replace(config, modules_to_save=[*new_heads(model), *drawn])
+    plan = deltaw.attach(model, config, ADAPTER, generator=generator)
     assert plan is not None
-    return count_kinds(plan), plan.warnings
+    trained = [row.path for row in plan.trained]
+    return count_kinds(plan), (*plan.warnings, *(_drawn(path, trained) for path in drawn))
+
+
+def _drawn(path: str, trained: Sequence[str]) -> str:
+    fate = (
+        "is trained in full"
+        if any(within(row, [path]) for row in trained)
+        else "is not trained; add it to modules_to_save"
+    )
+    return f"{printable(path)} is not in the model's weights: it starts at random and {fate}"
 
 
 def count_kinds(plan: Plan) -> str:

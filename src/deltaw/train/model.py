@@ -10,7 +10,9 @@ import torch
 import transformers
 from torch import nn
 
-from deltaw.errors import RunError
+from deltaw.errors import RunError, raise_all
+from deltaw.heads import new_heads
+from deltaw.patterns import within
 from deltaw.train.escape import printable
 
 LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError)
@@ -61,31 +63,49 @@ def load_config(
         raise _cannot_load(name, error) from error
 
 
-def load_model(config: Any, name: str, seed: int, *, trust_remote_code: bool = False) -> nn.Module:
-    """Return the float32 model; a head that the weights do not have is drawn from `seed`.
+def load_model(
+    config: Any,
+    name: str,
+    seed: int,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, list[str]]:
+    """Return the float32 model, and the paths in its base that the weights do not have.
+
+    A new head, and a pooler that the weights lack as a whole, are drawn from `seed`.
 
     Raises:
-        RunError: if the weights cannot be loaded or the architecture has no classification head.
+        RunError: if the weights cannot be loaded, listing every other tensor that they lack or
+            have in another shape; or if the architecture has no classification head.
     """
     try:
         with quiet():
             torch.manual_seed(seed)
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=config,
-                revision=getattr(config, "_commit_hash", None),
+                revision=revision,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
     except LOADING as error:
         raise _cannot_load(name, error) from error
-    return model  # type: ignore[no-any-return]
+    missing = set(loading["missing_keys"])
+    pooler = f"{model.base_model_prefix}.pooler"
+    pooled = {key for key in model.state_dict() if within(key, [pooler])}
+    drawn = [pooler] if pooled and pooled <= missing else []
+    _refuse_gaps(model, name, loading, [*new_heads(model), *drawn])
+    return model, drawn
 
 
-def load_empty(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+def load_empty(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> nn.Module:
     """Return the model with a new head on the meta device: names and shapes, no weights."""
-    config = load_config(name, None, trust_remote_code=trust_remote_code)
+    config = load_config(name, None, revision=revision, trust_remote_code=trust_remote_code)
     try:
         with quiet(), torch.device("meta"):
             return transformers.AutoModelForSequenceClassification.from_config(  # type: ignore[no-any-return]
@@ -95,10 +115,12 @@ def load_empty(name: str, *, trust_remote_code: bool = False) -> nn.Module:
         raise _cannot_load(name, error) from error
 
 
-def load_base(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+def load_base(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> nn.Module:
     """Return the model with a new head of one output, to look at its weights."""
-    config = load_config(name, None, trust_remote_code=trust_remote_code)
-    return load_model(config, name, 0, trust_remote_code=trust_remote_code)
+    config = load_config(name, None, revision=revision, trust_remote_code=trust_remote_code)
+    return load_model(config, name, 0, revision=revision, trust_remote_code=trust_remote_code)[0]
 
 
 def load_tokenizer(
@@ -136,9 +158,44 @@ def hidden_size(config: Any) -> int:
     return int(size) if size else 768
 
 
+def positions(model: nn.Module) -> int | None:
+    """Return how many tokens the model has positions for, `None` where there is no limit.
+
+    Where positions have a padding index (RoBERTa and its kin) the first token has the one after.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for path, module in model.named_modules():
+        padding = module.padding_idx if isinstance(module, nn.Embedding) else None
+        if path.endswith(".position_embeddings") and padding is not None:
+            limit = module.num_embeddings - padding - 1
+    return limit if limit and limit > 0 else None
+
+
 def size_on_disk(model: nn.Module) -> int:
     """Return the bytes of all weights as they are in memory."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _refuse_gaps(model: nn.Module, name: str, loading: Any, new: Sequence[str]) -> None:
+    """Raise if the weights lack anything outside `new`, or have it in another shape."""
+    problems = [
+        f"{printable(key)}: missing"
+        for key in sorted(loading["missing_keys"])
+        if not within(key, new)
+    ]
+    problems += [
+        f"{printable(key)}: {tuple(found)} in the weights, {tuple(wanted)} in the model"
+        for key, found, wanted in sorted(loading["mismatched_keys"])
+        if not within(key, new)
+    ]
+    others = sorted(loading["unexpected_keys"])
+    unused = f" ({len(others)} of other names, such as {printable(others[0])})" if others else ""
+    raise_all(
+        RunError,
+        f"The weights of {printable(name, 200)}{unused} do not fit {type(model).__name__}:",
+        problems,
+        "give a folder whose config.json and weights were written by one save_pretrained.",
+    )
 
 
 def _cannot_load(name: str, error: Exception) -> RunError:

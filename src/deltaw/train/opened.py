@@ -68,7 +68,13 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
         trust_remote_code=trust_remote_code,
     )
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code=trust_remote_code)
-    loaded = load_model(config, source, recipe.seed, trust_remote_code=trust_remote_code)
+    loaded, _ = load_model(
+        config,
+        source,
+        recipe.seed,
+        revision=None if in_place else recipe.revision,
+        trust_remote_code=trust_remote_code,
+    )
     if not in_place:
         require_base(loaded, source, recipe)
         deltaw.load(loaded, folder, ADAPTER)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.integrations import get_available_reporting_integrations
 
 from deltaw.errors import ConfigError
 from deltaw.train import methods, rates
@@ -16,9 +17,17 @@ from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data, build
 from deltaw.train.data.detect import detect
 from deltaw.train.data.table import read_data
+from deltaw.train.escape import printable
 from deltaw.train.identity import base_digest
 from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY
-from deltaw.train.model import full_name, hidden_size, load_config, load_model, load_tokenizer
+from deltaw.train.model import (
+    full_name,
+    hidden_size,
+    load_config,
+    load_model,
+    load_tokenizer,
+    positions,
+)
 from deltaw.train.rates import Choice
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
@@ -29,7 +38,7 @@ VERSIONS = ("deltaw", "torch", "transformers", "tokenizers", "accelerate", "safe
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is ready to start; `recipe` has every choice filled in."""
+    """A run that is ready to start; the record of `recipe` holds every choice that it left open."""
 
     recipe: Recipe
     data: Data
@@ -48,12 +57,7 @@ class Job:
     epochs: Choice
     rate: Choice
     usual_rate: float
-
-    @property
-    def metric(self) -> str:
-        """The score that runs are compared by."""
-        assert self.recipe.metric is not None
-        return self.recipe.metric
+    metric: str
 
 
 def prepare(recipe: Recipe, console: Console) -> Job:
@@ -63,40 +67,48 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
     """
     methods.lora_config(recipe)
+    _check_reports(recipe)
     data = read(recipe)
     show_data(console, data)
     _check_metric(recipe, data)
+    _check_stopping(recipe, data)
     labels = data.labels if data.schema.task == "classification" else None
     trust = recipe.trust_remote_code
     config = load_config(recipe.model, labels, revision=recipe.revision, trust_remote_code=trust)
     tokenizer = load_tokenizer(
         recipe.model, config, revision=recipe.revision, trust_remote_code=trust
     )
-    limit = getattr(config, "max_position_embeddings", None)
+    model, drawn = load_model(
+        config, recipe.model, recipe.seed, revision=recipe.revision, trust_remote_code=trust
+    )
+    limit = positions(model)
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
-    model = load_model(config, recipe.model, recipe.seed, trust_remote_code=trust)
     base = base_digest(model)
-    adapted, warnings = methods.prepare(model, recipe)
+    adapted, warnings = methods.prepare(model, recipe, drawn)
     total = rates.steps(recipe, len(train))
     width = hidden_size(config)
     epochs, rate = rates.epochs(recipe, len(train)), rates.learning_rate(recipe, width, total)
     usual = rates.learning_rate(recipe.model_copy(update={"learning_rate": None}), width, total)
     every = rates.evaluate_every(recipe, total)
-    resolved = recipe.model_copy(
+    metric = recipe.metric or PRIMARY[data.schema.task]
+    choices = {
+        "text": list(data.schema.text),
+        "label": data.schema.label,
+        "task": data.schema.task,
+        "max_length": lengths.max_length,
+        **({"lora_alpha": float(2 * recipe.r)} if recipe.method == "lora" else {}),
+        "epochs": float(epochs.value),
+        "max_steps": total,
+        "learning_rate": rate.value,
+        "eval_every": every,
+        "metric": metric,
+    }
+    recorded = recipe.model_copy(
         update={
             "model": full_name(recipe.model),
             "data": full_data_name(recipe.data),
-            "text": list(data.schema.text),
-            "label": data.schema.label,
-            "task": data.schema.task,
-            "metric": recipe.metric or PRIMARY[data.schema.task],
-            "max_length": lengths.max_length,
-            "lora_alpha": float(recipe.lora_alpha or 2 * recipe.r),
-            "epochs": float(epochs.value),
-            "max_steps": total,
-            "learning_rate": rate.value,
-            "eval_every": every,
             "record": {
+                "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
                 "versions": {name: version(name) for name in VERSIONS}
                 | {"python": platform.python_version()},
                 "data": {Path(path).name: digest for path, digest in data.hashes.items()},
@@ -111,7 +123,7 @@ def prepare(recipe: Recipe, console: Console) -> Job:
 
     validation, test = encoded(data.validation), encoded(data.test)
     return Job(
-        recipe=resolved,
+        recipe=recorded,
         data=data,
         model=model,
         tokenizer=tokenizer,
@@ -128,7 +140,27 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         epochs=epochs,
         rate=rate,
         usual_rate=usual.value,
+        metric=metric,
     )
+
+
+def _check_reports(recipe: Recipe) -> None:
+    installed = get_available_reporting_integrations()
+    unusable = [name for name in recipe.report_to if name not in installed]
+    if unusable and recipe.report_to not in (["all"], ["none"]):
+        raise ConfigError(
+            f"report_to={printable(', '.join(unusable))}: not installed, or unknown to "
+            f"transformers.\nFix: install it, leave report_to out, or choose from what is "
+            f"installed: {', '.join(['all', 'none', *installed])}."
+        )
+
+
+def _check_stopping(recipe: Recipe, data: Data) -> None:
+    if recipe.early_stopping is not None and not data.validation:
+        raise ConfigError(
+            f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
+            "Fix: leave it out, or set validation_share above 0."
+        )
 
 
 def _check_metric(recipe: Recipe, data: Data) -> None:

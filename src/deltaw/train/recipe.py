@@ -16,6 +16,28 @@ Task = Literal["classification", "regression"]
 Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"]
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
+LOW_RANK = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "bias",
+    "use_rslora",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+)
+READERS: dict[str, tuple[Method, ...]] = {
+    **dict.fromkeys(LOW_RANK, ("lora",)),
+    "modules_to_save": ("lora", "head", "bitfit"),
+    "last_layers": ("freeze",),
+}
+"""Which methods read a key; those not listed are read by all."""
+
 SYNONYMS = {
     "alpha": "lora_alpha",
     "rank": "r",
@@ -41,7 +63,11 @@ SYNONYMS = {
 
 
 class Recipe(BaseModel):
-    """Everything that decides a run; `None` means that deltaw chooses, and says what it chose."""
+    """Everything that decides a run; `None` means that deltaw chooses, and says what it chose.
+
+    In a run's folder `record` keeps what was chosen, so that another choice can still be made
+    where a key is changed; see `filled`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
@@ -112,6 +138,13 @@ class Recipe(BaseModel):
             raise ValueError("must be a whole number")
         return value
 
+    @field_validator("record")
+    @classmethod
+    def _mapping(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not isinstance(value.get("chosen", {}), dict):
+            raise ValueError("chosen must hold `key: value` lines")
+        return value
+
     @field_validator("name")
     @classmethod
     def _one_segment(cls, value: str | None) -> str | None:
@@ -132,7 +165,7 @@ def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe
 
     Raises:
         ConfigError: listing every unknown key, with the nearest known ones, and every value that
-            does not fit.
+            does not fit or that the method does not read.
     """
     known = [key for key in Recipe.model_fields if key != "record"]
     problems = [_unknown(str(key), known) for key in values if key not in Recipe.model_fields]
@@ -142,9 +175,21 @@ def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe
         recipe = Recipe.model_validate(good)
     except ValidationError as error:
         problems += [_misfit(detail) for detail in error.errors()]
+    else:
+        problems += _unread(recipe)
     raise_all(ConfigError, f"The recipe from {printable(origin, 300)} cannot be used:", problems)
     assert recipe is not None
     return recipe
+
+
+def filled(recipe: Recipe) -> Recipe:
+    """Return the recipe of a run with what deltaw chose for it in every key that was left open.
+
+    Raises:
+        ConfigError: if what the record says was chosen does not fit.
+    """
+    chosen = (recipe.record or {}).get("chosen", {})
+    return parse(chosen | recipe.model_dump(exclude_none=True), "the record of a run")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -172,6 +217,16 @@ def _unknown(key: str, known: Sequence[str]) -> str:
     near = SYNONYMS.get(key) or next(iter(difflib.get_close_matches(key, known, 1)), None)
     hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
     return f"unknown key {printable(key)}{hint}"
+
+
+def _unread(recipe: Recipe) -> list[str]:
+    return [
+        f"{key}={printable(repr(value))} has no effect with method={recipe.method}, only with "
+        f"{' or '.join(readers)}; leave it out, or did you mean method={readers[0]}?"
+        for key, readers in READERS.items()
+        if recipe.method not in readers
+        and (value := getattr(recipe, key)) != Recipe.model_fields[key].default
+    ]
 
 
 def _misfit(detail: Any) -> str:

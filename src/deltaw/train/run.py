@@ -73,13 +73,12 @@ def _show_only(recipe: Recipe, path: Path, console: Console, interrupt: Interrup
         where = f"{printable(str(path), 300)} (not written: dry run)"
         show_job(console, job, where, verify(trainer))
     values = job.recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
-    assert job.recipe.record is not None
-    chosen = yamlfile.write(
-        job.recipe.record["chosen"], "Chosen for it; a line without its # is fixed:"
-    )
     console.line()
     console.line(yamlfile.write(values, "The recipe.").rstrip())
-    console.line(chosen.rstrip().replace("\n", "\n# "))
+    assert job.recipe.record is not None
+    if chosen := job.recipe.record["chosen"]:
+        lines = yamlfile.write(chosen, "Chosen for it; a line without its # is fixed:")
+        console.line(lines.rstrip().replace("\n", "\n# "))
 
 
 class _Run:
