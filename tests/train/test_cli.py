@@ -242,3 +242,57 @@ def test_merged_and_unmerged_logits_agree(finished: Path) -> None:
     before = logits(opened.model, rows, collator)
     assert opened.merge() == "adapter merged into the weights"
     torch.testing.assert_close(logits(opened.model, rows, collator), before, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_no_text_is_not_labelled(
+    deltaw_command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_csv(tmp_path / "rows.csv", [("refund me", "?")])
+    before = data.read_bytes()
+    for arguments, message in (
+        (["missing.csv"], "there is no file 'missing.csv'"),
+        (["my rows.JSONL"], "there is no file 'my rows.JSONL'"),
+        ([tmp_path], "is a folder"),
+        ([""], "'' is blank"),
+        ([" \t"], "is blank"),
+        (["one", ""], "'' is blank"),
+        ([data, "text"], "is a file; give it alone"),
+        (["text", "-o", "out.jsonl"], "leave --output out"),
+        ([data, "-o", data], "would replace it"),
+        (["rows.csv", "-o", tmp_path / "sub" / ".." / "rows.csv"], "would replace it"),
+    ):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        code, out, err = deltaw_command("predict", finished, *arguments)
+        assert (code, out) == (1, "")
+        assert message in err
+    assert data.read_bytes() == before
+    code, out, _ = deltaw_command("predict", finished, "the order is in missing.csv ")
+    assert code == 0
+    assert "refund" in out
+
+
+def test_rows_that_were_trained_on_are_counted_when_they_are_scored(
+    deltaw_command: Command, finished: Path, tiny: Path, tmp_path: Path
+) -> None:
+    code, out, _ = deltaw_command("eval", finished, tiny / "data.csv")
+    assert code == 0
+    assert "WARNING   54 of these rows were trained on" in out
+    other = write_csv(tmp_path / "other.csv", [(f" {t} ", y) for t, y in messages(60)[:5]])
+    known = deltaw_command("eval", finished, other)[1]
+    assert "of these rows were trained on" in known
+    new = write_csv(tmp_path / "new.csv", [("nobody wrote this before", "ship")])
+    assert "WARNING" not in deltaw_command("eval", finished, new)[1]
+    assert "WARNING" not in deltaw_command("eval", finished)[1]
+
+
+def test_a_file_that_was_trained_on_is_known_when_the_runs_own_data_are_gone(
+    deltaw_command: Command, finished: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    recipe = (run / "recipe.yaml").read_text("utf-8")
+    (run / "recipe.yaml").write_text(recipe.replace(str(tiny / "data.csv"), "/gone/data.csv"))
+    code, out, _ = deltaw_command("eval", run, tiny / "data.csv")
+    assert code == 0
+    assert "WARNING   this file is part of the run's data" in out

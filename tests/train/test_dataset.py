@@ -167,7 +167,7 @@ def test_leaks_are_refused_or_dropped_from_training() -> None:
     assert message.startswith("held out too, so evaluation would flatter: 2 training rows\n")
     assert 'train:2 "leak\\x1b" is also test:2' in message
     assert "train:23" in message
-    assert "allow_leakage" in message
+    assert "allow_leakage=true" in message
     found = data(train, HELD, test, allow_leakage=True)
     assert len(found.train) == len(GOOD)
     assert len(found.test) == 3

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deltaw.errors import RunError
+from deltaw.train import staging
 from deltaw.train.recipe import parse
 from deltaw.train.runfolder import RunFolder, read_results
 
@@ -87,6 +88,13 @@ def test_clearing_a_run_leaves_what_no_run_wrote_and_says_so(tmp_path: Path) -> 
 )
 def test_damaged_results_are_one_error(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "results.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(RunError, match="results.json is damaged") as caught:
+    with pytest.raises(RunError, match=r"results\.json is damaged") as caught:
         read_results(tmp_path)
     assert reason in str(caught.value)
+
+
+def test_what_cannot_be_written_names_no_option_that_its_command_lacks(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written") as caught:
+        staging.write_text(tmp_path / "file" / "out", "")
+    assert "--output" not in str(caught.value)

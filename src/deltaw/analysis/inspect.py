@@ -25,16 +25,22 @@ class LayerReport:
     scale: float
     norm: float
     relative: float | None
+    broken: bool
+    """Whether its tensors hold NaN or Inf."""
 
     @property
     def dead(self) -> bool:
         """Whether the slot's ΔW is zero: it was never trained, or has no effect."""
-        return self.norm == 0
+        return self.norm == 0 and not self.broken
 
-    @property
-    def broken(self) -> bool:
-        """Whether its tensors hold NaN or Inf."""
-        return not math.isfinite(self.norm)
+
+@dataclass(frozen=True)
+class CopyReport:
+    """One parameter trained in full; `broken` tells whether it holds NaN or Inf."""
+
+    path: str
+    parameters: int
+    broken: bool
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Report:
     """An adapter's layers and the parameters it trained as full copies."""
 
     layers: tuple[LayerReport, ...]
-    copies: tuple[tuple[str, int], ...]
+    copies: tuple[CopyReport, ...]
     parameters: int
 
     @property
@@ -52,8 +58,8 @@ class Report:
 
     @property
     def broken(self) -> list[str]:
-        """Paths of layers that hold NaN or Inf."""
-        return [layer.path for layer in self.layers if layer.broken]
+        """Paths of layers and full copies that hold NaN or Inf."""
+        return [part.path for part in (*self.layers, *self.copies) if part.broken]
 
 
 def report(state: State, base: nn.Module | None = None) -> Report:
@@ -64,11 +70,8 @@ def report(state: State, base: nn.Module | None = None) -> Report:
         count += sum(t.numel() for t in layer.tensors.values())
         for name, tensor in layer.tensors.items():
             if name.endswith(".trained"):
-                broken = not bool(torch.isfinite(tensor).all())
-                suffix = " (holds NaN or Inf)" if broken else ""
-                copies.append(
-                    (f"{path}.{name.removesuffix('.trained')}{suffix}".lstrip("."), tensor.numel())
-                )
+                own = f"{path}.{name.removesuffix('.trained')}".lstrip(".")
+                copies.append(CopyReport(own, tensor.numel(), not _finite(tensor)))
             elif name.endswith(".lora_A"):
                 slot = name.removesuffix(".lora_A")
                 layers.append(_layer(path, slot, layer, weights.get(f"{path}.weight")))
@@ -83,6 +86,10 @@ def delta_norm(layer: LayerState, slot: str) -> float:
     groups = A.shape[0] // B.shape[1]  # over 1 where A spans all groups of a convolution
     parts = zip(A.chunk(groups), B.chunk(groups), strict=True)
     return layer.scale * math.sqrt(sum(_square(a, b) for a, b in parts))
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _in_order(layer: LayerReport) -> list[tuple[int, str]]:
@@ -105,4 +112,6 @@ def _layer(path: str, slot: str, layer: LayerState, weight: Tensor | None) -> La
         relative = norm / max(weight.to(torch.float64).norm().item(), 1e-30)
     name = path if slot == "weight" else f"{path}[{slot}]"
     rank = layer.tensors[f"{slot}.lora_A"].shape[0]
-    return LayerReport(name, layer.kind, rank, layer.scale, norm, relative)
+    own = [tensor for part, tensor in layer.tensors.items() if part.startswith(f"{slot}.lora_")]
+    broken = not all(map(_finite, own))
+    return LayerReport(name, layer.kind, rank, layer.scale, norm, relative, broken)

@@ -13,8 +13,8 @@ def text(report: Report, limit: int | None = None) -> str:
         lines.append(head.rstrip())
         lines += [_row(layer, width) for layer in report.layers[:limit]]
     if report.copies:
-        total = sum(count for _, count in report.copies)
-        names = [name for name, _ in report.copies]
+        total = sum(copy.parameters for copy in report.copies)
+        names = [copy.path for copy in report.copies]
         shown = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
         lines.append(f"trained in full: {shown}: {total:,} parameters")
     lines.append(f"{len(report.layers)} adapted layers, {report.parameters:,} parameters")

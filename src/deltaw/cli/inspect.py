@@ -1,11 +1,15 @@
 """`deltaw inspect`: look into a run, an adapter, or a model that is still to be adapted."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltaw.cli.options import Model, TrustRemoteCode, targets
+from deltaw.errors import ConfigError, FormatError, RunError, raise_all
+
+if TYPE_CHECKING:
+    from deltaw.train.recipe import Recipe
 
 Targets = Annotated[
     list[str] | None,
@@ -18,18 +22,31 @@ def inspect(
         str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="Folder, file or hub name.")
     ],
     target_modules: Targets = None,
-    r: Annotated[int, typer.Option("--r", help="Of a MODEL: the rank.")] = 8,
+    r: Annotated[int | None, typer.Option("--r", help="Of a MODEL: the rank (8).")] = None,
     model: Model = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show ranks, scales and the size of ΔW in every layer; or what would be adapted in a MODEL."""
     path = Path(what)
+    planned = ["--targets"] * bool(target_modules) + ["--r"] * (r is not None)
     if (path / "recipe.yaml").is_file():
+        _refuse_options("a run", planned)
         _show_run(path, model, trust_remote_code)
     elif path.is_file() or (path / "adapter_config.json").is_file():
-        _show_adapter(path, model, trust_remote_code)
+        _refuse_options("an adapter", planned)
+        _show_adapter(path, model, None, trust_remote_code)
     else:
-        _show_model(what, targets(target_modules) or "all-linear", r, trust_remote_code)
+        _refuse_options("a model", [] if model is None else ["--model"])
+        names = targets(target_modules) or "all-linear"
+        _show_model(what, names, 8 if r is None else r, trust_remote_code)
+
+
+def _refuse_options(kind: str, options: list[str]) -> None:
+    if options:
+        raise ConfigError(
+            f"{' and '.join(options)} would change nothing: this is {kind}, which is shown as it "
+            "is.\nFix: leave it out."
+        )
 
 
 def _show_run(folder: Path, model: str | None, trust: bool) -> None:
@@ -40,33 +57,49 @@ def _show_run(folder: Path, model: str | None, trust: bool) -> None:
     print(f"run       {printable(str(folder), 300)}: {recipe.method}, seed {recipe.seed}")
     print(f"model     {printable(recipe.model, 300)}")
     print(f"data      {printable(recipe.data, 300)}")
-    after = results.get("after")
-    if after:
+    if results.get("before") and results["after"]:
         before = results["before"]["values"]
-        for name, value in after["values"].items():
-            print(f"{name:<9} {before[name]:.3f} before, {value:.3f} after")
+        for name, value in results["after"]["values"].items():
+            then = f"{before[name]:.3f} before, " if name in before else ""
+            print(f"{name:<9} {then}{value:.3f} after")
     if not results:
         print("state     not finished; the same `deltaw train` command resumes it")
     elif (folder / "adapter_config.json").is_file():
-        _show_adapter(folder, model or recipe.model, trust)
+        _show_adapter(folder, model, recipe, trust)
 
 
-def _show_adapter(path: Path, base: str | None, trust: bool) -> None:
+def _show_adapter(path: Path, model: str | None, recipe: "Recipe | None", trust: bool) -> None:
+    """Print the table; the base is `model`, or that of the recipe if it is still there."""
     from deltaw.analysis.inspect import report
     from deltaw.analysis.show import text
     from deltaw.formats import sniff
     from deltaw.train.escape import printable
     from deltaw.train.model import load_base
 
-    state = sniff(path).read(path)
+    state = sniff(path).read(path, finite=False)
     config = state.config
     print(
         f"adapter   r={config.r} lora_alpha={config.lora_alpha:g} "
         f"bias={config.bias}{' rslora' if config.use_rslora else ''}"
     )
-    found = report(state, None if base is None else load_base(base, trust_remote_code=trust))
+    base = None
+    if model is not None:
+        base = load_base(model, trust_remote_code=trust)
+    elif recipe is not None:
+        try:
+            base = load_base(recipe.model, revision=recipe.revision, trust_remote_code=trust)
+        except RunError as error:
+            print(f"base      {str(error).splitlines()[0]}")
+            print("          so ΔW/W is not shown; --model says where the base is now")
+    found = report(state, base)
     for line in text(found).splitlines():
         print(printable(line, 2000))
+    raise_all(
+        FormatError,
+        f"{printable(str(path), 300)} holds numbers that are not finite:",
+        [printable(name) for name in found.broken],
+        "the training run that made it diverged; take an earlier checkpoint.",
+    )
 
 
 def _show_model(name: str, names: str | list[str], r: int, trust: bool) -> None:

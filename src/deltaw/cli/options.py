@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 import sys
 from typing import Annotated
 
@@ -17,6 +18,9 @@ NoMerge = Annotated[
 ]
 
 
+NAMES = re.compile(r"[\w.-]+(,[\w.-]+)*")
+
+
 def announce_loading() -> None:
     """Say on a terminal why nothing happens for some seconds."""
     if sys.stderr.isatty():
@@ -27,13 +31,6 @@ def targets(values: list[str] | None) -> str | list[str] | None:
     """Return `--targets` as PEFT means it: names, one regular expression, or "all-linear"."""
     if not values:
         return None
-    names = [name for value in values for name in value.split(",")] if _plain(values) else values
-    return (
-        names[0] if len(names) == 1 and (names[0] == "all-linear" or not _plain(names)) else names
-    )
-
-
-def _plain(values: list[str]) -> bool:
-    return all(part.isidentifier() for v in values for part in v.replace(",", ".").split(".")) or (
-        values == ["all-linear"]
-    )
+    if len(values) == 1 and (values[0] == "all-linear" or not NAMES.fullmatch(values[0])):
+        return values[0]
+    return [name for value in values for name in value.split(",")]

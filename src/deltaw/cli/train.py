@@ -1,12 +1,14 @@
 """`deltaw train`: fine-tune a model on a table of labelled texts."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from deltaw.cli.options import TrustRemoteCode, announce_loading, targets
-from deltaw.errors import ConfigError
+from deltaw.errors import ConfigError, raise_all
 
 Text = Annotated[list[str] | None, typer.Option(help="Text column; twice for a pair.")]
 Targets = Annotated[
@@ -88,25 +90,45 @@ def train(
         "bf16": bf16,
         "trust_remote_code": trust_remote_code or None,
     }
-    values, origin = _recipe_values(first, rest or [])
     given = {key: value for key, value in options.items() if value is not None}
+    values, origin = _recipe_values(first, rest or [], given)
 
     announce_loading()
     from deltaw.train.recipe import parse
     from deltaw.train.run import train as run
 
-    run(parse(values | given, origin), dry_run=dry_run, overwrite=overwrite)
+    run(parse(values, origin), dry_run=dry_run, overwrite=overwrite)
 
 
-def _recipe_values(first: str, rest: list[str]) -> tuple[dict[str, Any], str]:
+def _recipe_values(
+    first: str, rest: list[str], options: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Return the values of a recipe and where they are from; only a file's may be given anew."""
     from deltaw.train import yamlfile
     from deltaw.train.recipe import parse_overrides
 
     if first.lower().endswith((".yaml", ".yml")):
-        return yamlfile.read(Path(first)) | parse_overrides(rest), first
+        return yamlfile.read(Path(first)) | _joined(parse_overrides(rest), options), first
     if not rest:
         raise ConfigError(
             "deltaw train needs a model and data, or a recipe.\n"
             "Fix: deltaw train MODEL DATA, or deltaw train recipe.yaml"
         )
-    return {"model": first, "data": rest[0]} | parse_overrides(rest[1:]), "the command line"
+    named = {"model": first, "data": rest[0]}
+    return _joined(named, parse_overrides(rest[1:]), options), "the command line"
+
+
+def _joined(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of all parts; raise if two of them give one key."""
+    counts = Counter(key for part in parts for key in part)
+    raise_all(
+        ConfigError,
+        "Given twice on the command line:",
+        [f"{key}: {_values(key, parts)}" for key, count in counts.items() if count > 1],
+        "keep one of each.",
+    )
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _values(key: str, parts: Sequence[dict[str, Any]]) -> str:
+    return " and ".join(repr(part[key]) for part in parts if key in part)

@@ -23,11 +23,12 @@ class Format(Protocol):
     def sniff(self, path: Path) -> bool:
         """Tell whether `path` looks like this format, without reading tensors."""
 
-    def read(self, path: Path, misfits: Misfits = ...) -> State:
+    def read(self, path: Path, misfits: Misfits = ..., *, finite: bool = True) -> State:
         """Return the adapter at `path`.
 
         `misfits` gets a state of the shapes alone before anything is read, and returns what does
         not fit the model; the reader raises one error with that and what it found wrong itself.
+        NaN and Inf are refused where `finite`.
         """
 
     def write(self, state: State, path: Path) -> None:

@@ -47,20 +47,21 @@ _DAMAGE = (
 Check = Callable[[Mapping[str, Tensor]], None]
 
 
-def read_tensors(path: Path, check: Check) -> dict[str, Tensor]:
+def read_tensors(path: Path, check: Check, finite: bool = True) -> dict[str, Tensor]:
     """Read the named tensors of a safetensors file or of a pickle (`weights_only=True`).
 
     `check` sees names, shapes and dtypes first; for a safetensors file these are tensors on the
     meta device made from its header, so that nothing large was allocated if `check` raises.
 
     Raises:
-        FormatError: if the file is damaged, holds NaN or Inf, or would run code when loaded.
+        FormatError: if the file is damaged, would run code when loaded, or, where `finite`, holds
+            NaN or Inf.
     """
     tensors = _unpickled(path, check) if path.suffix in PICKLES else _mapped(path, check)
     raise_all(
         FormatError,
         f"{path} holds numbers that are not finite:",
-        not_finite(tensors),
+        not_finite(tensors) if finite else [],
         "the training run that made it diverged; take an earlier checkpoint.",
     )
     return tensors

@@ -48,6 +48,7 @@ def read(
     path: Path | str,
     misfits: Misfits = no_misfits,
     *,
+    finite: bool = True,
     lora_alpha: float | None = None,
     r: int | None = None,
     enable_lora: Mapping[str, Sequence[bool]] | None = None,
@@ -57,6 +58,7 @@ def read(
     Args:
         path: the file, or a folder that `write` made.
         misfits: returns what does not fit the model.
+        finite: whether NaN and Inf are refused.
         lora_alpha: what the adapter was trained with; it decides the scale, is not in the file and
             has no safe default (loralib's own is 1).
         r: rank; needed only to tell a convolution, by its r k rows of A, before a model is there.
@@ -79,7 +81,7 @@ def read(
         )
 
     found = _loralib_layers.Reader(lora_alpha, r, enable_lora or {})
-    state = found.state(read_tensors(file, check))
+    state = found.state(read_tensors(file, check, finite))
     raise_all(FormatError, f"{file} does not fit the model:", misfits(state))
     return state
 

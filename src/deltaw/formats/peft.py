@@ -32,10 +32,11 @@ def sniff(path: Path | str) -> bool:
     return (_folder(path) / CONFIG).is_file()
 
 
-def read(path: Path | str, misfits: Misfits = no_misfits) -> State:
+def read(path: Path | str, misfits: Misfits = no_misfits, *, finite: bool = True) -> State:
     """Read an adapter folder; which layers it adapts is told from the tensors alone.
 
-    `misfits` returns what does not fit the model, from the shapes alone.
+    `misfits` returns what does not fit the model, from the shapes alone; `finite` refuses NaN and
+    Inf.
 
     Raises:
         FormatError: listing all that is missing, unexpected or misshapen, or not supported.
@@ -59,7 +60,7 @@ def read(path: Path | str, misfits: Misfits = no_misfits) -> State:
         )
         found.update(places)
 
-    tensors = read_tensors(file, check)
+    tensors = read_tensors(file, check, finite)
     layers = _layers(found, tensors, config, folder)
     targets = config.target_modules or [path for path in layers if A in found[path].keys]
     enabled = {

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.errors import RunError
+from deltaw.errors import DataError, RunError
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
 from deltaw.train.data.detect import Schema, Task
 from deltaw.train.data.evaluation import build_evaluation
 from deltaw.train.data.examples import Example
+from deltaw.train.data.overlaps import count_known
+from deltaw.train.data.rows import Table
 from deltaw.train.data.table import read_data
 from deltaw.train.metrics import Score, score
 from deltaw.train.opened import Opened, open_run
@@ -76,17 +78,20 @@ def evaluate_run(
     """Score a finished run on its own held-out rows, or on `data`, and print the table."""
     opened = open_run(folder, model=model, trust_remote_code=trust_remote_code)
     console = Console()
-    examples, what = _examples(opened, data)
+    examples, what, warning = _examples(opened, data)
     rows, _ = encode(opened.tokenizer, examples, opened.recipe.max_length)
     console.field("run", f"{opened.shown}, {opened.merge() if merge else 'adapter not merged'}")
     task = opened.task
     found = evaluate(opened.model, rows, Collator(opened.tokenizer), task)
     console.field("data", f"{found.rows:,} {what}")
+    if warning:
+        console.field("WARNING", warning)
     console.line(table([("score", found)], opened.recipe.metric or found.primary))
     return found
 
 
-def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str]:
+def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str, str]:
+    """Return the rows to score, what they are, and a warning if they were trained on."""
     recipe = opened.recipe
     if data is None:
         own = read(recipe)
@@ -94,12 +99,25 @@ def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str]
         if not (own.test or own.validation):
             raise RunError("The run held no rows out. Fix: deltaw eval RUN DATA")
         rows = own.test or own.validation
-        return rows, f"{'test' if own.test else 'validation'} rows that were not trained on"
+        return rows, f"{'test' if own.test else 'validation'} rows that were not trained on", ""
     splits = read_data(data, encoding=recipe.encoding)
     chosen = splits.test or splits.validation or splits.train
     schema = Schema(tuple(recipe.text or ()), recipe.label or "", opened.task, "")
     part = build_evaluation(chosen, schema, opened.labels)
-    return part.examples, f"rows, {len(part.skipped):,} skipped"
+    warning = _trained_on(opened, chosen, part.examples)
+    return part.examples, f"rows, {len(part.skipped):,} skipped", warning
+
+
+def _trained_on(opened: Opened, table: Table, examples: Sequence[Example]) -> str:
+    """Return a warning if `examples` were trained on, told by their texts or by their file."""
+    try:
+        known = count_known(examples, read(opened.recipe).train)
+    except DataError:  # the run's own data are gone
+        digests = (opened.recipe.record or {}).get("data", {}).values()
+        return "this file is part of the run's data" if table.sha256 in digests else ""
+    if not known:
+        return ""
+    return f"{known:,} of these rows were trained on; the score flatters the run"
 
 
 def _refuse_changed(data: Data, record: dict[str, Any]) -> None:

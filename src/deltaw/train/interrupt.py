@@ -21,10 +21,14 @@ class Interrupt:
     """Catches SIGINT and SIGTERM while its `with` block lasts.
 
     While `waiting` is true the first signal only sets `number`; otherwise, and the second time, it
-    raises `Stopped` where the program is.
+    raises `Stopped(number, message)` where the program is. A library that makes an error of its own
+    of that (an import that was cut short) does not hide it: `Stopped` leaves the block.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, message: str = "Stopped. The same command goes on, or starts again."
+    ) -> None:
+        self.message = message
         self.waiting = False
         self.number: int | None = None
         self._before: dict[int, signal._HANDLER] = {}
@@ -42,9 +46,11 @@ class Interrupt:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.number is not None and not self.waiting and isinstance(error, Exception):
+            raise Stopped(self.number, self.message) from error
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         again = self.number is not None
         self.number = number
         if again or not self.waiting:
-            raise Stopped(number, "Stopped. The same command goes on, or starts again.")
+            raise Stopped(number, self.message)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from deltaw.errors import DataError, raise_all
+from deltaw.train.data.examples import Example
 from deltaw.train.data.items import Item
 from deltaw.train.data.rows import Skip
 from deltaw.train.data.wording import counted
@@ -39,6 +40,16 @@ def without_leaks(
     leaked = {item.key for item, _ in found}
     skips = [Skip(item.file, item.line, f"held out too: {other.place}") for item, other in found]
     return [item for item in train if item.key not in leaked], skips
+
+
+def count_known(examples: Sequence[Example], known: Sequence[Example]) -> int:
+    """Return how many of `examples` have a text that is among `known` too."""
+    keys = {_key(example) for example in known}
+    return sum(_key(example) in keys for example in examples)
+
+
+def _key(example: Example) -> tuple[str, str]:
+    return example.text.strip(), (example.pair or "").strip()
 
 
 def repetition_warnings(train: Sequence[Item]) -> list[str]:
