@@ -184,11 +184,12 @@ def test_a_pooler_that_the_weights_lack_is_trained_in_full(
     open_run(run)
 
 
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
 def test_a_pooler_left_out_of_modules_to_save_is_a_warning(
-    unpooled: Path, tiny: Path, tmp_path: Path
+    unpooled: Path, tiny: Path, tmp_path: Path, method: str
 ) -> None:
-    run = start(unpooled, tiny, tmp_path / "run", modules_to_save=["classifier"])
-    assert "it starts at random and is not trained; add it to modules_to_save" in said(run)
+    run = start(unpooled, tiny, tmp_path / "run", modules_to_save=["classifier"], method=method)
+    assert "at random and is not trained in full; add it to modules_to_save" in said(run)
 
 
 @pytest.mark.parametrize("method", ["full", "freeze"])

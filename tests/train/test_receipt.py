@@ -74,7 +74,7 @@ def test_a_place_to_report_to_that_is_absent_is_one_error(
     )
     assert code == 1
     assert err.startswith(f"error: report_to={name}: not installed")
-    assert "all, none, mlflow" in err
+    assert "give all, none, or names of what is installed (mlflow)" in err
     assert not (tmp_path / "run").exists()
 
 

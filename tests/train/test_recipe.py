@@ -98,6 +98,12 @@ def test_a_damaged_record_is_one_error(chosen: object) -> None:
         filled(parse(LEAST | {"record": {"chosen": chosen}}))
 
 
+def test_a_record_cannot_change_what_the_recipe_says() -> None:
+    chosen = {"trust_remote_code": True, "seed": 5}
+    recipe = filled(parse(LEAST | {"record": {"chosen": chosen}}))
+    assert (recipe.trust_remote_code, recipe.seed) == (False, 0)
+
+
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ConfigError, match="model is missing"):
         parse({"data": "d"})

@@ -72,21 +72,21 @@ def prepare(
     if recipe.method == "freeze":
         return thaw_last(model, recipe.last_layers), ()
     generator = torch.Generator().manual_seed(recipe.seed)
+    random = {name for name, _ in model.named_parameters() if within(name, drawn)}
     config = lora_config(recipe)
     if drawn and config.modules_to_save is None:
         config = replace(config, modules_to_save=[*new_heads(model), *drawn])
     plan = deltaw.attach(model, config, ADAPTER, generator=generator)
     assert plan is not None
-    trained = [row.path for row in plan.trained]
-    return count_kinds(plan), (*plan.warnings, *(_drawn(path, trained) for path in drawn))
+    left = random - {f"{row.path}.{name}" for row in plan.trained for name in row.names}
+    return count_kinds(plan), (*plan.warnings, *(_drawn(path, left) for path in drawn))
 
 
-def _drawn(path: str, trained: Sequence[str]) -> str:
-    fate = (
-        "is trained in full"
-        if any(within(row, [path]) for row in trained)
-        else "is not trained; add it to modules_to_save"
-    )
+def _drawn(path: str, left: set[str]) -> str:
+    """Return what becomes of a part of the base that is drawn; of `left` nothing is trained."""
+    fate = "is trained in full"
+    if any(within(name, [path]) for name in left):
+        fate = "is not trained in full; add it to modules_to_save"
     return f"{printable(path)} is not in the model's weights: it starts at random and {fate}"
 
 

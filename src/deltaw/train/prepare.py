@@ -150,8 +150,8 @@ def _check_reports(recipe: Recipe) -> None:
     if unusable and recipe.report_to not in (["all"], ["none"]):
         raise ConfigError(
             f"report_to={printable(', '.join(unusable))}: not installed, or unknown to "
-            f"transformers.\nFix: install it, leave report_to out, or choose from what is "
-            f"installed: {', '.join(['all', 'none', *installed])}."
+            "transformers.\nFix: install it, leave report_to out, or give all, none, or names of "
+            f"what is installed ({', '.join(installed) or 'nothing is'})."
         )
 
 

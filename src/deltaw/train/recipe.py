@@ -182,14 +182,14 @@ def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe
     return recipe
 
 
-def filled(recipe: Recipe) -> Recipe:
+def filled(recipe: Recipe, origin: str = "the record of a run") -> Recipe:
     """Return the recipe of a run with what deltaw chose for it in every key that was left open.
 
     Raises:
         ConfigError: if what the record says was chosen does not fit.
     """
     chosen = (recipe.record or {}).get("chosen", {})
-    return parse(chosen | recipe.model_dump(exclude_none=True), "the record of a run")
+    return parse(chosen | recipe.model_dump(exclude_none=True), origin)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:

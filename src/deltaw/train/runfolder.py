@@ -170,7 +170,7 @@ class RunFolder:
             )
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """Save the resolved recipe; `trust_remote_code` is never stored."""
+        """Save the recipe and its record; `trust_remote_code` is never stored."""
         values = recipe.model_dump(exclude={"trust_remote_code"}, exclude_none=True)
         comment = "Train again: deltaw train recipe.yaml --output NEW_FOLDER"
         staging.write_text(self.path / RECIPE, yamlfile.write(values, comment))
@@ -215,7 +215,7 @@ def read_recipe(folder: Path) -> Recipe:
         )
     values = yamlfile.read(path)
     values.pop("trust_remote_code", None)
-    return filled(parse(values, str(path)))
+    return filled(parse(values, str(path)), str(path))
 
 
 class _Scores(BaseModel):
