@@ -296,3 +296,18 @@ def test_a_file_that_was_trained_on_is_known_when_the_runs_own_data_are_gone(
     code, out, _ = deltaw_command("eval", run, tiny / "data.csv")
     assert code == 0
     assert "WARNING   this file is part of the run's data" in out
+
+
+def test_a_base_that_has_moved_is_asked_for_by_the_option_that_finds_it(
+    deltaw_command: Command, finished: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    recipe = (run / "recipe.yaml").read_text("utf-8")
+    (run / "recipe.yaml").write_text(recipe.replace(str(tiny / "model"), "/gone/model"))
+    for command in (["eval", run], ["predict", run, "hello"], ["merge", run, tmp_path / "plain"]):
+        code, out, err = deltaw_command(*command)
+        assert (code, out) == (1, "")
+        assert "no longer at /gone/model" in err
+        assert "--model" in err
+        assert deltaw_command(*command, "--model", tiny / "model")[0] == 0

@@ -48,8 +48,8 @@ def test_a_run_without_its_base_is_shown_without_shares(
     (run / "recipe.yaml").write_text(recipe.replace(str(tiny / "model"), str(gone)))
     code, out, err = deltaw_command("inspect", run)
     assert (code, err) == (0, "")
-    assert str(gone) in out
-    assert "--model says where the base is now" in out
+    assert f"no longer at {gone}" in out
+    assert "say where it is now with --model" in out
     assert "13 adapted layers" in out
     assert "ΔW/W\n" not in out
     code, out, err = deltaw_command("inspect", run, "--model", tiny / "model")

@@ -74,6 +74,7 @@ def _show_adapter(path: Path, model: str | None, recipe: "Recipe | None", trust:
     from deltaw.analysis.show import text
     from deltaw.formats import sniff
     from deltaw.train.escape import printable
+    from deltaw.train.identity import find_base
     from deltaw.train.model import load_base
 
     state = sniff(path).read(path, finite=False)
@@ -87,10 +88,11 @@ def _show_adapter(path: Path, model: str | None, recipe: "Recipe | None", trust:
         base = load_base(model, trust_remote_code=trust)
     elif recipe is not None:
         try:
-            base = load_base(recipe.model, revision=recipe.revision, trust_remote_code=trust)
+            name = find_base(recipe, None)
+            base = load_base(name, revision=recipe.revision, trust_remote_code=trust)
         except RunError as error:
             print(f"base      {str(error).splitlines()[0]}")
-            print("          so ΔW/W is not shown; --model says where the base is now")
+            print("          ΔW/W is not shown without it; say where it is now with --model")
     found = report(state, base)
     for line in text(found).splitlines():
         print(printable(line, 2000))

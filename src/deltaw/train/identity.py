@@ -1,6 +1,7 @@
-"""Is a base model the one that a run was trained on?"""
+"""Where a run's base model is, and whether it is the one that the run was trained on."""
 
 import hashlib
+from pathlib import Path
 
 from torch import nn
 
@@ -19,6 +20,22 @@ def base_digest(model: nn.Module) -> str:
         if not name.startswith(heads):
             digest.update(f"{name} {tuple(parameter.shape)} {bits(parameter)}\n".encode())
     return digest.hexdigest()
+
+
+def find_base(recipe: Recipe, model: str | None) -> str:
+    """Return `model`, or the base that the recipe names.
+
+    Raises:
+        RunError: if that is a folder which is not there.
+    """
+    if model is not None:
+        return model
+    if Path(recipe.model).is_absolute() and not Path(recipe.model).is_dir():
+        raise RunError(
+            f"The base model of this run is no longer at {printable(recipe.model, 300)}.\n"
+            "Fix: say where it is now with --model."
+        )
+    return recipe.model
 
 
 def require_base(model: nn.Module, source: str, recipe: Recipe) -> None:

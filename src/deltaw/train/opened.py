@@ -10,7 +10,7 @@ import deltaw
 from deltaw.errors import MergeError, RunError
 from deltaw.train.data.detect import Task
 from deltaw.train.escape import printable
-from deltaw.train.identity import require_base
+from deltaw.train.identity import find_base, require_base
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer
 from deltaw.train.recipe import Recipe
@@ -60,7 +60,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     labels = tuple((recipe.record or {}).get("labels", ()))
     task: Task = recipe.task or "classification"
     in_place = recipe.method in IN_PLACE
-    source = str(folder) if in_place else model or recipe.model
+    source = str(folder) if in_place else find_base(recipe, model)
     config = load_config(
         source,
         labels if task == "classification" else None,
