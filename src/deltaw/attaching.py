@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,9 +66,11 @@ def attach(
     """
     check_attachable(model, name)
     if isinstance(source, LoraConfig):
-        if source.base_model_name_or_path is None:
-            known = getattr(model, "name_or_path", None) or None
-            source = dataclasses.replace(source, base_model_name_or_path=known)
+        known = source.base_model_name_or_path or getattr(model, "name_or_path", None) or None
+        if known and Path(known).is_dir():
+            # The whole path stays a path wherever the process goes, and is no name on the hub.
+            known = str(Path(known).resolve())
+        source = dataclasses.replace(source, base_model_name_or_path=known)
         made = plan(model, source, strict=strict)
         attach_state(model, initial_state(model, made, generator), name, trainable)
         return made

@@ -1,5 +1,7 @@
 """Reading adapters onto models: what is checked, and swapping one while others stay."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,24 @@ def test_saving_in_a_merged_state_writes_the_adapter(tmp_path: Path) -> None:
     fresh = Tower().eval()
     load(fresh, tmp_path / "again")
     assert torch.equal(fresh(TOKENS), expected)
+
+
+def test_a_base_from_a_folder_is_no_name_on_the_hub_wherever_the_adapter_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model, other, far = Tower(), Tower(), Tower()
+    model.name_or_path, far.name_or_path = "model", "owner/model"
+    deltaw.attach(model, CONFIG)
+    deltaw.attach(other, replace(CONFIG, base_model_name_or_path="model"))
+    deltaw.attach(far, CONFIG)
+    monkeypatch.chdir("/")
+    named = []
+    for each in (model, other, far):
+        deltaw.save(each, tmp_path / "saved")
+        content = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+        named.append(content["base_model_name_or_path"])
+    assert named == [None, None, "owner/model"]
+    [config] = deltaw.configs(model).values()
+    assert config.base_model_name_or_path == str((tmp_path / "model").resolve())
