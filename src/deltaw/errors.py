@@ -9,17 +9,21 @@
     ├── MergeError   (RuntimeError)  a merge would lose or corrupt something
     └── RunError     (RuntimeError)  a training run cannot start or go on
 
-Each inherits a built-in too, so `except ValueError` works where people expect it. Nothing else of
-deltaw is imported here.
+Each inherits a built-in too, so `except ValueError` works where people expect it. Names that come
+from a file are shown `printable`. Nothing else of deltaw is imported here.
 """
 
 from collections.abc import Sequence
 
 LISTED = 20
+"""How many of many like things are shown, such as rows of data; the rest is counted."""
 
 
 class DeltawError(Exception):
     """Root of all errors raised on purpose by deltaw."""
+
+    most = 1000
+    """How many problems one error lists: all, unless a message would no longer be read."""
 
 
 class ConfigError(DeltawError, ValueError):
@@ -35,7 +39,9 @@ class FormatError(DeltawError, ValueError):
 
 
 class DataError(DeltawError, ValueError):
-    """Training data cannot be used as it is."""
+    """Training data cannot be used as it is; rows go wrong by the thousand, so few are listed."""
+
+    most = LISTED
 
 
 class StateError(DeltawError, RuntimeError):
@@ -53,12 +59,27 @@ class RunError(DeltawError, RuntimeError):
 def raise_all(
     error: type[DeltawError], headline: str, problems: Sequence[str], fix: str = ""
 ) -> None:
-    """Raise one `error` that lists all `problems` and the fix; do nothing when there are none."""
+    """Raise one `error` that lists up to its `most` problems and the fix; do nothing for none."""
     if not problems:
         return
-    lines = [headline, *(f"  - {problem}" for problem in problems[:LISTED])]
-    if len(problems) > LISTED:
-        lines.append(f"  ... and {len(problems) - LISTED} more")
+    lines = [headline, *(f"  - {problem}" for problem in problems[: error.most])]
+    if len(problems) > error.most:
+        lines.append(f"  ... and {len(problems) - error.most} more")
     if fix:
         lines.append(f"Fix: {fix}")
     raise error("\n".join(lines))
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """Return `text` on one line of at most `limit` characters, with everything invisible spelt out.
+
+    Control characters (ANSI escapes among them), line breaks, bidirectional controls, zero-width
+    characters, unassigned code points and half surrogates become `\\n`, `\\x1b`, `\\u202e`, ...;
+    ordinary letters of every script stay as they are.
+    """
+    shown = "".join(c if c.isprintable() else _spelt(c) for c in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _spelt(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from deltaw.errors import FormatError
+from deltaw.errors import FormatError, printable
+from deltaw.formats._files import shown
 
 
 def adapter_folder(
@@ -38,6 +39,7 @@ def adapter_folder(
         ]
     except OSError as problem:
         raise FormatError(
-            f"There is no folder {folder}, and the hub has no adapter of that name: {problem}"
+            f"There is no folder {shown(folder)}, and the hub has no adapter of that name: "
+            f"{printable(str(problem), 300)}"
         ) from problem
     return Path(found[0]).parent

@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 from deltaw.errors import FormatError
 from deltaw.folder import files_in
+from deltaw.formats._files import names_in, of_mlx, shown
 from deltaw.state import State
 
 Misfits = Callable[[State], list[str]]
@@ -50,14 +51,22 @@ def format_of(name: str) -> Format:
 def sniff(path: Path) -> Format:
     """Return the format of what lies at `path`."""
     if not path.exists():
-        raise FormatError(f"There is no adapter at {path}. Fix: give the folder or file of one.")
+        raise FormatError(
+            f"There is no adapter at {shown(path)}. Fix: give the folder or file of one."
+        )
     for name in names():
         if format_of(name).sniff(path):
             return format_of(name)
-    below = sorted(config.parent.name for config in path.glob("*/adapter_config.json"))
+    if any(name.endswith(".lora_a") for name in names_in(path)):
+        raise of_mlx(path)
+    below = sorted(
+        shown(config.parent.relative_to(path)) for config in path.glob("*/adapter_config.json")
+    )
     if below:
-        raise FormatError(f"{path} holds several adapters. Fix: name one of {', '.join(below)}.")
+        raise FormatError(
+            f"{shown(path)} holds several adapters. Fix: name one of {', '.join(below)}."
+        )
     raise FormatError(
-        f"{path} is no adapter in a known format ({', '.join(names())}).\n"
+        f"{shown(path)} is no adapter in a known format ({', '.join(names())}).\n"
         "Fix: give a folder with adapter_config.json, or name the format."
     )

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deltaw.errors import DeltawError, FormatError, raise_all
+from deltaw.errors import DeltawError, FormatError, printable, raise_all
 
 PICKLES = (".bin", ".pt", ".pth")
 
@@ -47,6 +47,28 @@ _DAMAGE = (
 Check = Callable[[Mapping[str, Tensor]], None]
 
 
+def shown(path: Path) -> str:
+    """Return a path so that it is safe to print."""
+    return printable(str(path), 4096)
+
+
+def names_in(path: Path) -> list[str]:
+    """Return the names of the tensors in a safetensors file; none for what is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError):
+        return []
+
+
+def of_mlx(path: Path) -> FormatError:
+    """Return the error for an adapter of another format that is met often."""
+    return FormatError(
+        f"{shown(path)} is of MLX's adapter format (mlx-lm), which is not read.\n"
+        "Fix: convert the adapter to PEFT's format."
+    )
+
+
 def read_tensors(path: Path, check: Check, finite: bool = True) -> dict[str, Tensor]:
     """Read the named tensors of a safetensors file or of a pickle (`weights_only=True`).
 
@@ -60,7 +82,7 @@ def read_tensors(path: Path, check: Check, finite: bool = True) -> dict[str, Ten
     tensors = _unpickled(path, check) if path.suffix in PICKLES else _mapped(path, check)
     raise_all(
         FormatError,
-        f"{path} holds numbers that are not finite:",
+        f"{shown(path)} holds numbers that are not finite:",
         not_finite(tensors) if finite else [],
         "the training run that made it diverged; take an earlier checkpoint.",
     )
@@ -85,7 +107,7 @@ def _mapped(path: Path, check: Check) -> dict[str, Tensor]:
             return {name: file.get_tensor(name).clone() for name in header}
     except (SafetensorError, OSError) as problem:
         raise FormatError(
-            f"{path} is not a whole safetensors file: {problem}\n"
+            f"{shown(path)} is not a whole safetensors file: {printable(str(problem), 300)}\n"
             "Fix: copy or download it again; its size or header is not what was written."
         ) from problem
 
@@ -94,7 +116,7 @@ def _meta(path: Path, name: str, entry: Any) -> Tensor:
     dtype = _DTYPES.get(entry.get_dtype())
     if dtype is None:
         raise FormatError(
-            f"{path}: {name!r} is stored as {entry.get_dtype()}, which is not read.\n"
+            f"{shown(path)}: {name!r} is stored as {entry.get_dtype()}, which is not read.\n"
             f"Fix: convert it to one of {', '.join(_DTYPES)}."
         )
     return torch.empty(entry.get_shape(), dtype=dtype, device="meta")
@@ -104,18 +126,18 @@ def _unpickled(path: Path, check: Check) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as problem:
-        raise FormatError(f"{path} cannot be read: {problem.strerror}.") from problem
+        raise FormatError(f"{shown(path)} cannot be read: {problem.strerror}.") from problem
     except _DAMAGE as problem:
         raise FormatError(
-            f"{path} is not a plain file of tensors ({type(problem).__name__}).\n"
+            f"{shown(path)} is not a plain file of tensors ({type(problem).__name__}).\n"
             "It is damaged, or it would run code of its own when loaded, which deltaw never does.\n"
             "Fix: get the adapter as safetensors, or have its author save a plain state dict."
         ) from problem
     if not isinstance(content, Mapping):
-        raise FormatError(f"{path} holds a {type(content).__name__}, not tensors by name.")
+        raise FormatError(f"{shown(path)} holds a {type(content).__name__}, not tensors by name.")
     raise_all(
         FormatError,
-        f"{path} holds more than tensors by name:",
+        f"{shown(path)} holds more than tensors by name:",
         [
             f"{name!r} is a {type(value).__name__}"
             for name, value in content.items()
@@ -138,20 +160,24 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as problem:
         raise FormatError(
-            f"{path}:{problem.lineno}: not JSON: {problem.msg} at column {problem.colno}."
+            f"{shown(path)}:{problem.lineno}: not JSON: {problem.msg} at column {problem.colno}."
         ) from problem
     except UnicodeDecodeError as problem:
         line = problem.object.count(b"\n", 0, problem.start) + 1
         raise FormatError(
-            f"{path}:{line}: not UTF-8: byte {problem.object[problem.start]:#04x}.\n"
+            f"{shown(path)}:{line}: not UTF-8: byte {problem.object[problem.start]:#04x}.\n"
             "Fix: save the file as UTF-8."
         ) from problem
     except (RecursionError, ValueError) as problem:
-        raise FormatError(f"{path}: not a JSON file of settings: {problem}.") from problem
+        raise FormatError(
+            f"{shown(path)}: not a JSON file of settings: {printable(str(problem), 300)}."
+        ) from problem
     except OSError as problem:
-        raise FormatError(f"{path} cannot be read: {problem.strerror}.") from problem
+        raise FormatError(f"{shown(path)} cannot be read: {problem.strerror}.") from problem
     if not isinstance(content, dict):
-        raise FormatError(f"{path}:1: expected a JSON object, found {type(content).__name__}.")
+        raise FormatError(
+            f"{shown(path)}:1: expected a JSON object, found {type(content).__name__}."
+        )
     return content
 
 
@@ -183,8 +209,8 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     except OSError as problem:
         _remove(parts, missing)
         raise DeltawError(
-            f"{folder} cannot be written: {problem.strerror or problem}. What was there is intact."
-            "\nFix: free space there, or choose another folder."
+            f"{shown(folder)} cannot be written: {problem.strerror or problem}. What was there is "
+            "intact.\nFix: free space there, or choose another folder."
         ) from problem
     except BaseException:
         _remove(parts, missing)

@@ -76,8 +76,13 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
 
 
 def in_shape(place: Found, header: Mapping[str, Tensor]) -> LayerState:
-    """Return a module's state with tensors of a header, which have shapes alone."""
-    tensors = {name: header[key] for name, key in place.keys.items()}
+    """Return a module's state with tensors of a header, which have shapes alone.
+
+    A factor without the other is left out: `layout` has reported it.
+    """
+    factors = {A, B} & place.keys.keys()
+    alone = factors if len(factors) == 1 else ()
+    tensors = {name: header[key] for name, key in place.keys.items() if name not in alone}
     if place.kind != "conv" or B not in tensors or not tensors[B].dim() > 1:
         return LayerState(place.kind, tensors)
     tensors[B] = tensors[B].flatten(1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, FormatError, raise_all
+from deltaw.formats._files import of_mlx, shown
 
 # Settings of adapters that are more than LoRA; each is neutral where it is empty or false.
 FEATURES = {
@@ -119,7 +120,7 @@ def parse(file: Path, content: Mapping[str, object]) -> LoraConfig:
         FormatError: listing every feature that is not supported and every value of a wrong type.
     """
     if content.get("peft_type") != "LORA":
-        raise FormatError(_other_type(file, content))
+        raise _other_type(file, content)
     problems = [
         f"{key} = {reprlib.repr(content[key])}: {name} is not supported"
         for key, name in FEATURES.items()
@@ -138,7 +139,7 @@ def parse(file: Path, content: Mapping[str, object]) -> LoraConfig:
             "is right on no other base; have it saved as a plain one (PEFT: save_pretrained with "
             "path_initial_model_for_weight_conversion)"
         )
-    raise_all(FormatError, f"{file} asks for what cannot be done:", problems)
+    raise_all(FormatError, f"{shown(file)} asks for what cannot be done:", problems)
     _warn(file, content)
     del values["init_lora_weights"]
     values["modules_to_save"] = values["modules_to_save"] or []
@@ -150,26 +151,23 @@ def parse(file: Path, content: Mapping[str, object]) -> LoraConfig:
     try:
         return LoraConfig(**values)  # type: ignore[arg-type]
     except ConfigError as problem:
-        raise FormatError(f"{file}: {problem}") from problem
+        raise FormatError(f"{shown(file)}: {problem}") from problem
 
 
-def _other_type(file: Path, content: Mapping[str, object]) -> str:
+def _other_type(file: Path, content: Mapping[str, object]) -> FormatError:
     if "fine_tune_type" in content or "lora_parameters" in content:
-        return (
-            f"{file} is of MLX's adapter format (mlx-lm), which is not read.\n"
-            "Fix: convert the adapter to PEFT's format."
-        )
+        return of_mlx(file)
     found = content.get("peft_type")
     if found is None:
-        return f"{file} has no peft_type, so it is not a PEFT adapter."
-    return f"{file}: peft_type is {reprlib.repr(found)}; only 'LORA' is read."
+        return FormatError(f"{shown(file)} has no peft_type, so it is not a PEFT adapter.")
+    return FormatError(f"{shown(file)}: peft_type is {reprlib.repr(found)}; only 'LORA' is read.")
 
 
 def _warn(file: Path, content: Mapping[str, object]) -> None:
     unknown = sorted(content.keys() - _KEYS.keys() - FEATURES.keys() - IGNORED - {"peft_type"})
     if unknown:
         warnings.warn(
-            f"{file} has settings that are not known and were ignored: "
+            f"{shown(file)} has settings that are not known and were ignored: "
             f"{', '.join(map(repr, unknown))}. A later version of PEFT may have made it.",
             stacklevel=5,
         )

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deltaw.errors import FormatError
-from deltaw.formats._files import json_bytes, read_json
+from deltaw.formats._files import json_bytes, read_json, shown
 from deltaw.formats._peft_layers import unstack
 from deltaw.state import LayerState
 
@@ -81,6 +81,6 @@ def _note(file: Path, path: str, content: object) -> Note:
 
 def _unusable(file: Path, what: str) -> FormatError:
     return FormatError(
-        f"{file}: {what} cannot be used as written.\n"
+        f"{shown(file)}: {what} cannot be used as written.\n"
         "Fix: remove the file; the adapter does the same without it."
     )

@@ -16,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from deltaw.errors import FormatError, raise_all
 from deltaw.formats import Misfits, _loralib_layers, no_misfits
-from deltaw.formats._files import PICKLES, read_tensors, replace_files
+from deltaw.formats._files import PICKLES, names_in, read_tensors, replace_files, shown
 from deltaw.state import State
 
 NAME = "lora_state_dict.bin"
@@ -37,11 +36,7 @@ def sniff(path: Path | str) -> bool:
         return False
     if path.suffix in PICKLES:
         return True
-    try:
-        with safe_open(path, framework="pt") as file:
-            return any(name.endswith(".lora_A") for name in file.keys())  # noqa: SIM118
-    except SafetensorError:
-        return False
+    return any(name.endswith(".lora_A") for name in names_in(path))
 
 
 def read(
@@ -69,12 +64,14 @@ def read(
     """
     file = _file(path)
     if not file.is_file():
-        raise FormatError(f"There is no file {file}.\nFix: name a file of loralib's tensors.")
+        raise FormatError(
+            f"There is no file {shown(file)}.\nFix: name a file of loralib's tensors."
+        )
 
     def check(header: Mapping[str, Tensor]) -> None:
         raise_all(
             FormatError,
-            f"{file} cannot be read as loralib's:",
+            f"{shown(file)} cannot be read as loralib's:",
             found.problems(header),
             "call deltaw.formats.loralib.read with the settings the adapter was trained with, "
             "and attach the state it returns.",
@@ -82,7 +79,7 @@ def read(
 
     found = _loralib_layers.Reader(lora_alpha, r, enable_lora or {})
     state = found.state(read_tensors(file, check, finite))
-    raise_all(FormatError, f"{file} does not fit the model:", misfits(state))
+    raise_all(FormatError, f"{shown(file)} does not fit the model:", misfits(state))
     return state
 
 

@@ -14,9 +14,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deltaw.config import LoraConfig
-from deltaw.errors import ConfigError, FormatError, raise_all
+from deltaw.errors import ConfigError, FormatError, printable, raise_all
 from deltaw.formats import Misfits, _peft_read, _peft_side, _peft_write, no_misfits
-from deltaw.formats._files import json_bytes, not_finite, read_json, read_tensors, replace_files
+from deltaw.formats._files import (
+    json_bytes,
+    not_finite,
+    read_json,
+    read_tensors,
+    replace_files,
+    shown,
+)
 from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned
 from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, in_shape, key, layout
 from deltaw.formats._peft_layers import pack, unpack_conv
@@ -54,9 +61,9 @@ def read(path: Path | str, misfits: Misfits = no_misfits, *, finite: bool = True
         base = config.base_model_name_or_path
         raise_all(
             FormatError,
-            f"{file} is not an adapter that can be used here:",
+            f"{shown(file)} is not an adapter that can be used here:",
             problems,
-            f"use the base model that it was trained on ({base})." if base else "",
+            f"use the base model that it was trained on ({printable(base)})." if base else "",
         )
         found.update(places)
 
@@ -124,10 +131,12 @@ def _need(folder: Path, *names: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     if not folder.is_dir():
-        raise FormatError(f"There is no folder {folder}.\nFix: check the path of the adapter.")
+        raise FormatError(
+            f"There is no folder {shown(folder)}.\nFix: check the path of the adapter."
+        )
     nested = ", ".join(repr(config.parent.name) for config in sorted(folder.glob(f"*/{CONFIG}")))
     raise FormatError(
-        f"{folder} has no {' or '.join(names)}, which an adapter folder of PEFT's holds."
+        f"{shown(folder)} has no {' or '.join(names)}, which an adapter folder of PEFT's holds."
         + (f"\nFix: name one of the adapters below it: {nested}." if nested else "")
     )
 
@@ -139,7 +148,7 @@ def _layers(
     try:
         alphas = pattern_values(config.alpha_pattern, paths, config.lora_alpha or 1)
     except ConfigError as problem:
-        raise FormatError(f"{folder / CONFIG}: alpha_pattern: {problem}") from problem
+        raise FormatError(f"{shown(folder / CONFIG)}: alpha_pattern: {problem}") from problem
     notes = _peft_side.read(folder).notes
     layers = {}
     for path, alpha in zip(paths, alphas, strict=True):
