@@ -72,6 +72,7 @@ def _check_base(model: nn.Module, state: State, path: Path) -> None:
     same_dtype = ours is not None and ours.split(":")[0] == state.base.split(":")[0]
     if same_dtype and ours != state.base:
         raise FormatError(
-            f"The adapter {printable(str(path), 300)} was trained on a base of the same shapes but other weights.\n"
+            f"The adapter {printable(str(path), 300)} was trained on a base of the same shapes but "
+            "other weights.\n"
             "Fix: load that base, or pass check_base=False if you know that this one will do."
         )
