@@ -286,13 +286,18 @@ def test_rows_that_were_trained_on_are_counted_when_they_are_scored(
     assert "WARNING" not in deltaw_command("eval", finished)[1]
 
 
-def test_a_file_that_was_trained_on_is_known_when_the_runs_own_data_are_gone(
-    deltaw_command: Command, finished: Path, tiny: Path, tmp_path: Path
+@pytest.mark.parametrize("state", ["gone", "changed"])
+def test_a_file_that_was_trained_on_is_known_when_the_runs_own_data_are_not_there(
+    deltaw_command: Command, finished: Path, tiny: Path, tmp_path: Path, state: str
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     recipe = (run / "recipe.yaml").read_text("utf-8")
-    (run / "recipe.yaml").write_text(recipe.replace(str(tiny / "data.csv"), "/gone/data.csv"))
+    own = tmp_path / "data.csv"
+    (run / "recipe.yaml").write_text(recipe.replace(str(tiny / "data.csv"), str(own)))
+    if state == "changed":
+        write_csv(own, messages(40, seed=9))
+        assert "WARNING" not in deltaw_command("eval", run, own)[1]
     code, out, _ = deltaw_command("eval", run, tiny / "data.csv")
     assert code == 0
     assert "WARNING   this file is part of the run's data" in out

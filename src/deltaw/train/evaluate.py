@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from deltaw.train.data.table import read_data
 from deltaw.train.metrics import Score, score
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.prepare import read
+from deltaw.train.recipe import Recipe
 from deltaw.train.tokens import Encoded, encode
 
 BATCH = 32
@@ -95,7 +95,11 @@ def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str,
     recipe = opened.recipe
     if data is None:
         own = read(recipe)
-        _refuse_changed(own, recipe.record or {})
+        if not _unchanged(own, recipe):
+            raise RunError(
+                "The data changed since the run, so rows held out now may have been trained on.\n"
+                "Fix: give the rows to score: deltaw eval RUN DATA"
+            )
         if not (own.test or own.validation):
             raise RunError("The run held no rows out. Fix: deltaw eval RUN DATA")
         rows = own.test or own.validation
@@ -104,26 +108,24 @@ def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str,
     chosen = splits.test or splits.validation or splits.train
     schema = Schema(tuple(recipe.text or ()), recipe.label or "", opened.task, "")
     part = build_evaluation(chosen, schema, opened.labels)
-    warning = _trained_on(opened, chosen, part.examples)
+    warning = _trained_on(recipe, chosen, part.examples)
     return part.examples, f"rows, {len(part.skipped):,} skipped", warning
 
 
-def _trained_on(opened: Opened, table: Table, examples: Sequence[Example]) -> str:
+def _trained_on(recipe: Recipe, table: Table, examples: Sequence[Example]) -> str:
     """Return a warning if `examples` were trained on, told by their texts or by their file."""
     try:
-        known = count_known(examples, read(opened.recipe).train)
-    except DataError:  # the run's own data are gone
-        digests = (opened.recipe.record or {}).get("data", {}).values()
+        own = read(recipe)
+    except DataError:
+        own = None
+    if own is None or not _unchanged(own, recipe):
+        digests = (recipe.record or {}).get("data", {}).values()
         return "this file is part of the run's data" if table.sha256 in digests else ""
-    if not known:
-        return ""
-    return f"{known:,} of these rows were trained on; the score flatters the run"
+    known = count_known(examples, own.train)
+    return f"{known:,} of these rows were trained on; the score flatters the run" if known else ""
 
 
-def _refuse_changed(data: Data, record: dict[str, Any]) -> None:
+def _unchanged(data: Data, recipe: Recipe) -> bool:
+    """Tell whether the run's data are still what they were."""
     now = {Path(path).name: digest for path, digest in data.hashes.items()}
-    if now != record.get("data"):
-        raise RunError(
-            "The data changed since the run, so rows held out now may have been trained on.\n"
-            "Fix: give the rows to score: deltaw eval RUN DATA"
-        )
+    return now == (recipe.record or {}).get("data")
