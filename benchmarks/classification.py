@@ -55,15 +55,23 @@ TASKS = {
     "banking77": Task("banking77/train.csv", "banking77/test.csv", "text", "category", 3000, 8),
 }
 VALIDATION_ROWS = 600
+CLASSIFIER = {"modules_to_save": ["classifier"]}
 METHODS = {
     "full": Method("full fine-tuning", {"method": "full"}, (5e-5, 1.5e-4, 4.5e-4)),
-    "lora_all": Method("LoRA, all linear, r=8", {"method": "lora"}, (5e-4, 1.5e-3, 4.5e-3)),
-    "lora_qv": Method(
-        "LoRA, query and value, r=8",
-        {"method": "lora", "target_modules": ["query", "value"]},
+    "lora_all": Method(
+        "LoRA, all linear, r=8", {"method": "lora", **CLASSIFIER}, (5e-4, 1.5e-3, 4.5e-3)
+    ),
+    "lora_pooler": Method(
+        "LoRA, all linear, r=8, and the pooler in full",
+        {"method": "lora"},
         (5e-4, 1.5e-3, 4.5e-3),
     ),
-    "head": Method("new head alone", {"method": "head"}, (1e-3, 5e-3, 2.5e-2)),
+    "lora_qv": Method(
+        "LoRA, query and value, r=8",
+        {"method": "lora", "target_modules": ["query", "value"], **CLASSIFIER},
+        (5e-4, 1.5e-3, 4.5e-3),
+    ),
+    "head": Method("classifier alone", {"method": "head", **CLASSIFIER}, (1e-3, 5e-3, 2.5e-2)),
 }
 
 
@@ -204,7 +212,9 @@ def report(results: Results) -> str:
         "accuracy is the mean of three seeds at that rate ± standard error. The last column is "
         "the mean difference to full fine-tuning of the same seed in points, with the 95% interval "
         "of a paired t-test over three seeds, which is wide: differences inside it are noise. LoRA "
-        "falls short only where the whole interval lies more than one point below.",
+        "falls short only where the whole interval lies more than one point below. The pooler of "
+        "this model was never trained; deltaw's own choice is to train it in full with the head, "
+        "which the row that says so does. The others leave it to the method.",
     ]
     for name, task in TASKS.items():
         rows = [line for key in METHODS if (line := _row(results, name, key, task)) is not None]
@@ -213,8 +223,8 @@ def report(results: Results) -> str:
             text += [
                 f"\n### {name}: {task.rows:,} training rows, {task.epochs} epochs, "
                 f"{tested['test_rows']} test rows\n",
-                "| method | rate | accuracy | trained | file | seconds | against full, points |",
-                "|---|---|---|---|---|---|---|",
+                "| method | rate | accuracy | trained | file | against full, points |",
+                "|---|---|---|---|---|---|",
                 *rows,
             ]
     return "\n".join(text)
@@ -243,7 +253,6 @@ def _row(results: Results, name: str, key: str, task: Task) -> str | None:
     return (
         f"| {METHODS[key].title} | {rate:g} | {statistics.mean(scores):.2f} ± {error:.2f} "
         f"| {first['trainable']:,} ({share:.2f}%) | {size} "
-        f"| {statistics.median(entry['seconds'] for entry in entries):.0f} "
         f"| {_paired(results, name, key, task, scores)} |"
     )
 

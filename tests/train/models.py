@@ -72,7 +72,9 @@ def make_model(folder: Path, *, dropout: float = 0.1) -> Path:
         attention_probs_dropout_prob=dropout,
     )
     torch.manual_seed(0)
-    BertModel(config).save_pretrained(folder)
+    model = BertModel(config)
+    torch.nn.init.normal_(model.pooler.dense.bias, std=0.02)  # one at zero counts as untrained
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -138,9 +138,12 @@ def test_a_missing_tensor_and_one_of_another_shape_are_listed_together(
 @pytest.mark.parametrize("kind", TINY)
 def test_a_base_gets_a_new_head(kind: str, tmp_path: Path) -> None:
     base = transformers.AutoModel.from_config(TINY[kind])
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.01)  # as if it had been trained, biases too
     base.save_pretrained(tmp_path)
-    model, drawn = load_model(load_config(str(tmp_path), ["a", "b"]), str(tmp_path), 0)
-    assert drawn == []
+    model, untrained = load_model(load_config(str(tmp_path), ["a", "b"]), str(tmp_path), 0)
+    assert untrained == []
     prefix = str(model.base_model_prefix)
     loaded = model.get_submodule(prefix).state_dict()
     assert loaded
@@ -154,11 +157,18 @@ def test_a_head_of_another_size_is_drawn_anew(tmp_path: Path) -> None:
     assert model.classifier.out_features == 2
 
 
-@pytest.fixture
-def unpooled(tiny: Path, tmp_path: Path) -> Path:
-    """A model trained on masked words, which has no pooler."""
+@pytest.fixture(params=["absent", "untouched"])
+def unpooled(request: pytest.FixtureRequest, tiny: Path, tmp_path: Path) -> Path:
+    """A model of masked words without a pooler, or one of sentences that never used its own."""
+
+    def change(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not name.startswith("pooler."):
+            return {name: tensor}
+        zero = name.endswith("bias")
+        return {} if request.param == "absent" else {name: tensor * 0 if zero else tensor}
+
     model = shutil.copytree(tiny / "model", tmp_path / "unpooled")
-    change_weights(model, lambda name, t: {} if name.startswith("pooler.") else {name: t})
+    change_weights(model, change)
     return model
 
 
@@ -167,13 +177,13 @@ def said(run: Path) -> str:
 
 
 @pytest.mark.parametrize("method", ["lora", "head", "bitfit"])
-def test_a_pooler_that_the_weights_lack_is_trained_in_full(
+def test_a_pooler_that_nobody_trained_is_trained_in_full(
     unpooled: Path, tiny: Path, tmp_path: Path, method: str
 ) -> None:
     run = start(unpooled, tiny, tmp_path / "run", method=method)
     assert (
-        "warning   bert.pooler is not in the model's weights: it starts at random and is trained "
-        "in full" in said(run)
+        "warning   bert.pooler was never trained (the weights lack it, or its bias is still zero): "
+        "it is trained in full like the head" in said(run)
     )
     names = safetensors.torch.load_file(run / "adapter_model.safetensors")
     assert {name for name in names if "pooler" in name} == {
@@ -189,11 +199,11 @@ def test_a_pooler_left_out_of_modules_to_save_is_a_warning(
     unpooled: Path, tiny: Path, tmp_path: Path, method: str
 ) -> None:
     run = start(unpooled, tiny, tmp_path / "run", modules_to_save=["classifier"], method=method)
-    assert "at random and is not trained in full; add it to modules_to_save" in said(run)
+    assert "it is not trained in full now; add it to modules_to_save" in said(run)
 
 
 @pytest.mark.parametrize("method", ["full", "freeze"])
-def test_methods_that_train_weights_train_a_drawn_pooler_too(
+def test_methods_that_train_weights_train_such_a_pooler_too(
     unpooled: Path, tiny: Path, tmp_path: Path, method: str
 ) -> None:
     run = start(unpooled, tiny, tmp_path / "run", method=method)

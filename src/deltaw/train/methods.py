@@ -59,12 +59,13 @@ def lora_config(recipe: Recipe) -> LoraConfig:
 
 
 def prepare(
-    model: nn.Module, recipe: Recipe, drawn: Sequence[str] = ()
+    model: nn.Module, recipe: Recipe, untrained: Sequence[str] = ()
 ) -> tuple[str, tuple[str, ...]]:
     """Freeze and adapt `model` as the method asks; return what is trained as text, and warnings.
 
-    The adapter's start is drawn from the recipe's seed, whatever else was drawn before. What the
-    base's weights lacked (`drawn`) is trained in full, unless `modules_to_save` leaves it out.
+    The adapter's start is drawn from the recipe's seed, whatever else was drawn before. What
+    nobody has trained in the base (`untrained`) belongs to the new head and is trained in full,
+    unless `modules_to_save` leaves it out.
     """
     if recipe.method == "full":
         model.requires_grad_(True)
@@ -72,22 +73,25 @@ def prepare(
     if recipe.method == "freeze":
         return thaw_last(model, recipe.last_layers), ()
     generator = torch.Generator().manual_seed(recipe.seed)
-    random = {name for name, _ in model.named_parameters() if within(name, drawn)}
+    random = {name for name, _ in model.named_parameters() if within(name, untrained)}
     config = lora_config(recipe)
-    if drawn and config.modules_to_save is None:
-        config = replace(config, modules_to_save=[*new_heads(model), *drawn])
+    if untrained and config.modules_to_save is None:
+        config = replace(config, modules_to_save=[*new_heads(model), *untrained])
     plan = deltaw.attach(model, config, ADAPTER, generator=generator)
     assert plan is not None
     left = random - {f"{row.path}.{name}" for row in plan.trained for name in row.names}
-    return count_kinds(plan), (*plan.warnings, *(_drawn(path, left) for path in drawn))
+    return count_kinds(plan), (*plan.warnings, *(_fate(path, left) for path in untrained))
 
 
-def _drawn(path: str, left: set[str]) -> str:
-    """Return what becomes of a part of the base that is drawn; of `left` nothing is trained."""
-    fate = "is trained in full"
+def _fate(path: str, left: set[str]) -> str:
+    """Return what becomes of an untrained part of the base; of `left` nothing is trained."""
+    fate = "it is trained in full like the head"
     if any(within(name, [path]) for name in left):
-        fate = "is not trained in full; add it to modules_to_save"
-    return f"{printable(path)} is not in the model's weights: it starts at random and {fate}"
+        fate = "it is not trained in full now; add it to modules_to_save"
+    return (
+        f"{printable(path)} was never trained (the weights lack it, or its bias is still zero): "
+        f"{fate}"
+    )
 
 
 def count_kinds(plan: Plan) -> str:

@@ -71,9 +71,10 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, list[str]]:
-    """Return the float32 model, and the paths in its base that the weights do not have.
+    """Return the float32 model, and the paths in its base that nobody has trained.
 
-    A new head, and a pooler that the weights lack as a whole, are drawn from `seed`.
+    That is a pooler that the weights lack as a whole, or whose biases are still zero, as those of
+    sentence encoders, which do without it. What the weights lack is drawn from `seed`.
 
     Raises:
         RunError: if the weights cannot be loaded, listing every other tensor that they lack or
@@ -95,10 +96,11 @@ def load_model(
         raise _cannot_load(name, error) from error
     missing = set(loading["missing_keys"])
     pooler = f"{model.base_model_prefix}.pooler"
-    pooled = {key for key in model.state_dict() if within(key, [pooler])}
-    drawn = [pooler] if pooled and pooled <= missing else []
+    pooled = {key: t for key, t in model.state_dict().items() if within(key, [pooler])}
+    biases = [tensor for key, tensor in pooled.items() if key.endswith(".bias")]
+    drawn = [pooler] if pooled and pooled.keys() <= missing else []
     _refuse_gaps(model, name, loading, [*new_heads(model), *drawn])
-    return model, drawn
+    return model, drawn or [pooler] * (bool(biases) and not any(b.any() for b in biases))
 
 
 def load_empty(

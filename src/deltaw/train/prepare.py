@@ -78,13 +78,13 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     tokenizer = load_tokenizer(
         recipe.model, config, revision=recipe.revision, trust_remote_code=trust
     )
-    model, drawn = load_model(
+    model, untrained = load_model(
         config, recipe.model, recipe.seed, revision=recipe.revision, trust_remote_code=trust
     )
     limit = positions(model)
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     base = base_digest(model)
-    adapted, warnings = methods.prepare(model, recipe, drawn)
+    adapted, warnings = methods.prepare(model, recipe, untrained)
     total = rates.steps(recipe, len(train))
     width = hidden_size(config)
     epochs, rate = rates.epochs(recipe, len(train)), rates.learning_rate(recipe, width, total)
