@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 TITLES = {
     "lora": "LoRA, all linear layers, r=8",
     "full": "full fine-tuning",
-    "head": "new head alone",
+    "head": "new head and pooler alone",
 }
 
 
