@@ -214,7 +214,8 @@ def report(results: Results) -> str:
         "of a paired t-test over three seeds, which is wide: differences inside it are noise. LoRA "
         "falls short only where the whole interval lies more than one point below. The pooler of "
         "this model was never trained; deltaw's own choice is to train it in full with the head, "
-        "which the row that says so does. The others leave it to the method.",
+        "which the row that says so does. The others leave it to the method. Where the rate chosen "
+        "is the lowest or the highest of its three, a better one may lie beyond.",
     ]
     for name, task in TASKS.items():
         rows = [line for key in METHODS if (line := _row(results, name, key, task)) is not None]
