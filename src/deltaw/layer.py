@@ -55,7 +55,9 @@ class AdaptedLayer(Swapped, _Module):
     """Mixin put in front of a layer's own class.
 
     A slot is one (out, in) matrix of the layer; methods see slots and never a layer type. The
-    child module `adapter` holds `<adapter name>.<slot>`.
+    child module `adapter` holds `<adapter name>.<slot>`. What raises `NotImplementedError` here is
+    each geometry's own: an object gets this class by swapping, which `abc` never checks, and a
+    geometry without slots (`layers/module.py`) is never asked.
     """
 
     kind: ClassVar[str]

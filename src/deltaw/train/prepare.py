@@ -1,7 +1,7 @@
 """From a recipe to everything a run needs: data, model, tokens, and the choices left open."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -103,20 +103,7 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         "eval_every": every,
         "metric": metric,
     }
-    recorded = recipe.model_copy(
-        update={
-            "model": full_name(recipe.model),
-            "data": full_data_name(recipe.data),
-            "record": {
-                "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
-                "versions": {name: version(name) for name in VERSIONS}
-                | {"python": platform.python_version()},
-                "data": {Path(path).name: digest for path, digest in data.hashes.items()},
-                "base": base,
-                "labels": list(data.labels),
-            },
-        }
-    )
+    recorded = _recorded(recipe, choices, data, base)
 
     def encoded(examples: Sequence[Any]) -> list[Encoded]:
         return encode(tokenizer, examples, lengths.max_length, limit=limit)[0] if examples else []
@@ -141,6 +128,24 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         rate=rate,
         usual_rate=usual.value,
         metric=metric,
+    )
+
+
+def _recorded(recipe: Recipe, choices: Mapping[str, Any], data: Data, base: str) -> Recipe:
+    """Return the recipe with its places in full and the record of what it was run on."""
+    return recipe.model_copy(
+        update={
+            "model": full_name(recipe.model),
+            "data": full_data_name(recipe.data),
+            "record": {
+                "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
+                "versions": {name: version(name) for name in VERSIONS}
+                | {"python": platform.python_version()},
+                "data": {Path(path).name: digest for path, digest in data.hashes.items()},
+                "base": base,
+                "labels": list(data.labels),
+            },
+        }
     )
 
 
