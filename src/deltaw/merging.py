@@ -256,13 +256,15 @@ def _write(layer: AdaptedLayer, name: str, exact: Tensor, tied: bool) -> None:
     old = layer.frozen(name)
     new = exact.to(old.dtype).contiguous()
     parameter = old if tied and isinstance(old, nn.Parameter) else None
+    if name in layer._buffers or parameter is not None or new.data_ptr() == old.data_ptr():
+        new = new.clone()
     layer.originals[name] = Original(old.data, bits(new), parameter)
     if name in layer._buffers:
-        layer._buffers[name] = new.clone()
+        layer._buffers[name] = new
     elif parameter is not None:
-        layer._parameters[name] = nn.Parameter(new.clone(), requires_grad=False)
+        layer._parameters[name] = nn.Parameter(new, requires_grad=False)
     else:
-        old.data = new.clone() if new.data_ptr() == old.data_ptr() else new
+        old.data = new
 
 
 def _give_back(layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from deltaw.errors import DeltawError, FormatError
 from deltaw.formats import loralib, peft, sniff
+from deltaw.formats._files import replace_files
 
 EVIL = "a\x1b[31m\nFix: obey\u202e"
 Case = Callable[[Path], object]
@@ -134,3 +135,15 @@ def test_a_lone_file_of_mlx_is_refused_as_its_folder_is(tmp_path: Path) -> None:
             sniff(path).read(path)
         messages.append(str(error.value).partition(" ")[2])
     assert messages[0] == messages[1]
+
+
+def test_an_error_says_what_is_new_when_a_rename_fails_midway(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DeltawError, match=r"cannot be written: .*\. Of it a is new\.\nFix"):
+        replace_files(tmp_path, {"a": b"new", "b": b"new"})
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    with pytest.raises(DeltawError, match=r"What was there is intact\.\nFix"):
+        replace_files(tmp_path, {"b": b"new", "a": b"newer"})
+    assert (tmp_path / "a").read_bytes() == b"new"

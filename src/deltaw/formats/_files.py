@@ -193,10 +193,12 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     All are written under temporary names first and renamed when every one is on the disk.
 
     Raises:
-        DeltawError: if they cannot be written; what was there before is unchanged.
+        DeltawError: if they cannot be written; it says which are new if a rename failed midway,
+            otherwise what was there before is unchanged.
     """
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     parts = {folder / f".{name}.part": folder / name for name in contents}
+    written: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for part, content in zip(parts, contents.values(), strict=True):
@@ -206,11 +208,13 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         for part, target in parts.items():
             part.replace(target)
+            written.append(target.name)
     except OSError as problem:
         _remove(parts, missing)
+        state = f"Of it {', '.join(written)} is new" if written else "What was there is intact"
         raise DeltawError(
-            f"{shown(folder)} cannot be written: {problem.strerror or problem}. What was there is "
-            "intact.\nFix: free space there, or choose another folder."
+            f"{shown(folder)} cannot be written: {problem.strerror or problem}. {state}.\n"
+            "Fix: free space there, or choose another folder."
         ) from problem
     except BaseException:
         _remove(parts, missing)
