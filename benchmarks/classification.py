@@ -247,9 +247,10 @@ def _row(results: Results, name: str, key: str, task: Task) -> str | None:
     rate = best_rate(results, name, key, task, METHODS[key])
     scores = [100 * entry["test"]["accuracy"] for entry in entries]
     first = entries[0]
+    full = _final(results, name, "full", task)
     error = statistics.stdev(scores) / sqrt(len(scores))
     share = 100 * first["trainable"] / first["parameters"]
-    smaller = first["model_bytes"] / first["file_bytes"]
+    smaller = (full or entries)[0]["model_bytes"] / first["file_bytes"]
     size = f"{first['file_bytes'] / 1e6:.2f} MB" + (f", 1/{smaller:.0f}" if smaller > 2 else "")
     return (
         f"| {METHODS[key].title} | {rate:g} | {statistics.mean(scores):.2f} ± {error:.2f} "
