@@ -105,6 +105,9 @@ def entry(shape: list[int], end: int, dtype: str = "F32") -> dict[str, object]:
         safetensors(entry([3, 5], 60), bytes(61)),
         safetensors(entry([3, 5], 60, "F99"), bytes(60)),
         safetensors(entry([3, 5], 15, "F8_E4M3"), bytes(15)),
+        safetensors(entry([0, 2**63], 0)),
+        safetensors(entry([0, 2**40, 2**40], 0)),
+        safetensors(entry([0, 2**63 - 1, 4], 0)),
     ],
 )
 def test_damaged_safetensors_are_refused_before_anything_is_read(
@@ -200,3 +203,29 @@ def test_a_damaged_pickle_is_refused(seed: int, tmp_path: Path) -> None:
 def test_a_pickle_of_other_things_is_refused(content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x")
     assert message in refusal(with_pickle(tmp_path, (tmp_path / "x").read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(3, 5).to_sparse(), "is torch.sparse_coo"),
+        (torch.empty(3, 5, device="meta"), "is on the meta device and has no numbers"),
+        (torch.ones(3, 5).to(torch.float8_e4m3fn), "holds torch.float8_e4m3fn"),
+        (torch.ones(1).expand(3, 10**14), "of (3, 100000000000000) repeats what is stored"),
+    ],
+)
+def test_a_pickle_of_tensors_that_are_not_plain_is_refused(
+    value: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    tensors = pair("h.q") | {P + "h.q.lora_A.weight": value, P + "h.v.lora_A.weight": value}
+    torch.save(tensors, tmp_path / "x")
+    refused = refusal(with_pickle(tmp_path, (tmp_path / "x").read_bytes()))
+    for path in ("h.q", "h.v"):
+        assert f"'base_model.model.{path}.lora_A.weight' {message}" in refused
+    assert "Fix: save the adapter's state dict alone, as plain dense tensors" in refused
+
+
+def test_a_pickle_of_a_nested_tensor_is_refused(tmp_path: Path) -> None:
+    rows = [torch.ones(5), torch.ones(4)]
+    torch.save({"a": torch.nested.nested_tensor(rows, layout=torch.jagged)}, tmp_path / "x")
+    assert "'a' is nested" in refusal(with_pickle(tmp_path, (tmp_path / "x").read_bytes()))

@@ -119,7 +119,14 @@ def _meta(path: Path, name: str, entry: Any) -> Tensor:
             f"{shown(path)}: {name!r} is stored as {entry.get_dtype()}, which is not read.\n"
             f"Fix: convert it to one of {', '.join(_DTYPES)}."
         )
-    return torch.empty(entry.get_shape(), dtype=dtype, device="meta")
+    try:
+        return torch.empty(entry.get_shape(), dtype=dtype, device="meta")
+    except (TypeError, RuntimeError) as problem:
+        raise FormatError(
+            f"{shown(path)}: {name!r} has a shape that no tensor can have: "
+            f"{printable(str(entry.get_shape()), 300)}.\n"
+            "Fix: copy or download it again, or have its author save a plain state dict."
+        ) from problem
 
 
 def _unpickled(path: Path, check: Check) -> dict[str, Tensor]:
@@ -138,16 +145,27 @@ def _unpickled(path: Path, check: Check) -> dict[str, Tensor]:
     raise_all(
         FormatError,
         f"{shown(path)} holds more than tensors by name:",
-        [
-            f"{name!r} is a {type(value).__name__}"
-            for name, value in content.items()
-            if not isinstance(name, str) or not isinstance(value, Tensor)
-        ],
-        "save the adapter's state dict alone.",
+        [f"{name!r} {text}" for name, value in content.items() if (text := _unread(name, value))],
+        "save the adapter's state dict alone, as plain dense tensors on the CPU.",
     )
     tensors: dict[str, Tensor] = {name: content[name].detach() for name in sorted(content)}
     check(tensors)
     return tensors
+
+
+def _unread(name: object, value: object) -> str:
+    """Return why an entry of a pickle is not read, or an empty string."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}"
+    if value.is_nested or value.layout is not torch.strided:
+        return "is nested" if value.is_nested else f"is {value.layout}"
+    if value.is_meta:
+        return "is on the meta device and has no numbers"
+    if value.dtype not in _DTYPES.values():
+        return f"holds {value.dtype}"
+    if value.nbytes > value.untyped_storage().nbytes():
+        return f"of {tuple(value.shape)} repeats what is stored instead of storing it whole"
+    return ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
