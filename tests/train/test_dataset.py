@@ -266,6 +266,28 @@ def test_a_sample_keeps_proportions_and_the_validation_part(count: int, seed: in
     assert len(found.validation) == 2
 
 
+@given(st.integers(2, 102), st.integers(0, 3))
+def test_a_sample_empties_no_class(count: int, seed: int) -> None:
+    rows: Rows = [(f"{n}", "b" if n % 34 == 0 else "a") for n in range(102)]
+    found = data(rows, HELD, max_train_rows=count, seed=seed)
+    assert len(found.train) == count
+    assert min(distribution(found.train, found.labels).values()) >= 1
+
+
+def test_fewer_rows_than_classes_are_refused() -> None:
+    rows: Rows = [(f"{label}{n}", label) for label in "abcde" for n in range(9)]
+    with pytest.raises(DataError, match=r"is 4, and there are 5 classes\nFix: give at least 5"):
+        data(rows, max_train_rows=4)
+    with pytest.raises(DataError, match=r"max_train_rows is 1\nFix: give at least 2"):
+        data(rows, max_train_rows=1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_class_of_one_text_that_has_another_label_too_stays_in_training(seed: int) -> None:
+    found = data([*GOOD, ("a text 3", "c")], seed=seed, share=0.5)
+    assert distribution(found.train, found.labels)["c"] == 1
+
+
 def test_real_data(shared: Path, tmp_path: Path) -> None:
     from deltaw.train.data.detect import detect
 

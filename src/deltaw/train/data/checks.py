@@ -83,6 +83,15 @@ def check_known(held_out: Sequence[Item], labels: Sequence[str]) -> None:
     )
 
 
+def check_most(rows: int | None, labels: Sequence[str]) -> None:
+    """Refuse a limit on the training rows that leaves a class without any."""
+    if rows is not None and rows < len(labels):
+        raise DataError(
+            f"max_train_rows is {rows}, and there are {len(labels)} classes\n"
+            f"Fix: give at least {len(labels)}, one row for each class."
+        )
+
+
 def shown(table: Table) -> str:
     """Return the path of a table, safe to show."""
     return printable(table.path, PATH_LIMIT)

@@ -10,6 +10,7 @@ from deltaw.train.data.checks import (
     check_columns,
     check_known,
     check_labels,
+    check_most,
     check_rows,
     shown,
 )
@@ -72,6 +73,7 @@ def build(
     labels = in_order(str(item.label) for item in items) if classes else ()
     if classes:
         check_known(held, labels)
+        check_most(max_train_rows, labels)
     held_out = validation.items
     if splits.validation is None and validation_share:
         items, held_out = hold_out(items, validation_share, seed)
@@ -97,7 +99,7 @@ def _check_settings(validation_share: float, max_train_rows: int | None) -> None
             f"the validation share is {validation_share}\nFix: give a number from 0 to below 1."
         )
     if max_train_rows is not None and max_train_rows < 2:
-        raise DataError(f"at most {max_train_rows} training rows\nFix: allow at least two.")
+        raise DataError(f"max_train_rows is {max_train_rows}\nFix: give at least 2.")
 
 
 def _read(splits: Splits, schema: Schema) -> tuple[Items, Items, Items, list[str]]:

@@ -14,19 +14,28 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     """Return (kept, held out), about `share` of the distinct texts of every class held out.
 
     A class with two distinct texts or more has at least one in each part; a class with one stays
-    in the first. Numbers are one class. Both parts keep the order of `items`.
+    in the first, whatever other labels that text has. Numbers are one class. Both parts keep the
+    order of `items`.
     """
     generator = np.random.default_rng(seed)
     held: set[Key] = set()
     for keys in _strata(items):
         count = min(len(keys) - 1, max(1, round(share * len(keys)))) if share else 0
         held.update(keys[index] for index in generator.permutation(len(keys))[:count])
+    trained = {_stratum(item) for item in items if item.key not in held}
+    for item in items:
+        if _stratum(item) not in trained:
+            held.discard(item.key)
+            trained.add(_stratum(item))
     kept = [item for item in items if item.key not in held]
     return kept, [item for item in items if item.key in held]
 
 
 def sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """Return `count` of `items` in their order, every class in proportion (largest remainders)."""
+    """Return `count` of `items` in their order, every class in proportion (largest remainders).
+
+    As long as `count` allows it every class has at least one.
+    """
     if count >= len(items):
         return list(items)
     generator = np.random.default_rng(seed)
@@ -38,6 +47,9 @@ def sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
     quota = np.floor(exact).astype(int)
     largest = np.argsort(quota - exact, kind="stable")[: count - quota.sum()]
     quota[largest] += 1
+    for empty in np.flatnonzero(quota == 0):
+        quota[quota.argmax()] -= 1
+        quota[empty] += 1
     chosen = [
         stratum[index]
         for stratum, size in zip(strata, quota, strict=True)
