@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tests.train.conftest import Command
@@ -316,3 +317,22 @@ def test_a_base_that_has_moved_is_asked_for_by_the_option_that_finds_it(
         assert "no longer at /gone/model" in err
         assert "--model" in err
         assert deltaw_command(*command, "--model", tiny / "model")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "merge"])
+def test_outputs_that_are_no_numbers_are_an_error(
+    deltaw_command: Command, finished: Path, tmp_path: Path, command: str
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    file = run / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    for name in tensors:
+        if name.endswith(("query.lora_B.weight", "key.lora_B.weight")):
+            tensors[name] = torch.full_like(tensors[name], 1e30)
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    more = {"eval": [], "predict": ["a refund, please"], "merge": [tmp_path / "plain"]}[command]
+    code, out, err = deltaw_command(command, run, *more)
+    assert code == 1
+    assert "nan" not in out.lower()
+    assert "The model's outputs are not finite for " in err
+    assert not (tmp_path / "plain").exists()

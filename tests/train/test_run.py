@@ -259,6 +259,24 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert all(t.isfinite().all() and t.dtype == torch.float32 for t in kept.values())
 
 
+@pytest.mark.parametrize("share", [0.1, 0])
+def test_weights_ruined_by_the_last_step_are_not_saved(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(torch.optim.AdamW, "step", _ruin)
+    with pytest.raises(RunError, match="became nan in step 1, so the run was stopped") as caught:
+        start(values, validation_share=share, max_steps=1, max_grad_norm=0)
+    assert "or max_grad_norm=1, with --overwrite" in str(caught.value)
+    assert not list(Path(values["output"]).glob("checkpoint-*"))
+    assert not read_results(Path(values["output"]))
+    assert "NaN" not in (Path(values["output"]) / "log.jsonl").read_text("utf-8")
+
+
+def _ruin(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    with torch.no_grad():
+        optimizer.param_groups[0]["params"][0].fill_(float("nan"))
+
+
 @pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
 def test_settings_of_the_trainer_are_handed_on(values: dict[str, Any], setting: str) -> None:
     args = arguments(

@@ -154,3 +154,24 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_move(tmp_path: Pa
     with pytest.raises(RunError, match="The gradient became"):
         trainer.train()
     assert all(torch.equal(t, before[name]) for name, t in trained(trainer.model).items())
+
+
+def test_a_loss_of_held_out_rows_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    held_out = trainer.model.register_forward_hook(
+        lambda model, _, out: out if model.training else {**out, "loss": out["loss"] * float("inf")}
+    )
+    with pytest.raises(RunError, match="eval_loss became inf in step 2"):
+        trainer.train()
+    held_out.remove()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, eval_strategy="no")
+    name, parameter = next((n, p) for n, p in trainer.model.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        parameter[0] = float("-inf")
+    with pytest.raises(RunError, match=f"{name} became -inf in step 0"):
+        trainer._save_checkpoint(trainer.model, None)
+    assert not list(tmp_path.glob("checkpoint-*"))

@@ -26,7 +26,11 @@ BATCH = 32
 
 
 def logits(model: nn.Module, rows: Sequence[Encoded], collator: Collator) -> Tensor:
-    """Return the model's outputs, (rows, outputs) in float32 on the CPU, without dropout."""
+    """Return the model's outputs, (rows, outputs) in float32 on the CPU, without dropout.
+
+    Raises:
+        RunError: if an output is NaN or Inf.
+    """
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # type: ignore[arg-type]
     training = model.training
@@ -40,6 +44,13 @@ def logits(model: nn.Module, rows: Sequence[Encoded], collator: Collator) -> Ten
             parts.append(out["logits"].float().cpu())
     model.train(training)
     found = torch.cat(parts)
+    broken = int((~found.isfinite()).any(-1).sum())
+    if broken:
+        raise RunError(
+            f"The model's outputs are not finite for {broken:,} of {len(rows):,} rows: its weights "
+            "are damaged, or its training diverged.\n"
+            "Fix: train again with a smaller learning rate, or take another model."
+        )
     return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
 

@@ -102,7 +102,7 @@ def _predict_file(opened: Opened, file: Path, columns: Sequence[str], output: Pa
     for skip in part.skipped:
         print(f"skipped {skip}", file=sys.stderr)
     found = predict(opened, part.examples)
-    lines = "".join(json.dumps(row) + "\n" for row in found)
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in found)
     if output is None:
         print(lines, end="")
     else:

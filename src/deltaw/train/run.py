@@ -235,6 +235,7 @@ def make_trainer(
 
     def metrics(outcome: EvalPrediction) -> dict[str, float]:
         outputs = torch.as_tensor(outcome.predictions)
+        trainer.require_finite(outputs, "An output for validation", trainer.state.global_step)
         return measure(task, outcome.label_ids, predictions(task, outputs))
 
     metric = job.metric if job.validation else None

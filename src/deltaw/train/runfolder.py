@@ -177,7 +177,9 @@ class RunFolder:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Save the scores, which also marks the run as finished."""
-        staging.write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+        staging.write_text(
+            self.path / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n"
+        )
 
     def refuse_other(self, recipe: Recipe) -> None:
         """Raise if the run begun here had another recipe, other data or another base."""

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput
 
 from deltaw.errors import RunError, raise_all
 from deltaw.saving import save_all
@@ -31,6 +32,8 @@ class ExactCheckpoints(Trainer):
     """Atomic checkpoints of the trainable tensors only, exact resume, and a watch on NaN."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        for name, tensor in _changing(self.model).items():
+            self.require_finite(tensor, printable(name), self.state.global_step)
         self.store_flos()
         folder = Path(self._get_output_dir(trial))
         final = folder / f"checkpoint-{self.state.global_step}"
@@ -93,19 +96,28 @@ class ExactCheckpoints(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one forward and backward pass; raise `RunError` on a loss that is no number."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self._require_finite(loss, "The loss")
+        self.require_finite(loss, "The loss", self.state.global_step + 1)
         return loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; raise `RunError` on a loss that is no number."""
+        found: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
+        for name, value in (found.metrics or {}).items():
+            if name.endswith("_loss"):
+                self.require_finite(torch.tensor(value), name, self.state.global_step)
+        return found
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and self.accelerator.scaler is None:
-            self._require_finite(torch.as_tensor(norm), "The gradient")
+            self.require_finite(torch.as_tensor(norm), "The gradient", self.state.global_step + 1)
         return norm
 
-    def _require_finite(self, value: torch.Tensor, what: str) -> None:
-        if torch.isfinite(value).all():
+    def require_finite(self, values: torch.Tensor, what: str, step: int) -> None:
+        """Raise `RunError`, naming the last good state, if there is NaN or Inf in `values`."""
+        broken = values[~values.isfinite()]
+        if not broken.numel():
             return
-        step = self.state.global_step
         saved = sorted(
             Path(self.args.output_dir).glob("checkpoint-*"),
             key=lambda path: int(path.name.removeprefix("checkpoint-")),
@@ -113,13 +125,13 @@ class ExactCheckpoints(Trainer):
         kept = (
             f"The last good state is in {printable(str(saved[-1]), 300)}."
             if saved
-            else ("No checkpoint had been written yet.")
+            else "No checkpoint had been written yet."
         )
+        clip = "a smaller max_grad_norm" if self.args.max_grad_norm else "max_grad_norm=1"
         raise RunError(
-            f"{what} became {value.item()} in step {step + 1}, so the run was stopped before the "
-            f"weights were touched. {kept}\n"
+            f"{what} became {broken[0].item()} in step {step}, so the run was stopped. {kept}\n"
             f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), more "
-            "warmup, bf16 off, or a smaller max_grad_norm, with --overwrite."
+            f"warmup, bf16 off, or {clip}, with --overwrite."
         )
 
 
