@@ -1,5 +1,9 @@
 """Law 2: base keys and bits stay through attach, train and detach."""
 
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +115,55 @@ def test_thawed_flags_come_back() -> None:
     deltaw.attach(model, deltaw.LoraConfig(bias="all"), "second")
     deltaw.detach(model)
     assert [p.requires_grad for p in model.parameters()] == [True, True, True, False]
+
+
+class Averaging(nn.Module):
+    """A buffer alone, which the forward assigns anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take the running mean off."""
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+PARAMETERLESS = {
+    "filled": lambda: nn.BatchNorm1d(4, affine=False),
+    "assigned": Averaging,
+    "both": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+}
+
+
+def headed(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """A layer and a head that holds, among others, a module with buffers alone."""
+    torch.manual_seed(0)
+    head = nn.Sequential(OrderedDict(linear=nn.Linear(4, 4), norm=make()))
+    return nn.Sequential(OrderedDict(up=nn.Linear(4, 4), head=head))
+
+
+@pytest.mark.parametrize("make", PARAMETERLESS.values(), ids=PARAMETERLESS)
+def test_buffers_of_a_head_move_in_copies_alone(make, tmp_path: Path) -> None:
+    model = headed(make)
+    before = base_state(model)
+    config = deltaw.LoraConfig(target_modules=["up"], modules_to_save=["head"])
+    deltaw.attach(model, config)
+    x = 3 * torch.randn(8, 4) + 1
+    for _ in range(3):
+        model.train()(x)
+    assert_same_state(base_state(model), before)
+    fresh = headed(make).eval()
+    assert not same_bits(model.eval()(x), fresh(x))
+    deltaw.save(model, tmp_path)
+    deltaw.load(fresh, tmp_path)
+    assert same_bits(fresh(x), model(x))
+    model.load_state_dict(before, assign=True)
+    assert same_bits(fresh(x), model(x))
+    deltaw.attach(model, config, "other")
+    deltaw.activate(model, {"default": 0.5, "other": 0.5})
+    model.train()(x)
+    deltaw.detach(model)
+    assert_same_state(dict(model.state_dict()), before)
