@@ -17,6 +17,7 @@ from deltaw.patterns import pattern_values, within
 from deltaw.quant import storage_of
 from deltaw.select import Modules, Selection, select
 from deltaw.state import LayerState
+from deltaw.summarizing import shorten
 from deltaw.swap import origin_of, seen_as
 
 FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -91,6 +92,11 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
     """
     layers = base_modules(model)
     paths = [path for path in layers if path]
+    if not paths:
+        raise TargetError(
+            f"{type(model).__name__} holds no module, and an adapter goes on what a model holds.\n"
+            "Fix: put it in one, as in model = torch.nn.Sequential(layer), and attach to that."
+        )
     linear = [
         path
         for path in paths
@@ -121,11 +127,12 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         f"name layers of a supported type ({taken}), or take these out with exclude_modules.",
     )
     trained = list(_trained(layers, selection, config))
-    if not targets and not trained:
+    if not targets and not any(row.parameters for row in trained):
         raise TargetError(
             f"Nothing in {type(model).__name__} would be trained.\n"
             "Fix: give target_modules that name its layers."
         )
+    _refuse_the_roots_own(model, trained)
     warnings = [f"{miss} matches nothing" for miss in selection.misses]
     warnings += _warnings(targets, config)
     if odd and config.target_modules == "all-linear":
@@ -238,9 +245,20 @@ def _trained(
             parameters = {n: p for n, p in parameters.items() if "bias" in n}
         else:
             continue
-        if parameters:
+        if parameters or buffers:
             count = sum(p.numel() for p in parameters.values())
             yield Trained(path, (*parameters, *buffers), count)
+
+
+def _refuse_the_roots_own(model: nn.Module, trained: Sequence[Trained]) -> None:
+    """Raise where parameters of the model itself would be trained, not of a module in it."""
+    own = next((row.names for row in trained if not row.path), ())
+    if own:
+        raise TargetError(
+            f'bias="all" would train {", ".join(own)}, which {type(model).__name__} itself holds, '
+            "and an adapter goes on what a model holds.\n"
+            'Fix: use bias="lora_only", or put the model in another module and attach to that.'
+        )
 
 
 def _warnings(targets: Sequence[Target], config: LoraConfig) -> list[str]:
@@ -273,24 +291,6 @@ def _grouped(targets: Sequence[Target]) -> list[list[Target]]:
         key = (re.sub(r"\d+", "*", t.path), t.kind, t.shapes, t.r, t.alpha)
         groups.setdefault(key, []).append(t)
     return list(groups.values())
-
-
-def shorten(paths: Sequence[str]) -> str:
-    """Return one line for paths that differ in their numbers, as in `layer.0-11.query (12)`."""
-    if len(paths) == 1:
-        return paths[0]
-    parts = list(zip(*(path.split(".") for path in paths), strict=True))
-    merged = []
-    for values in parts:
-        numbers = sorted({int(v) for v in values if v.isdigit()})
-        dense = numbers and numbers == list(range(numbers[0], numbers[-1] + 1))
-        if len(set(values)) == 1:
-            merged.append(values[0])
-        elif dense:
-            merged.append(f"{numbers[0]}-{numbers[-1]}")
-        else:
-            merged.append("{" + ",".join(map(str, numbers)) + "}" if numbers else "*")
-    return f"{'.'.join(merged)} ({len(paths)})"
 
 
 def _shape(target: Target) -> str:

@@ -1,12 +1,11 @@
 """The table of parameters: what is trained, and how much of the model that is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from deltaw.layer import AdaptedLayer
-from deltaw.planning import shorten
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,8 @@ class Summary:
 
 def summary(model: nn.Module) -> Summary:
     """Return name, shape, trainable and count of every parameter, and which layers are adapted."""
-    replaced = set(_replaced(model))
     rows = tuple(
-        Row(name, tuple(p.shape), p.requires_grad, p.numel())
-        for name, p in model.named_parameters()
-        if name not in replaced
+        Row(name, tuple(p.shape), p.requires_grad, p.numel()) for name, p in _counted(model)
     )
     adapted = tuple(
         path
@@ -75,6 +71,24 @@ def summary(model: nn.Module) -> Summary:
         and any(not part.replaces for name in layer.adapter for part in layer.parts(name).values())
     )
     return Summary(rows, adapted)
+
+
+def shorten(paths: Sequence[str]) -> str:
+    """Return one line for paths that differ in their numbers, as in `layer.0-11.query (12)`."""
+    if len(paths) == 1:
+        return paths[0]
+    parts = list(zip(*(path.split(".") for path in paths), strict=True))
+    merged = []
+    for values in parts:
+        numbers = sorted({int(v) for v in values if v.isdigit()})
+        dense = numbers and numbers == list(range(numbers[0], numbers[-1] + 1))
+        if len(set(values)) == 1:
+            merged.append(values[0])
+        elif dense:
+            merged.append(f"{numbers[0]}-{numbers[-1]}")
+        else:
+            merged.append("{" + ",".join(map(str, numbers)) + "}" if numbers else "*")
+    return f"{'.'.join(merged)} ({len(paths)})"
 
 
 def shorten_groups(paths: tuple[str, ...]) -> list[str]:
@@ -87,10 +101,18 @@ def shorten_groups(paths: tuple[str, ...]) -> list[str]:
     return [shorten(group) for group in groups.values()]
 
 
-def _replaced(model: nn.Module) -> Iterator[str]:
-    """Yield the names of the frozen originals that a trained copy stands in for."""
-    for path, layer in model.named_modules():
-        if isinstance(layer, AdaptedLayer):
-            for name in layer.adapter:
-                parts = layer.parts(name).items()
-                yield from (f"{path}.{slot}" for slot, part in parts if part.replaces)
+def _counted(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield each parameter once, under its first name where no trained copy stands in for it."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        copied = set(_copied(module)) if isinstance(module, AdaptedLayer) else ()
+        for name, parameter in module._parameters.items():
+            if parameter is not None and name not in copied and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{name}".lstrip("."), parameter
+
+
+def _copied(layer: AdaptedLayer) -> Iterator[str]:
+    """Yield the parameters and buffers of a layer of which an adapter holds a trained copy."""
+    for name in layer.adapter:
+        yield from (slot for slot, part in layer.parts(name).items() if part.replaces)

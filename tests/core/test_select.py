@@ -1,6 +1,7 @@
 """Targets, excludes, layers and patterns choose what PEFT would; every miss is reported."""
 
 import pytest
+import torch
 from core.models import TOKENS, Tower
 from torch import nn
 
@@ -206,3 +207,46 @@ def test_a_plan_changes_nothing_and_reads_like_a_table() -> None:
     assert (model(TOKENS) == before).all() and type(model.head) is nn.Linear
     assert "layers.0-2.attn.q_proj (3)" in text and "6x10" in text
     assert text.endswith("4 linear layers, 122 trainable parameters")
+
+
+class Biased(nn.Module):
+    """A model with a bias of its own beside its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(3, 3)
+        self.bias_out = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add its own bias."""
+        return self.up(x) + self.bias_out
+
+
+def test_a_bias_of_the_model_itself_is_named_with_what_to_do() -> None:
+    model = Biased()
+    with pytest.raises(TargetError, match=r"bias_out, which Biased itself holds") as caught:
+        deltaw.attach(model, LoraConfig(bias="all"))
+    assert type(model) is Biased and 'bias="lora_only"' in str(caught.value)
+    deltaw.attach(nn.Sequential(model), LoraConfig(bias="all"))
+    deltaw.attach(Biased(), LoraConfig(bias="lora_only"))
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["weight"]])
+def test_a_lone_layer_says_to_put_it_in_a_module(target: str | list[str]) -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(TargetError, match=r"Linear holds no module.*\nFix: put it in one"):
+        deltaw.attach(layer, LoraConfig(target_modules=target))
+    deltaw.attach(nn.Sequential(layer), LoraConfig())
+
+
+def test_a_tied_table_is_counted_where_it_still_acts() -> None:
+    model = Tower()
+    model.out = nn.Linear(10, 13, bias=False)
+    model.out.weight = model.embed.weight
+    whole = deltaw.summary(model).total
+    deltaw.attach(model, LoraConfig(target_modules=[], modules_to_save=["embed"]))
+    found = deltaw.summary(model)
+    assert (found.total, found.trainable) == (whole + 130, 130)
+    assert "out.weight" in {row.name for row in found.rows}
+    deltaw.attach(model, LoraConfig(target_modules=[], modules_to_save=["out"]), "out")
+    assert deltaw.summary(model).total == whole + 130
