@@ -66,6 +66,8 @@ def test_not_missing(value: Value) -> None:
         (".5", 0.5),
         (2, 2.0),
         ("inf", math.inf),
+        (10**400, math.inf),
+        (-(10**400), -math.inf),
         ("1_000", None),
         ("3,5", None),
         ("٣", None),

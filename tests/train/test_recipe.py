@@ -49,11 +49,82 @@ def test_duplicate_keys_are_named_with_their_lines(tmp_path: Path) -> None:
         ("", "a recipe is"),
         ("model: !!python/object/apply:os.system [id]\ndata: d", "not valid YAML"),
         ("a: &a [*a]\n", "aliases"),
+        ("? [a]\n: 1", r"recipe\.yaml:1.*a key must be"),
+        ("b: 1\n? {a: 1}\n: 1", r"recipe\.yaml:2.*a key must be"),
+        ("r: " + "1" * 5000, "not valid YAML: Exceeds the limit"),
+        ("r: " + "[" * 5000, "nested too deeply"),
+        ("when: !!timestamp x", "tags"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_one_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!int x", "!!float x", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 5000, "{[a]: 1}"],
+)
+def test_a_value_that_is_no_yaml_is_one_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read the value"):
+        parse_overrides([f"label={text}"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1:30", "1:30.5", "on", "Off", "yes", "n", "010", "0x1F", "1_000", "+7", "2024-13-45", "="],
+)
+def test_what_only_yaml_of_old_takes_for_a_value_is_text(text: str, tmp_path: Path) -> None:
+    assert parse(LEAST | parse_overrides([f"label={text}"])).label == text
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yamlfile.write(LEAST | {"label": text}, "comment"), encoding="utf-8")
+    assert load(path).label == text
+
+
+@pytest.mark.parametrize("text", ["08", "+8", "8", "8.0"])
+def test_a_setting_takes_its_number_from_text(text: str) -> None:
+    assert parse(LEAST | parse_overrides([f"max_steps={text}"])).max_steps == 8
+
+
+@pytest.mark.parametrize("key", ["epochs", "weight_decay", "max_grad_norm", "lora_alpha"])
+@pytest.mark.parametrize("number", [".inf", ".nan", "1e999"])
+def test_numbers_that_are_not_finite_are_refused(key: str, number: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}=(inf|nan): Input should be (a finite|less|gr)"):
+        parse(LEAST | parse_overrides([f"{key}={number}"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"text": []}, r"text=\[\]: .*at least 1 item"),
+        ({"output": "a\0b"}, r"output='a\\x00b': must not hold a NUL"),
+        ({"data": "a\0b", "model": "\0"}, r"model=(.|\n)*data="),
+        ({"output": ""}, "output=''"),
+        ({"epochs": 1e300}, "epochs=1e\\+300"),
+        ({"max_steps": 10**400}, "max_steps=1000"),
+    ],
+)
+def test_values_that_would_break_later_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(LEAST | values)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"labels": 5}, "labels=5: Input should be a valid list"),
+        ({"labels": [1, {"x": 2}]}, r"labels\.0=1: .*; labels\.1={'x': 2}: "),
+        ({"versions": ["1"]}, "versions="),
+        ({"before": {"primary": "accuracy"}}, r"before\.values is missing; "),
+    ],
+)
+def test_a_record_of_another_form_is_refused(record: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(LEAST | {"record": record})
+
+
+def test_the_shortest_length_is_left_to_the_tokenizer() -> None:
+    assert parse(LEAST | {"max_length": 3}).max_length == 3
 
 
 def test_all_problems_come_in_one_error() -> None:
@@ -94,7 +165,7 @@ def test_what_was_chosen_fills_what_was_left_open_alone() -> None:
 
 @pytest.mark.parametrize("chosen", [{"epochs": -1}, {"nonsense": 1}, ["epochs"], 3])
 def test_a_damaged_record_is_one_error(chosen: object) -> None:
-    with pytest.raises(ConfigError, match=r"epochs=-1|nonsense|chosen must hold"):
+    with pytest.raises(ConfigError, match=r"epochs=-1|nonsense|chosen=.*valid dictionary"):
         filled(parse(LEAST | {"record": {"chosen": chosen}}))
 
 

@@ -99,7 +99,20 @@ def test_another_encoding_is_read_when_named(tmp_path: Path) -> None:
     wide = write(tmp_path / "b.csv", "text,label\nnaïve,1\n".encode("utf-16"))
     assert read_rows(wide, encoding="utf-16").columns == ("text", "label")
     assert "unknown encoding" in error(path, "klingon")
-    assert "byte 13 is not valid ascii" in error(path, "ascii")
+    assert "position 13" in error(path, "ascii")
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "hex", "a\0b", "undefined", "nonsense"])
+def test_what_is_no_encoding_of_text_is_one_error(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\nx,a\n", encoding="utf-8")
+    assert "unknown encoding" in error(path, encoding)
+
+
+def test_an_encoding_that_fails_in_its_own_way_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"text,label\nxn--a\xff,a\n")
+    assert "not valid idna" in error(path, "idna")
 
 
 def test_a_table_carries_the_digest_of_its_bytes(tmp_path: Path) -> None:

@@ -62,6 +62,28 @@ SYNONYMS = {
 }
 
 
+class RecordedScore(BaseModel):
+    """What a run scored before its first step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    primary: str
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    rows: int
+
+
+class Record(BaseModel):
+    """What a run notes about itself, which nobody sets."""
+
+    chosen: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    data: dict[str, str] = {}
+    base: str | None = None
+    labels: list[str] = []
+    before: RecordedScore | None = None
+
+
 class Recipe(BaseModel):
     """Everything that decides a run; `None` means that deltaw chooses, and says what it chose.
 
@@ -69,18 +91,20 @@ class Recipe(BaseModel):
     where a key is changed; see `filled`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     model: str = Field(min_length=1)
     revision: str | None = None
     data: str = Field(min_length=1)
     name: str | None = None
-    output: str | None = None
+    output: str | None = Field(None, min_length=1)
 
-    text: list[str] | None = None
+    text: list[str] | None = Field(None, min_length=1)
     label: str | None = None
     task: Task | None = None
-    max_length: int | None = Field(None, ge=4)
+    max_length: int | None = Field(None, ge=1)
     encoding: str = "utf-8"
     validation_share: float = Field(0.1, ge=0, lt=1)
     max_train_rows: int | None = Field(None, ge=1)
@@ -104,8 +128,8 @@ class Recipe(BaseModel):
     last_layers: int = Field(2, ge=1)
     lr_layer_decay: float | None = Field(None, gt=0, le=1)
 
-    epochs: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0, le=1e6)
+    max_steps: int | None = Field(None, ge=1, le=10**9)
     batch_size: int = Field(16, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=10)
@@ -140,9 +164,18 @@ class Recipe(BaseModel):
 
     @field_validator("record")
     @classmethod
-    def _mapping(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and not isinstance(value.get("chosen", {}), dict):
-            raise ValueError("chosen must hold `key: value` lines")
+    def _whole_record(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            Record.model_validate(value or {})
+        except ValidationError as error:
+            raise ValueError("; ".join(map(_misfit, error.errors()))) from error
+        return value
+
+    @field_validator("model", "data", "output")
+    @classmethod
+    def _path(cls, value: str | None) -> str | None:
+        if value is not None and "\0" in value:
+            raise ValueError("must not hold a NUL character")
         return value
 
     @field_validator("name")

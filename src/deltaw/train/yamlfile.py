@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -10,28 +10,57 @@ from deltaw.errors import ConfigError, raise_all
 from deltaw.train.data.rows import place
 from deltaw.train.escape import printable
 
-FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What reading raises: ValueError for a number of thousands of digits."""
+
+TYPES = {
+    "null": (r"(|~|null|Null|NULL)\Z", ["", "~", "n", "N"]),
+    "bool": (r"(true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
+    "int": (r"-?(0|[1-9][0-9]*)\Z", list("-0123456789")),
+    "float": (
+        r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z",
+        list("-+.0123456789"),
+    ),
+}
+"""What is not text, by type: its form, and the characters it may begin with."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader with YAML 1.2's floats and without aliases."""
+    """YAML 1.2's null, truth values and numbers; every other word is text, as `on` and `1:30`.
+
+    Numbers with leading zeros or a plus are text too, so that a name such as `007` stays whole; a
+    setting that wants a number takes it from there. Aliases and tags are refused.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("aliases (*name) are not read", event)
+        if event.tag is not None:
+            raise _refused("tags (!name) are not read", event)
+        is_key = isinstance(parent, yaml.MappingNode) and index is None
+        if is_key and not isinstance(event, yaml.ScalarEvent):
+            raise _refused("a key must be a single word or text", event)
         return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    """The writer that quotes whatever `_Loader` would not read back as the same text."""
+    """The writer that quotes what `_Loader`, or any reader of YAML 1.1, would not take as text."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+for _name, (_form, _begins) in TYPES.items():
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_form), _begins)
+
+
+def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -43,11 +72,13 @@ def read(path: Path) -> dict[str, Any]:
     file = str(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = printable(str(error), 200)
         raise ConfigError(f"{printable(file, 300)} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
+    try:
+        node = yaml.compose(text, _Loader)
+        values: dict[str, Any] = yaml.load(text, _Loader)
+    except UNREADABLE as error:
         raise ConfigError(f"{_where(file, error)}: not valid YAML: {_reason(error)}") from error
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{place(file, 1)}: a recipe is `key: value` lines; found none.")
@@ -57,10 +88,6 @@ def read(path: Path) -> dict[str, Any]:
         [f"{place(file, line)}: {printable(key)}" for key, line in _repeated(node)],
         "keep one line for each key.",
     )
-    try:
-        values: dict[str, Any] = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{_where(file, error)}: not valid YAML: {_reason(error)}") from error
     return values
 
 
@@ -68,7 +95,7 @@ def value(text: str) -> Any:
     """Return what one `key=value` means after the `=`, read as YAML."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise ConfigError(f"cannot read the value {printable(text)!r}: {_reason(error)}") from error
 
 
@@ -91,12 +118,14 @@ def _repeated(node: yaml.Node) -> list[tuple[str, int]]:
     return found
 
 
-def _where(file: str, error: yaml.YAMLError) -> str:
+def _where(file: str, error: Exception) -> str:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     return place(file, mark.line + 1) if mark else printable(file, 300)
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError):
         return printable(error.problem or "cannot be read", 200)
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     return printable(str(error), 200)

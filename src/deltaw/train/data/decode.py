@@ -45,7 +45,8 @@ def decode(data: bytes, file: str, encoding: str = UTF8) -> str:
     shown = printable(file, PATH_LIMIT)
     try:
         name = codecs.lookup(encoding).name
-    except LookupError as error:
+        "".encode(name)  # raises for what is no encoding of text, such as rot13
+    except (LookupError, ValueError) as error:
         raise DataError(
             f"{shown}: unknown encoding {printable(encoding)!r}\nFix: use utf-8, cp1252, ..."
         ) from error
@@ -54,9 +55,10 @@ def decode(data: bytes, file: str, encoding: str = UTF8) -> str:
         _refuse_invalid(data, file)
     try:
         text = data.decode(name).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise DataError(
-            f"{shown}: byte {error.start} is not valid {name}\nFix: name the right encoding."
+            f"{shown}: not valid {name}: {printable(str(error), 200)}\n"
+            "Fix: name the right encoding."
         ) from error
     raise_all(
         DataError,

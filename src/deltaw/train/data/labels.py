@@ -46,7 +46,10 @@ def number(value: Value) -> float | None:
         return float(text) if REAL.fullmatch(text) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # whole numbers of JSON have no bound
+        return math.inf if value > 0 else -math.inf
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
