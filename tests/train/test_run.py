@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,51 @@ def test_resuming_from_another_recipe_or_other_data_is_refused(
     assert sorted(path.name for path in run.iterdir()) == left
     start(values)
     assert read_results(run)
+
+
+class Rude:
+    """An object that would run code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("ran",)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:70]),
+    "rude": lambda file: torch.save(Rude(), file),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_error_and_the_run_goes_on_without_it(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
+) -> None:
+    whole = start(values, output=str(tmp_path / "whole"))
+    run = interrupted(values, monkeypatch)
+    shutil.rmtree(run / "checkpoint-4")
+    intact = shutil.copytree(run / "checkpoint-2", tmp_path / "intact")
+    for file in FILES:
+        shutil.copytree(intact, run / "checkpoint-2", dirs_exist_ok=True)
+        DAMAGES[damage](run / "checkpoint-2" / file)
+        with pytest.raises(RunError, match=r"checkpoint-2 (lacks|is damaged)") as caught:
+            start(values)
+        assert "Fix: delete this checkpoint and any newer one" in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+        assert damage != "missing" or file in str(caught.value)
+    assert not Path("ran").exists()
+    shutil.rmtree(run / "checkpoint-2")
+    start(values)
+    assert (run / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+
+
+FILES = (
+    "trained.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+)
 
 
 def test_a_second_process_is_refused_and_a_stale_lock_is_not(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import deltaw
 from deltaw.errors import RunError
-from deltaw.train.trainer import TRAINED, ExactCheckpoints, restore, trained
+from deltaw.train.checkpoint import TRAINED, restore, trained
+from deltaw.train.trainer import ExactCheckpoints
 
 CONFIG = BertConfig(
     vocab_size=40,
@@ -142,7 +143,7 @@ def test_a_checkpoint_that_does_not_fit_names_every_parameter(tmp_path: Path) ->
     assert "(4, 16) in the checkpoint, (2, 16) in the model" in str(caught.value)
     assert all(torch.equal(t, trained(other)[name]) for name, t in before.items())
     (tmp_path / "checkpoint-6" / TRAINED).write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(RunError, match=r"is damaged: .*\nFix: delete this checkpoint"):
         restore(adapted(), tmp_path / "checkpoint-6")
 
 

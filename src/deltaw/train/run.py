@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import EvalPrediction, TrainerState
+from transformers import EvalPrediction
 
 import deltaw
 from deltaw.errors import RunError
 from deltaw.train import staging, yamlfile
+from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
 from deltaw.train.escape import printable
 from deltaw.train.evaluate import evaluate, predictions, table
@@ -26,7 +27,6 @@ from deltaw.train.progress import ProgressBar, duration
 from deltaw.train.receipt import show_job
 from deltaw.train.recipe import Recipe, filled
 from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
-from deltaw.train.trainer import STATE, restore
 
 PROBE = 8
 """Rows of the batch on which `verify` tries the adapters."""
@@ -126,7 +126,7 @@ class _Run:
 
     def _announce_resumption(self, versions: dict[str, str]) -> None:
         checkpoints = self.folder.checkpoints()
-        step = _state(checkpoints[-1]).global_step if checkpoints else 0
+        step = read_state(checkpoints[-1]).global_step if checkpoints else 0
         where = f"from step {step} of {self.job.steps}" if step else "from the first step"
         self.console.field("resume", f"an interrupted run goes on {where}")
         assert self.job.recipe.record is not None
@@ -144,7 +144,7 @@ class _Run:
         checkpoints = self.folder.checkpoints()
         newest = checkpoints[-1] if checkpoints else None
         patience = self.job.recipe.early_stopping
-        if newest is None or not is_done(_state(newest), self.job.steps, patience):
+        if newest is None or not is_done(read_state(newest), self.job.steps, patience):
             transformers.set_seed(self.job.recipe.seed)
             self.interrupt.waiting = True
             with self.progress:
@@ -157,7 +157,7 @@ class _Run:
                     "checkpoint is saved.\nThe same command goes on from there.",
                 )
             newest = self.folder.checkpoints()[-1]
-        state = _state(newest)
+        state = read_state(newest)
         self.best_validation = state.best_metric
         restore(
             self.job.model,
@@ -273,10 +273,6 @@ def verify(trainer: TextTrainer) -> str:
     batch = trainer._prepare_inputs(trainer.data_collator(trainer.train_dataset[:PROBE]))
     deltaw.verify(trainer.model, batch, optimizer=trainer.optimizer)
     return "passed: every adapter runs, gets gradients and is in the optimiser"
-
-
-def _state(checkpoint: Path) -> TrainerState:
-    return TrainerState.load_from_json(str(checkpoint / STATE))
 
 
 def _as_data(score: Score) -> dict[str, Any]:

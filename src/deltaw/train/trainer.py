@@ -18,21 +18,27 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from deltaw.errors import RunError, raise_all
+from deltaw.errors import RunError
 from deltaw.saving import save_all
 from deltaw.switching import configs
 from deltaw.train import staging
+from deltaw.train.checkpoint import (
+    STATE,
+    TRAINED,
+    changing,
+    reading,
+    require_complete,
+    restore,
+    trained,
+)
 from deltaw.train.escape import printable
-
-TRAINED = "trained.safetensors"
-STATE = "trainer_state.json"
 
 
 class ExactCheckpoints(Trainer):
     """Atomic checkpoints of the trainable tensors only, exact resume, and a watch on NaN."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        for name, tensor in _changing(self.model).items():
+        for name, tensor in changing(self.model).items():
             self.require_finite(tensor, printable(name), self.state.global_step)
         self.store_flos()
         folder = Path(self._get_output_dir(trial))
@@ -81,7 +87,16 @@ class ExactCheckpoints(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        require_complete(Path(resume_from_checkpoint), self.args.process_index)
         restore(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         restore(self.model, Path(self.state.best_model_checkpoint))
@@ -133,43 +148,3 @@ class ExactCheckpoints(Trainer):
             f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), more "
             f"warmup, bf16 off, or {clip}, with --overwrite."
         )
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what training changes, on the CPU, in the dtype it is kept in."""
-    return {name: t.detach().cpu().contiguous() for name, t in _changing(model).items()}
-
-
-def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the trainable parameters and the buffers of adapters by name."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return parameters | {name: b for name, b in model.named_buffers() if ".adapter." in name}
-
-
-def restore(model: nn.Module, checkpoint: Path) -> None:
-    """Copy a checkpoint's tensors into `model`, which is adapted as it was then.
-
-    Raises:
-        RunError: listing every tensor that is missing, unexpected or of another shape.
-    """
-    file = checkpoint / TRAINED
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise RunError(f"{printable(str(file), 300)} cannot be read: {error}") from error
-    ours = _changing(model)
-    raise_all(
-        RunError,
-        f"{printable(str(checkpoint), 300)} does not fit the model:",
-        [f"{name}: missing in the checkpoint" for name in sorted(ours.keys() - tensors)]
-        + [f"{name}: not trained now" for name in sorted(tensors.keys() - ours)]
-        + [
-            f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(t.shape)} in the model"
-            for name, t in ours.items()
-            if name in tensors and tensors[name].shape != t.shape
-        ],
-        "resume with the recipe of the run, or start over with --overwrite.",
-    )
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            tensor.copy_(tensors[name])
