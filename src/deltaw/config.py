@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
+from typing import ClassVar
 
 from deltaw.errors import ConfigError, raise_all
 
@@ -57,6 +58,9 @@ class LoraConfig:
     Raises:
         ConfigError: listing every setting that is out of range.
     """
+
+    adapts_new_heads: ClassVar[bool] = False
+    """Whether `"all-linear"` takes the layers of a new head that is not trained in full."""
 
     r: int = 8
     lora_alpha: float | None = None

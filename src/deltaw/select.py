@@ -91,7 +91,7 @@ def _wanted(modules: Modules, config: LoraConfig, misses: list[str]) -> Mapping[
     if target is None:
         return {}
     if target == "all-linear":
-        heads = {*modules.output_heads, *modules.new_heads}
+        heads = {*modules.output_heads, *(() if config.adapts_new_heads else modules.new_heads)}
         return {target: [path for path in modules.linear if not within(path, heads)]}
     wanted = {
         entry: _matching(entry, target, modules.paths)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from deltaw.compat.peft_hub import adapter_folder
 from deltaw.config import LoraConfig as Settings
@@ -51,6 +51,8 @@ class TaskType(StrEnum):
 @dataclass(frozen=True)
 class _Fields(Settings):
     """The settings and their defaults, as PEFT has them."""
+
+    adapts_new_heads: ClassVar[bool] = True
 
     lora_alpha: float | None = 8
     target_modules: str | Sequence[str] | None = None

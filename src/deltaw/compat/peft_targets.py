@@ -10,6 +10,7 @@ from torch import nn
 
 from deltaw.errors import ConfigError
 from deltaw.formats._peft_write import TASK_HEADS
+from deltaw.planning import base_modules
 
 _TYPES = {
     ("q_proj", "v_proj"): (
@@ -49,9 +50,15 @@ def default_targets(model: nn.Module) -> list[str]:
 def heads(model: nn.Module, named: Sequence[str] | None, task: str | None) -> list[str]:
     """Return the modules that PEFT trains in full: those named, and those it adds for a task.
 
-    Like PEFT's, the names for a task match the end of a path within a word too, as in
-    `pre_classifier`; they need not all be there, though PEFT's files list them all.
+    Like PEFT's, the names match the end of a path within a word too: `norm` is `input_layernorm`
+    as well. Those for a task need not all be there, though PEFT's files list them all.
     """
-    ends = TASK_HEADS.get(task or "", ())
-    found = [path for path, _ in model.named_modules() if ends and path.endswith(ends)]
-    return list(dict.fromkeys([name for name in named or () if name not in ends] + found))
+    added = TASK_HEADS.get(task or "", ())
+    names = tuple(dict.fromkeys((*(named or ()), *added)))
+    found = [path for path in base_modules(model) if path and path.endswith(names)]
+    missing = [
+        name
+        for name in names
+        if name not in added and not any(path.endswith(name) for path in found)
+    ]
+    return missing + found
