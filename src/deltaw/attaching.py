@@ -20,6 +20,7 @@ from deltaw.fitting import Fit, fit
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
 from deltaw.optimizers import watch
+from deltaw.originals import kept_by, restored
 from deltaw.planning import Plan, base_modules, plan
 from deltaw.quant import storage_of
 from deltaw.root import AdaptedPart, adapted_layers, adopt, find_root
@@ -110,7 +111,8 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     The base's bits, classes and `requires_grad` flags are what they were before `attach`.
 
     Raises:
-        StateError: if there is no such adapter, or it is merged and the originals are kept.
+        StateError: if there is no such adapter, or it is merged and `unmerge` can give the
+            originals back; where it no longer can, the model keeps the weights it has.
     """
     root = find_root(model)
     configs = root.authority.configs if root is not None else {}
@@ -120,10 +122,12 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     authority, layers = root.authority, adapted_layers(root)
     if authority.merged is not None and name is not None:
         authority.require_unmerged("detach one adapter alone")
-    if any(layer.originals for layer in layers.values()):
+    kept = kept_by(layers)
+    if kept and not restored(kept)[1]:
         raise StateError(
             "Cannot detach: the weights are merged and their originals are kept.\n"
-            'Fix: call deltaw.unmerge(model), or merge with original="none" to make it final.'
+            "Fix: call deltaw.unmerge(model) first; to keep the merged weights, then merge again "
+            'with original="none".'
         )
     authority.merged = None
     for gone in [name] if name is not None else list(authority.configs):

@@ -13,8 +13,10 @@ from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
 from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded, mixed, weighted
-from deltaw.originals import check_kept, keep, restored
+from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.root import adapted_layers, require_root
+
+Shared = dict[tuple[int, str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def merge(
             `"file"`, or `"none"`, which makes the merge final.
         path: for `"file"`: a safetensors file or folder that holds the originals, such as the
             base's own, or one to be written.
-        untie: give a weight that is shared with another parameter its own copy first.
+        untie: give a weight that is shared with another parameter, in whatever part of `model`,
+            its own copy first.
 
     Raises:
         MergeError: listing every weight that is tied, on meta, sharded, renormalised by `max_norm`,
@@ -74,7 +77,7 @@ def merge(
     if not layers:
         raise StateError("No adapter is active, so there is nothing to merge. Fix: activate one.")
     check_kept(original, path)
-    shared = _shared(root)
+    shared = _shared(model, root)
     problems = [
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
@@ -86,7 +89,7 @@ def merge(
             for name, exact in _exact(path_, layer, active, problems).items():
                 if problems:
                     continue
-                _write(layer, name, exact, name in shared.get(path_, ()))
+                _write(layer, name, exact, (id(layer), name) in shared)
                 done.append((path_, layer, name))
                 if name == WEIGHT and exact.dtype != layer.frozen(name).dtype:
                     rounding[path_] = _lost(layer, exact)
@@ -94,7 +97,7 @@ def merge(
         keep(original, path, done)
     except BaseException:
         for _, layer, name in done:
-            _give_back(layer, name, layer.originals[name].tensor)
+            _give_back(model, layer, name, layer.originals[name].tensor)
         raise
     authority.merged = active
     return MergeReport(tuple(layers), rounding)
@@ -106,28 +109,23 @@ def unmerge(model: nn.Module) -> None:
 
     Raises:
         StateError: if nothing is merged, or the originals were not kept.
-        MergeError: listing every weight that was changed since the merge.
+        MergeError: listing every weight that was changed since the merge, and every file that no
+            longer holds an original.
     """
     root = require_root(model)
     authority = root.authority
     if authority.merged is None:
         raise StateError("Nothing is merged.")
-    merged = [
-        (p, layer, name) for p, layer in adapted_layers(root).items() for name in layer.originals
-    ]
+    merged = kept_by(adapted_layers(root))
     if not merged:
         raise StateError(
             'The merge was final (original="none"). Fix: load the base again; '
             "deltaw.detach(model) makes the merged model a plain one."
         )
-    problems = [
-        f"{p}.{name} was changed since the merge; its new values would be lost"
-        for p, layer, name in merged
-        if bits(layer.frozen(name)) != layer.originals[name].merged_bits
-    ]
+    found, problems = restored(merged)
     raise_all(MergeError, "Cannot unmerge:", problems, "detach the model to keep it as it is.")
-    for layer, name, tensor in restored(merged):
-        _give_back(layer, name, tensor)
+    for layer, name, tensor in found:
+        _give_back(model, layer, name, tensor)
     authority.merged = None
 
 
@@ -141,34 +139,40 @@ def merged(model: nn.Module) -> Iterator[MergeReport]:
         unmerge(model)
 
 
-def _shared(model: nn.Module) -> dict[str, dict[str, list[str]]]:
-    """Return path -> parameter name -> other names, for parameters that share memory."""
+def _shared(model: nn.Module, root: nn.Module) -> Shared:
+    """Return for parameters that share memory, within `root` or around it, the names of others."""
+    inside = next(path for path, module in model.named_modules() if module is root)
     spans = sorted(
-        (p.data_ptr(), p.data_ptr() + max(p.nbytes, 1), f"{path}.{name}".lstrip("."))
+        (
+            p.data_ptr(),
+            p.data_ptr() + max(p.nbytes, 1),
+            f"{path}.{name}".removeprefix(f"{inside}.").lstrip("."),
+            (id(module), name),
+        )
         for path, module in model.named_modules()
         for name, p in module._parameters.items()
         if p is not None and not p.is_meta and not is_sharded(p)
     )
-    groups: list[list[str]] = []
+    groups: list[dict[tuple[int, str], str]] = []
     end = 0
-    for first, last, name in spans:
+    for first, last, shown, key in spans:
         if first >= end:
-            groups.append([])
-        groups[-1].append(name)
+            groups.append({})
+        groups[-1][key] = shown
         end = max(end, last)
-    shared: dict[str, dict[str, list[str]]] = {}
-    for names in groups:
-        for name in names if len(names) > 1 else ():
-            path, _, last = name.rpartition(".")
-            shared.setdefault(path, {})[last] = [other for other in names if other != name]
-    return shared
+    return {
+        key: [shown for other, shown in group.items() if other != key]
+        for group in groups
+        if len(group) > 1
+        for key in group
+    }
 
 
 def _refusals(
     path: str,
     layer: AdaptedLayer,
     active: Active,
-    shared: dict[str, dict[str, list[str]]],
+    shared: Shared,
     untie: bool,
 ) -> Iterator[str]:
     for name in _touched(layer, active):
@@ -180,8 +184,8 @@ def _refusals(
             yield f"{where} is on the meta device; load the weights (remove offloading) first"
         elif is_sharded(tensor):
             yield f"{where} is sharded; merge before sharding"
-        elif name in shared.get(path, ()) and not untie:
-            others = ", ".join(shared[path][name])
+        elif (id(layer), name) in shared and not untie:
+            others = ", ".join(shared[id(layer), name])
             yield f"{where} is tied to {others}, which would change too; pass untie=True to copy it"
         if getattr(layer, "max_norm", None) is not None and name == WEIGHT:
             yield f"{path}: max_norm renormalises the rows of the merged table differently"
@@ -267,15 +271,23 @@ def _write(layer: AdaptedLayer, name: str, exact: Tensor, tied: bool) -> None:
         old.data = new
 
 
-def _give_back(layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
+def _give_back(model: nn.Module, layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
     kept = layer.originals.pop(name)
     assert tensor is not None
     if kept.parameter is not None:
-        layer._parameters[name] = kept.parameter
+        _put_in_place_of(layer.frozen(name), kept.parameter, model)
     elif name in layer._buffers:
         layer._buffers[name] = tensor
     else:
         layer.frozen(name).data = tensor
+
+
+def _put_in_place_of(merged: Tensor, original: nn.Parameter, model: nn.Module) -> None:
+    """Give the original back to every module that holds the merged copy, tied to it since."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is merged:
+                module._parameters[name] = original
 
 
 def _lost(layer: AdaptedLayer, exact: Tensor) -> float:

@@ -1,16 +1,18 @@
 """Where the weights stay while merged ones take their place."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deltaw.errors import ConfigError, MergeError, StateError, raise_all
+from deltaw.errors import ConfigError, MergeError, raise_all
 from deltaw.fingerprint import bits
 from deltaw.layer import AdaptedLayer, Original
 
@@ -24,13 +26,17 @@ def check_kept(original: str, path: str | Path | None) -> None:
         raise ConfigError(f"original must be one of {', '.join(PLACES)}, got {original!r}.")
     if (original == "file") != (path is not None):
         raise ConfigError('original="file" takes a path, and only it does.')
+    try:
+        Path(path or "").resolve().exists()
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"path cannot be that of a file: {problem}.") from None
 
 
 def keep(original: str, path: str | Path | None, merged: Kept) -> None:
     """Move the originals of the merged tensors to their place."""
     if original == "file":
         assert path is not None
-        _keep_in_file(Path(path), merged)
+        _keep_in_file(Path(path).resolve(), merged)
     for _, layer, name in merged:
         kept = layer.originals[name]
         if original == "none":
@@ -39,16 +45,34 @@ def keep(original: str, path: str | Path | None, merged: Kept) -> None:
             layer.originals[name] = replace(kept, tensor=kept.tensor.cpu())
 
 
-def restored(merged: Kept) -> Iterator[tuple[AdaptedLayer, str, Tensor]]:
-    """Yield each layer's original tensor, on the device of the merged one."""
+def kept_by(layers: Mapping[str, AdaptedLayer]) -> Kept:
+    """Return path, layer and name of every merged tensor whose original is kept."""
+    return [(path, layer, name) for path, layer in layers.items() for name in layer.originals]
+
+
+def restored(merged: Kept) -> tuple[list[tuple[AdaptedLayer, str, Tensor]], list[str]]:
+    """Return each layer's original tensor on the device of the merged one, and all that forbids it.
+
+    Nothing may take the place of a tensor that was changed since the merge, nor of one whose
+    original is no longer in its file.
+    """
     found = []
-    for _, layer, name in merged:
+    problems = []
+    for path, layer, name in merged:
         kept = layer.originals[name]
-        tensor = kept.tensor
-        if tensor is None:
-            tensor = _read(kept)
-        found.append((layer, name, tensor.to(layer.frozen(name).device)))
-    yield from found
+        own = layer.frozen(name)
+        if bits(own) != kept.merged_bits:
+            problems.append(
+                f"{path}.{name} was changed since the merge; its new values would be lost"
+            )
+            continue
+        try:
+            tensor = _read(kept) if kept.tensor is None else kept.tensor
+        except MergeError as problem:
+            problems.append(str(problem))
+        else:
+            found.append((layer, name, tensor.to(own.device)))
+    return found, list(dict.fromkeys(problems))
 
 
 def _keep_in_file(path: Path, merged: Kept) -> None:
@@ -59,13 +83,13 @@ def _keep_in_file(path: Path, merged: Kept) -> None:
         if k.tensor is not None
     }
     if path.exists():
-        keys = {name: _key(path, name, tensor) for name, tensor in tensors.items()}
-        problems = [
-            f"{name} in {path} is not the weight that is being replaced"
-            for name, key in keys.items()
-            if key is None
-        ]
-        raise_all(MergeError, "The originals cannot be kept there:", problems)
+        keys, problems = _found(path, tensors)
+        raise_all(
+            MergeError,
+            "The originals cannot be kept there:",
+            problems,
+            "name the file of this very base, or one that does not exist yet.",
+        )
     else:
         _write(path, tensors)
         keys = {name: name for name in tensors}
@@ -95,7 +119,17 @@ def _read(kept: Original) -> Tensor:
     for key, tensor in _stored(kept.file):
         if key == kept.key and bits(tensor()) == kept.bits:
             return tensor()
-    raise StateError(f"{kept.file} no longer holds the original of {kept.key}.")
+    raise MergeError(f"{kept.file} no longer holds the original of {kept.key}; put it back there")
+
+
+def _found(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, str | None], list[str]]:
+    """Return the names under which a file holds the tensors, and why it is no place for them."""
+    try:
+        keys = {name: _key(path, name, tensor) for name, tensor in tensors.items()}
+    except MergeError as problem:
+        return {}, [str(problem)]
+    missing = [name for name, key in keys.items() if key is None]
+    return keys, [f"{name} in {path} is not the weight that is being replaced" for name in missing]
 
 
 def _key(path: Path, name: str, own: Tensor) -> str | None:
@@ -113,12 +147,22 @@ def _key(path: Path, name: str, own: Tensor) -> str | None:
 def _stored(path: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Yield the names in a safetensors file or folder, each with what reads its tensor."""
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
                 yield key, functools.partial(_tensor, file, key)
 
 
 def _tensor(file: Path, key: str) -> Tensor:
-    with safe_open(file, framework="pt") as opened:
+    with _opened(file) as opened:
         tensor: Tensor = opened.get_tensor(key)
     return tensor
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a safetensors file, or raise `MergeError` with the reason why it cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (OSError, SafetensorError) as problem:
+        raise MergeError(f"{file} holds no originals that can be read: {problem}") from None

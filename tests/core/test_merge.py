@@ -111,6 +111,19 @@ def test_a_tied_weight_is_refused_unless_untied() -> None:
     assert model.embed.weight is tied and model.out.weight is tied
 
 
+def test_what_is_tied_while_merged_gets_the_original_too() -> None:
+    model = Tower().eval()
+    model.out = nn.Linear(10, 13, bias=False)
+    model.out.weight = model.embed.weight
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["embed"]))
+    shake(model)
+    before = bits(model)
+    deltaw.merge(model, untie=True)
+    model.out.weight = model.embed.weight
+    deltaw.unmerge(model)
+    assert model.out.weight is model.embed.weight and same(bits(model), before)
+
+
 def test_max_norm_runs_forward_and_refuses_merge() -> None:
     model = nn.Sequential(nn.Embedding(7, 5, max_norm=0.5))
     deltaw.attach(model, LoraConfig(r=2, target_modules=["0"]))
@@ -135,6 +148,59 @@ def test_a_weight_changed_since_the_merge_is_not_lost() -> None:
         model.layers[0].attn.q_proj._parameters["weight"][0, 0] += 1
     with pytest.raises(MergeError, match=r"layers.0.attn.q_proj.weight was changed since"):
         deltaw.unmerge(model)
+    changed = bits(model)
+    deltaw.detach(model)
+    assert type(model) is Tower and same(bits(model), changed)
+
+
+def test_a_merge_that_can_be_undone_is_not_detached() -> None:
+    model = adapted()
+    deltaw.merge(model)
+    merged = bits(model)
+    with pytest.raises(StateError, match=r"call deltaw\.unmerge.* first.*merge again"):
+        deltaw.detach(model)
+    deltaw.unmerge(model)
+    deltaw.merge(model, original="none")
+    deltaw.detach(model)
+    assert same(bits(model), merged)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"nonsense")])
+def test_originals_whose_file_is_gone_are_named_and_can_be_given_up(damage, tmp_path: Path) -> None:
+    model = adapted()
+    file = tmp_path / "kept.safetensors"
+    deltaw.merge(model, original="file", path=file)
+    content, merged = file.read_bytes(), bits(model)
+    damage(file)
+    with pytest.raises(MergeError, match=r"kept\.safetensors holds no originals.*\nFix") as caught:
+        deltaw.unmerge(model)
+    assert str(caught.value).count("\n  - ") == 1 and same(bits(model), merged)
+    file.write_bytes(content)
+    with pytest.raises(StateError, match="Cannot detach"):
+        deltaw.detach(model)
+    damage(file)
+    deltaw.detach(model)
+    assert type(model) is Tower and same(bits(model), merged)
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch) -> None:
+    model = adapted()
+    before = bits(model)
+    monkeypatch.chdir(tmp_path)
+    deltaw.merge(model, original="file", path="kept.safetensors")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    deltaw.unmerge(model)
+    assert same(bits(model), before)
+
+
+def test_a_file_of_another_kind_is_no_place_and_stays_as_it_is(tmp_path: Path) -> None:
+    model = adapted()
+    before = bits(model)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(MergeError, match=r"notes\.txt holds no originals.*\nFix: name the file"):
+        deltaw.merge(model, original="file", path=tmp_path / "notes.txt")
+    assert same(bits(model), before) and (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_while_merged_the_adapters_cannot_change() -> None:
@@ -183,7 +249,10 @@ def test_a_failure_while_keeping_gives_everything_back(tmp_path: Path) -> None:
     deltaw.merge(model)
 
 
-@pytest.mark.parametrize(("original", "path"), [("disk", None), ("file", None), ("cpu", "x")])
+@pytest.mark.parametrize(
+    ("original", "path"),
+    [("disk", None), ("file", None), ("cpu", "x"), ("file", "\0")],
+)
 def test_a_place_that_makes_no_sense_is_refused(original: str, path: str | None) -> None:
     with pytest.raises(ConfigError):
         deltaw.merge(adapted(), original=original, path=path)

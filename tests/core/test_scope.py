@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw import LoraConfig
-from deltaw.errors import ConfigError, StateError, TargetError
+from deltaw.errors import ConfigError, MergeError, StateError, TargetError
 
 CONFIG = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "o_proj"])
 
@@ -82,6 +82,23 @@ def test_a_wrapped_model_is_the_model(wrap, tmp_path: Path) -> None:
     assert torch.equal(fresh(TOKENS), model(TOKENS))
 
 
+def test_a_weight_tied_outside_the_adapted_part_is_not_changed() -> None:
+    part = Tower().eval()
+    whole = Wrapper(part)
+    whole.out = nn.Linear(10, 13, bias=False)
+    whole.out.weight = part.embed.weight
+    deltaw.attach(part, LoraConfig(r=2, target_modules=["embed"]))
+    shake(part)
+    before = whole.out.weight.clone()
+    with pytest.raises(MergeError, match=r"- embed\.weight is tied to out\.weight"):
+        deltaw.merge(whole)
+    deltaw.merge(whole, untie=True)
+    assert torch.equal(whole.out.weight, before) and whole.out.weight is not part.embed.weight
+    whole.out.weight = part.embed.weight
+    deltaw.unmerge(whole)
+    assert whole.out.weight is part.embed.weight and torch.equal(whole.out.weight, before)
+
+
 def test_attach_comes_before_compile() -> None:
     with pytest.raises(StateError, match="Cannot attach to a compiled model"):
         deltaw.attach(compiled(Tower()), CONFIG)
@@ -148,7 +165,7 @@ def test_a_file_of_originals_that_changed_is_noticed(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     save_file({name: t + 1 for name, t in load_file(file).items()}, file)
-    with pytest.raises(StateError, match="no longer holds the original"):
+    with pytest.raises(MergeError, match="no longer holds the original"):
         deltaw.unmerge(model)
 
 
