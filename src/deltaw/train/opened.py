@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import AutoConfig
 
 import deltaw
-from deltaw.errors import MergeError, RunError
+from deltaw.errors import FormatError, MergeError, RunError
 from deltaw.train.data.detect import Task
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer
 from deltaw.train.recipe import Recipe
-from deltaw.train.runfolder import read_recipe, read_results
+from deltaw.train.runfolder import RECIPE, read_recipe, read_results
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
             f"The run in {printable(str(folder), 300)} is not finished.\n"
             "Fix: give the same `deltaw train` command again; it resumes."
         )
-    labels = tuple((recipe.record or {}).get("labels", ()))
     task: Task = recipe.task or "classification"
+    labels = tuple((recipe.record or {}).get("labels", ()))
+    if task == "classification" and len(labels) < 2:
+        raise _lost_labels(folder, labels)
     in_place = recipe.method in IN_PLACE
     source = str(folder) if in_place else find_base(recipe, model)
     config = load_config(
@@ -67,6 +71,8 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
         revision=None if in_place else recipe.revision,
         trust_remote_code=trust_remote_code,
     )
+    if in_place and labels and labels != _saved_labels(folder, trust_remote_code):
+        raise _lost_labels(folder, labels)
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code=trust_remote_code)
     loaded, _ = load_model(
         config,
@@ -77,6 +83,26 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     )
     if not in_place:
         require_base(loaded, source, recipe)
-        deltaw.load(loaded, folder, ADAPTER)
+        try:
+            deltaw.load(loaded, folder, ADAPTER)
+        except FormatError as error:
+            raise FormatError(
+                f"{error}\nFix: restore the run's files, {RECIPE} with its labels among them "
+                f"({len(labels)} now), or train again with --overwrite."
+            ) from error
     loaded.eval()
     return Opened(folder, recipe, loaded, tokenizer, labels, task)
+
+
+def _saved_labels(folder: Path, trust_remote_code: bool) -> tuple[str, ...]:
+    """Return the classes that a model saved in `folder` was trained for."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return tuple(config.id2label.values())
+
+
+def _lost_labels(folder: Path, labels: tuple[str, ...]) -> RunError:
+    return RunError(
+        f"{printable(str(folder / RECIPE), 300)}: the {counted(len(labels), 'label')} of its "
+        "record are not those that the run was trained on.\n"
+        "Fix: restore the file, or train again with --overwrite."
+    )
