@@ -19,6 +19,7 @@ import deltaw
 from deltaw.errors import DataError, DeltawError, RunError
 from deltaw.train import run as job
 from deltaw.train import staging
+from deltaw.train.export import merge_run
 from deltaw.train.loop import CHECKPOINTING, arguments
 from deltaw.train.opened import open_run
 from deltaw.train.prepare import read
@@ -281,6 +282,23 @@ def test_a_full_disk_while_saving_the_adapter_leaves_no_half_adapter(
     start(values)
 
 
+def test_a_full_disk_while_saving_the_tokenizer_is_one_error(
+    values: dict[str, Any], finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise Exception("File too large (os error 27)")  # as tokenizers does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", full)
+        with pytest.raises(RunError, match=r"cannot be written: .*File too large"):
+            start(values)
+        with pytest.raises(RunError, match=r"cannot be written: .*File too large"):
+            merge_run(finished, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+    assert not (Path(values["output"]) / ADAPTER).exists()
+    start(values)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +377,17 @@ def test_the_recipe_beside_the_adapter_says_everything(values: dict[str, Any]) -
     assert recipe.record["versions"]["torch"] == version("torch")
     assert recipe.record["before"]["values"] == read_results(run)["before"]["values"]
     assert read(recipe).labels == ("cancel", "refund", "ship")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_models_size_is_that_of_the_base(values: dict[str, Any], method: str) -> None:
+    run = start(values, method=method)
+    base = open_run(run).model
+    if method == "lora":
+        deltaw.detach(base)
+    size = sum(p.numel() * p.element_size() for p in base.parameters())
+    assert read_results(run)["model_bytes"] == size
+    assert f" {size / 1e6:.1f} MB in float32" in json.dumps(events(run))
 
 
 def test_a_runs_own_recipe_gives_the_same_run(tiny: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from deltaw.train.data.examples import Example
 from deltaw.train.escape import printable
 from deltaw.train.evaluate import logits
 from deltaw.train.methods import IN_PLACE
-from deltaw.train.model import quiet
+from deltaw.train.model import quiet, save_tokenizer
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.tokens import encode
 
@@ -54,7 +54,7 @@ def merge_run(
         deltaw.detach(opened.model)
     with quiet(), staging.staged(out) as partial:
         opened.model.save_pretrained(partial)  # type: ignore[operator]
-        opened.tokenizer.save_pretrained(partial)
+        save_tokenizer(opened.tokenizer, partial)
         plain = transformers.AutoModelForSequenceClassification.from_pretrained(
             partial, dtype=torch.float32, trust_remote_code=trust_remote_code
         )

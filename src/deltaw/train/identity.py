@@ -1,7 +1,9 @@
-"""Where a run's base model is, and whether it is the one that the run was trained on."""
+"""Where a run's base model is, and whether it and the tokenizer are still those of the run."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +12,8 @@ from deltaw.fingerprint import bits
 from deltaw.heads import new_heads
 from deltaw.train.escape import printable
 from deltaw.train.recipe import Recipe
+
+SAMPLE = "It's Tuesday, 17:05 - the Café costs $3.50; wasn't it UNAFFORDABLE?"
 
 
 def base_digest(model: nn.Module) -> str:
@@ -20,6 +24,13 @@ def base_digest(model: nn.Module) -> str:
         if not name.startswith(heads):
             digest.update(f"{name} {tuple(parameter.shape)} {bits(parameter)}\n".encode())
     return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a digest of the vocabulary, the special tokens and how one text is cut."""
+    vocabulary = sorted((str(token), index) for token, index in tokenizer.get_vocab().items())
+    seen = [vocabulary, sorted(tokenizer.all_special_tokens), tokenizer(SAMPLE)["input_ids"]]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def find_base(recipe: Recipe, model: str | None) -> str:
@@ -45,4 +56,15 @@ def require_base(model: nn.Module, source: str, recipe: Recipe) -> None:
         raise RunError(
             f"The weights of {printable(source, 300)} are not those that this run was trained on.\n"
             "Fix: name the original model with --model, or train again on this one."
+        )
+
+
+def require_tokenizer(tokenizer: Any, folder: Path, recipe: Recipe) -> None:
+    """Raise `RunError` if `tokenizer`, loaded from `folder`, is not the one the recipe records."""
+    recorded = (recipe.record or {}).get("tokenizer")
+    if recorded is not None and recorded != tokenizer_digest(tokenizer):
+        raise RunError(
+            f"The tokenizer in {printable(str(folder), 300)} is not the one that this run was "
+            "trained with: its files were lost or changed.\n"
+            f"Fix: copy them again from the base model ({printable(recipe.model, 300)})."
         )

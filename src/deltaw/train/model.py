@@ -1,6 +1,7 @@
 """Loading a pretrained encoder or decoder with a classification head, and its tokenizer."""
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from deltaw.train.escape import printable
 
 LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 """What transformers raises for an absent, damaged or unknown model."""
+
+WORDS = 2
+"""Least tokens beside the special ones; without its file a tokenizer has none, or a blank."""
 
 
 @contextlib.contextmanager
@@ -131,7 +135,7 @@ def load_tokenizer(
     """Return the tokenizer; without a padding token its end-of-text token pads.
 
     Raises:
-        RunError: if it cannot be loaded or has neither token.
+        RunError: if it cannot be loaded, has no vocabulary, or has neither token.
     """
     try:
         with quiet():
@@ -140,6 +144,12 @@ def load_tokenizer(
             )
     except LOADING as error:
         raise _cannot_load(name, error) from error
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < WORDS:
+        raise RunError(
+            f"The tokenizer of {printable(name, 200)} has no vocabulary: its files, such as "
+            "tokenizer.json, are missing or empty.\n"
+            "Fix: copy them there from where the model came from."
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise RunError(f"The tokenizer of {printable(name, 200)} has no token to pad with.")
@@ -147,6 +157,16 @@ def load_tokenizer(
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer's files; raise `OSError` if they cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(errno.EIO, str(error)) from error  # tokenizers raises a bare Exception
 
 
 def full_name(name: str) -> str:
@@ -174,8 +194,12 @@ def positions(model: nn.Module) -> int | None:
 
 
 def size_on_disk(model: nn.Module) -> int:
-    """Return the bytes of all weights as they are in memory."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Return the bytes of the model's own weights in memory, without what adapters add."""
+    return sum(
+        p.numel() * p.element_size()
+        for name, p in model.named_parameters()
+        if ".adapter." not in name
+    )
 
 
 def _refuse_gaps(model: nn.Module, name: str, loading: Any, new: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from deltaw.errors import FormatError, MergeError, RunError
 from deltaw.train.data.detect import Task
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
-from deltaw.train.identity import find_base, require_base
+from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer
 from deltaw.train.recipe import Recipe
@@ -50,7 +50,8 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     """Load the base that the run names (or `model`) and put the run's adapter on it.
 
     Raises:
-        RunError: if the folder is not a finished run, or its base cannot be loaded or is another.
+        RunError: if the folder is not a finished run, or its base or tokenizer cannot be loaded or
+            is another.
         FormatError: if the adapter's file is damaged or does not fit the base.
     """
     recipe = read_recipe(folder)
@@ -74,6 +75,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     if in_place and labels and labels != _saved_labels(folder, trust_remote_code):
         raise _lost_labels(folder, labels)
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code=trust_remote_code)
+    require_tokenizer(tokenizer, folder, recipe)
     loaded, _ = load_model(
         config,
         source,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.integrations import get_available_reporting_integrations
 
-from deltaw.errors import ConfigError
+from deltaw.errors import ConfigError, RunError
 from deltaw.train import methods, rates
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
@@ -18,7 +18,7 @@ from deltaw.train.data.dataset import Data, build
 from deltaw.train.data.detect import detect
 from deltaw.train.data.table import read_data
 from deltaw.train.escape import printable
-from deltaw.train.identity import base_digest
+from deltaw.train.identity import base_digest, tokenizer_digest
 from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY
 from deltaw.train.model import (
     full_name,
@@ -83,6 +83,7 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     )
     limit = positions(model)
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
+    _refuse_unknown(recipe, tokenizer, train)
     base = base_digest(model)
     adapted, warnings = methods.prepare(model, recipe, untrained)
     total = rates.steps(recipe, len(train))
@@ -103,7 +104,8 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         "eval_every": every,
         "metric": metric,
     }
-    recorded = _recorded(recipe, choices, data, base)
+    digests = {"base": base, "tokenizer": tokenizer_digest(tokenizer)}
+    recorded = _recorded(recipe, choices, data, digests)
 
     def encoded(examples: Sequence[Any]) -> list[Encoded]:
         return encode(tokenizer, examples, lengths.max_length, limit=limit)[0] if examples else []
@@ -131,18 +133,31 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     )
 
 
-def _recorded(recipe: Recipe, choices: Mapping[str, Any], data: Data, base: str) -> Recipe:
+def _refuse_unknown(recipe: Recipe, tokenizer: Any, rows: Sequence[Encoded]) -> None:
+    """Raise if the tokenizer knows no word of any row."""
+    special = set(tokenizer.all_special_ids)
+    if all(special.issuperset(row["input_ids"]) for row in rows):  # type: ignore[arg-type]
+        raise RunError(
+            f"The tokenizer of {printable(recipe.model, 200)} knows nothing in any of the texts.\n"
+            "Fix: check that its files belong to the model, and that the model reads this language."
+        )
+
+
+def _recorded(
+    recipe: Recipe, choices: Mapping[str, Any], data: Data, digests: Mapping[str, str]
+) -> Recipe:
     """Return the recipe with its places in full and the record of what it was run on."""
     return recipe.model_copy(
         update={
             "model": full_name(recipe.model),
             "data": full_data_name(recipe.data),
+            "output": None if recipe.output is None else str(Path(recipe.output).resolve()),
             "record": {
                 "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
                 "versions": {name: version(name) for name in VERSIONS}
                 | {"python": platform.python_version()},
                 "data": {Path(path).name: digest for path, digest in data.hashes.items()},
-                "base": base,
+                **digests,
                 "labels": list(data.labels),
             },
         }

@@ -11,7 +11,6 @@ import transformers
 from transformers import EvalPrediction
 
 import deltaw
-from deltaw.errors import RunError
 from deltaw.train import staging, yamlfile
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
@@ -21,7 +20,7 @@ from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.loop import Flow, TextTrainer, arguments, is_done, loss
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.metrics import Score, measure
-from deltaw.train.model import quiet, size_on_disk
+from deltaw.train.model import quiet, save_tokenizer, size_on_disk
 from deltaw.train.prepare import Job, prepare
 from deltaw.train.progress import ProgressBar, duration
 from deltaw.train.receipt import show_job
@@ -48,14 +47,10 @@ def train(
     path = default_path(recipe)
     with Interrupt() as interrupt, quiet():
         if dry_run:
-            _show_only(recipe, path, console, interrupt)
+            _show_only(recipe, RunFolder(path), console, interrupt, overwrite)
             return path
         with RunFolder(path) as folder:
-            if folder.finished and not overwrite:
-                raise RunError(
-                    f"{folder.shown} holds a finished run.\n"
-                    "Fix: train into another folder with --output, or delete it with --overwrite."
-                )
+            folder.refuse(recipe, overwrite)
             job = prepare(recipe, console)
             if overwrite:
                 folder.clear()
@@ -66,12 +61,16 @@ def train(
     return path
 
 
-def _show_only(recipe: Recipe, path: Path, console: Console, interrupt: Interrupt) -> None:
+def _show_only(
+    recipe: Recipe, folder: RunFolder, console: Console, interrupt: Interrupt, overwrite: bool
+) -> None:
+    folder.refuse(recipe, overwrite)
     job = prepare(recipe, console)
+    if folder.started and not overwrite:
+        folder.refuse_other(filled(job.recipe))
     with TemporaryDirectory() as scratch:
         trainer = make_trainer(job, Path(scratch), interrupt, make_progress(job, console))
-        where = f"{printable(str(path), 300)} (not written: dry run)"
-        show_job(console, job, where, verify(trainer))
+        show_job(console, job, f"{folder.shown} (not written: dry run)", verify(trainer))
     values = job.recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
     console.line()
     console.line(yamlfile.write(values, "The recipe.").rstrip())
@@ -179,7 +178,7 @@ class _Run:
             else:
                 deltaw.save(model, partial, ADAPTER)
             weights = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
-            self.job.tokenizer.save_pretrained(partial)
+            save_tokenizer(self.job.tokenizer, partial)
         return weights
 
     def _results(

@@ -150,6 +150,31 @@ class RunFolder:
         ]
         return [path for _, path in sorted(found)]
 
+    def refuse(self, recipe: Recipe, overwrite: bool) -> None:
+        """Raise, touching nothing, if the run of `recipe` must not go here."""
+        sources = {"model": recipe.model, "data": recipe.data}
+        raise_all(
+            RunError,
+            f"{self.shown} would become the run's folder, and what it is made from lies in there:",
+            [
+                f"{key} {printable(value, 300)}"
+                for key, value in sources.items()
+                if os.path.exists(value)
+                and Path(value).resolve().is_relative_to(self.path.resolve())
+            ],
+            "choose another folder with --output.",
+        )
+        try:
+            if self.path.exists():
+                self._refuse_foreign()
+        except OSError as error:
+            raise staging.cannot_write(self.path, error) from error
+        if self.finished and not overwrite:
+            raise RunError(
+                f"{self.shown} holds a finished run.\n"
+                "Fix: train into another folder with --output, or delete it with --overwrite."
+            )
+
     def _refuse_foreign(self) -> None:
         """Raise if the folder holds files but no run of deltaw."""
         fix = "Fix: choose an empty or new folder with --output."
@@ -195,6 +220,8 @@ class RunFolder:
             problems.append("the data changed since the run began (other hashes)")
         if then.get("base") != now.get("base"):
             problems.append("the base model's weights changed since the run began (other hash)")
+        if then.get("tokenizer") != now.get("tokenizer"):
+            problems.append("the model's tokenizer changed since the run began (other hash)")
         raise_all(
             RunError,
             f"{self.shown} holds a run from another recipe, which cannot be resumed with this one:",
