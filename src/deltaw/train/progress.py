@@ -22,7 +22,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         self.console = console
         self.batch = batch
         self.metric = metric
-        self.loss = float("nan")
+        self.loss = "-"
         self._bar: Progress | None = None
         self._task: Any = None
         self._began = 0.0
@@ -48,16 +48,16 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         if terminal.is_terminal and not self.console.silent:
             self._bar = Progress(
                 TextColumn("training "),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=12),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("loss {task.fields[loss]:.3f}"),
-                TextColumn("{task.fields[rate]:.0f} examples/s"),
+                TextColumn("loss {task.fields[loss]}"),
+                TextColumn("{task.fields[rate]} examples/s"),
                 TimeRemainingColumn(compact=True),
                 TextColumn("left"),
                 console=terminal,
             )
             self._task = self._bar.add_task(
-                "", total=state.max_steps, completed=state.global_step, loss=self.loss, rate=0.0
+                "", total=state.max_steps, completed=state.global_step, loss=self.loss, rate="-"
             )
             self._bar.start()
 
@@ -65,15 +65,14 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         """Keep the latest loss and log everything."""
         self.console.record("step", step=state.global_step, **(logs or {}))
         if logs and "loss" in logs:
-            self.loss = logs["loss"]
+            self.loss = f"{logs['loss']:.3f}"
             self._plain_line(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         if self._bar is not None:
-            self._bar.update(
-                self._task, completed=state.global_step, loss=self.loss, rate=self._rate(state)
-            )
+            rate = f"{self._rate(state):.0f}"
+            self._bar.update(self._task, completed=state.global_step, loss=self.loss, rate=rate)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
@@ -96,7 +95,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
             rate = self._rate(state)
             left = (state.max_steps - state.global_step) * self.batch / rate if rate else 0.0
             self.console.line(
-                f"step {state.global_step:>5}/{state.max_steps}  loss {self.loss:.3f}  "
+                f"step {state.global_step:>5}/{state.max_steps}  loss {self.loss}  "
                 f"{rate:.0f} examples/s  {duration(left)} left"
             )
 
