@@ -31,11 +31,15 @@ def bits(tensor: Tensor) -> str:
 def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:
     """Return `dtype:digest` over the frozen weights of the modules at `paths`, in one pass.
 
-    None where there are no such weights, or they are on the meta device.
+    None where there are no such weights, or they are on the meta device. A table with `max_norm`
+    is left out: torch renormalises its rows whenever they are looked up.
     """
     weights: dict[str, Tensor] = {}
     for path in sorted(paths):
-        weight = model.get_submodule(path)._parameters.get(WEIGHT)
+        module = model.get_submodule(path)
+        if getattr(module, "max_norm", None) is not None:
+            continue
+        weight = module._parameters.get(WEIGHT)
         if weight is None or weight.is_meta:
             return None
         weights[path] = weight

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw import LoraConfig
-from deltaw.errors import ConfigError, MergeError, StateError, TargetError
+from deltaw.errors import ConfigError, FormatError, MergeError, StateError, TargetError
 
 CONFIG = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "o_proj"])
 
@@ -331,3 +331,21 @@ def test_views_of_one_buffer_are_tied_only_where_they_overlap() -> None:
     shake(model)
     with deltaw.merged(model):
         pass
+
+
+def test_a_table_that_renormalises_its_rows_is_no_other_base(tmp_path: Path) -> None:
+    def base(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Embedding(7, 5, max_norm=0.5), nn.Linear(5, 2)).eval()
+
+    model = base(0)
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["0", "1"]))
+    shake(model)
+    x = torch.arange(7)
+    output = model(x)
+    deltaw.save(model, tmp_path)
+    fresh = base(0)
+    deltaw.load(fresh, tmp_path)
+    assert torch.allclose(fresh(x), output)
+    with pytest.raises(FormatError, match="other weights"):
+        deltaw.load(base(1), tmp_path)

@@ -376,7 +376,7 @@ def _(patch: Patch) -> None:
 
 @mutant("unmerge subtracts", 4, lambda: law04.merge_keeps_the_output(setting("linear")))
 def _(patch: Patch) -> None:
-    def give_back(layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
+    def give_back(model: nn.Module, layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
         del layer.originals[name]
         W = layer.frozen(name)
         W.data = W.data - (layer.adapter["default"][name].delta(W.float())).to(W.dtype)
@@ -623,7 +623,7 @@ def _(patch: Patch) -> None:
 
 @mutant("tied weights merged in silence", 10, law10.tied_weights_are_refused)
 def _(patch: Patch) -> None:
-    patch.setattr(deltaw.merging, "_shared", lambda model: {})
+    patch.setattr(deltaw.merging, "_shared", lambda model, root: {})
 
 
 @mutant("NaN merged", 10, lambda: law10.values_are_checked(float("nan")))
