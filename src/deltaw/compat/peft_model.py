@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,16 @@ from torch import Tensor, nn
 import deltaw
 from deltaw.compat.peft_config import LoraConfig
 from deltaw.compat.peft_hub import adapter_folder
+from deltaw.compat.peft_merging import MergingModel
 from deltaw.compat.peft_targets import default_targets, heads
 from deltaw.compat.peft_trainer import prepare_trainer
 from deltaw.errors import ConfigError, raise_all
 from deltaw.formats.peft import CONFIG, TENSORS
 from deltaw.layer import AdaptedLayer
-from deltaw.root import AdaptedModel
 from deltaw.swap import swap
 
 
-class PeftModel(AdaptedModel):
+class PeftModel(MergingModel):
     """Mixin of an adapted model that gives it PEFT's methods."""
 
     @staticmethod
@@ -128,7 +127,13 @@ class PeftModel(AdaptedModel):
             deltaw.save(self, folder if name == "default" else folder / name, name)
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Make one adapter, or the sum of several, the active and the only trainable one."""
+        """Make one adapter, or the sum of several, the active and the only trainable one.
+
+        Merged adapters are unmerged first.
+        """
+        if self.authority.merged is not None:
+            warnings.warn("Adapters are merged and are unmerged first.", stacklevel=2)
+            deltaw.unmerge(self)
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         deltaw.activate(self, dict.fromkeys(names, 1.0))
         for layer in self.modules():
@@ -143,44 +148,6 @@ class PeftModel(AdaptedModel):
         if rest and not deltaw.active(self):
             warnings.warn(f"{adapter_name} was active; now {rest[0]} is.", stacklevel=2)
             self.set_adapter(rest[0])
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Give the base's own output within a `with` block."""
-        with deltaw.disabled(self):
-            yield
-
-    def merge_adapter(
-        self, adapter_names: Sequence[str] | None = None, safe_merge: bool = True
-    ) -> None:
-        """Write the active adapters, or those named, into the weights until `unmerge_adapter`."""
-        if adapter_names is not None:
-            deltaw.activate(self, dict.fromkeys(adapter_names, 1.0))
-        deltaw.merge(self)
-
-    def unmerge_adapter(self) -> None:
-        """Give every weight its original bits back."""
-        deltaw.unmerge(self)
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = True,
-        adapter_names: Sequence[str] | None = None,
-    ) -> nn.Module:
-        """Write the active adapters into the weights for good and return the plain model.
-
-        NaN is refused whether or not `safe_merge` asks for it.
-        """
-        if adapter_names is not None:
-            deltaw.activate(self, dict.fromkeys(adapter_names, 1.0))
-        deltaw.merge(self, original="none")
-        return self.unload()
-
-    def unload(self) -> nn.Module:
-        """Take all adapters off and return the plain model."""
-        deltaw.detach(self)
-        return self
 
     def get_base_model(self) -> nn.Module:
         """Return the model itself, which is never wrapped."""
