@@ -97,17 +97,17 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
             f"{type(model).__name__} holds no module, and an adapter goes on what a model holds.\n"
             "Fix: put it in one, as in model = torch.nn.Sequential(layer), and attach to that."
         )
-    linear = [
-        path
-        for path in paths
-        if getattr(geometry_of(layers[path]), "kind", "") in ("linear", "conv1d")
-    ]
+    kinds = {path: getattr(geometry_of(layers[path]), "kind", "") for path in paths}
+    linear = [path for path in paths if kinds[path] in ("linear", "conv1d")]
     odd = [path for path in linear if _is_odd(layers[path])]
+    first = {id(module): path for path, module in layers.items()}
+    everywhere = model.named_modules(remove_duplicate=False)
     modules = Modules(
         paths,
         [path for path in linear if path not in odd],
         output_head(model),
         new_heads(model),
+        {path: first[id(m)] for path, m in everywhere if first.get(id(m), path) != path},
     )
     selection = select(modules, config)
     if strict:

@@ -13,12 +13,13 @@ from deltaw.patterns import ends_with, full_matches, key_matches, within
 @dataclass(frozen=True)
 class Modules:
     """What selection needs to know of a model: all its paths, and which of them are linear layers,
-    output heads and new heads."""
+    output heads and new heads; and further path -> path of what is reachable under several."""
 
     paths: Sequence[str]
     linear: Sequence[str]
     output_heads: Sequence[str]
     new_heads: Sequence[str]
+    aliases: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _heads(modules: Modules, config: LoraConfig, misses: list[str]) -> list[str]
     for name in config.modules_to_save:
         matched = [path for path in modules.paths if ends_with(path, name)]
         if not matched:
-            misses.append(f"modules_to_save {name!r}{nearest(name, modules.paths)}")
+            misses.append(f"modules_to_save {name!r}{_hint(name, [name], modules)}")
         found.update(matched)
     return [p for p in modules.paths if p in found and not within(p, found - {p})]
 
@@ -98,7 +99,7 @@ def _wanted(modules: Modules, config: LoraConfig, misses: list[str]) -> Mapping[
         for entry in ([target] if isinstance(target, str) else target)
     }
     misses += [
-        f"target_modules {entry!r}{nearest(entry, modules.paths)}"
+        f"target_modules {entry!r}{_hint(entry, target, modules)}"
         for entry, paths in wanted.items()
         if not paths
     ]
@@ -109,6 +110,14 @@ def _matching(entry: str, of: str | Sequence[str], paths: Sequence[str]) -> list
     if isinstance(of, str):
         return [path for path, hit in zip(paths, full_matches(entry, paths), strict=True) if hit]
     return [path for path in paths if ends_with(path, entry)]
+
+
+def _hint(entry: str, of: str | Sequence[str], modules: Modules) -> str:
+    """Return the first name of what `entry` is another name of, or the names most like it."""
+    alias = next(iter(_matching(entry, of, list(modules.aliases))), None)
+    if alias is None:
+        return nearest(entry, modules.paths)
+    return f" ({alias} is {modules.aliases[alias]}; give that name)"
 
 
 def _excluded(

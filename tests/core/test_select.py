@@ -250,3 +250,13 @@ def test_a_tied_table_is_counted_where_it_still_acts() -> None:
     assert "out.weight" in {row.name for row in found.rows}
     deltaw.attach(model, LoraConfig(target_modules=[], modules_to_save=["out"]), "out")
     assert deltaw.summary(model).total == whole + 130
+
+
+@pytest.mark.parametrize("target", [["again"], ["blocks.again"], r".*again"])
+def test_a_second_name_of_a_module_is_answered_with_the_first(target: str | list[str]) -> None:
+    model = nn.Module()
+    model.up = nn.Linear(3, 3)
+    model.blocks = nn.ModuleDict({"again": model.up})
+    for settings in ({"target_modules": target}, {"modules_to_save": ["again"]}):
+        with pytest.raises(TargetError, match=r"again'? \(blocks\.again is up; give that name\)"):
+            deltaw.plan(model, LoraConfig(**settings))
