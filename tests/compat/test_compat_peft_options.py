@@ -191,3 +191,11 @@ def test_settings_of_an_adapter_of_deltaw_are_those_of_peft() -> None:
     model = ours.get_peft_model(model, config, "b")
     assert [type(c) for c in model.peft_config.values()] == [ours.LoraConfig] * 2
     assert [c.lora_alpha for c in model.peft_config.values()] == [4, 8]
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"], ids=["long", "null"])
+def test_an_adapter_of_a_name_that_no_folder_can_have_is_not_there(name: str) -> None:
+    with pytest.raises(FormatError, match=r"There is no folder (owner/adapter/)?a"):
+        ours.PeftModel.from_pretrained(bert(), name)
+    with pytest.raises(FormatError, match=r"There is no folder (owner/adapter/)?a"):
+        ours.PeftModel.from_pretrained(bert(), "owner/adapter", subfolder=name)

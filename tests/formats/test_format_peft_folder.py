@@ -7,9 +7,11 @@ import pytest
 from adapter_states import layer, same_layers
 from peft_folders import CONFIG, STATE, folder_of, pair, refusal
 
-from deltaw.errors import DeltawError
-from deltaw.formats import peft
+from deltaw.errors import DeltawError, FormatError
+from deltaw.formats import Format, loralib, peft, sniff
 from deltaw.state import State
+
+NO_PATHS = ["a" * 5000, "a\0b", "b/" * 3000]
 
 
 def test_missing_files_are_named_with_their_folder(tmp_path: Path) -> None:
@@ -120,3 +122,17 @@ def test_saving_again_replaces_the_adapter(tmp_path: Path) -> None:
     other = State(STATE.config, {"h.k": layer("linear", scale=2.0, seed=9)})
     peft.write(other, tmp_path)
     assert same_layers(peft.read(tmp_path), other)
+
+
+@pytest.mark.parametrize("format", [peft, loralib])
+@pytest.mark.parametrize("name", NO_PATHS, ids=["long", "null", "deep"])
+def test_names_that_no_file_can_have_are_refused(name: str, format: Format, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with pytest.raises(DeltawError, match=r"cannot be written: .*What was there is intact"):
+        format.write(STATE, path)
+    with pytest.raises(FormatError, match=r"There is no (folder|file) "):
+        format.read(path)
+    with pytest.raises(FormatError, match="There is no adapter at "):
+        sniff(path)
+    assert not format.sniff(path)
+    assert not list(tmp_path.iterdir())

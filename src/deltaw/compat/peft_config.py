@@ -3,6 +3,7 @@
 A setting of a feature that is not supported is taken at its neutral value and refused at any other.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -175,7 +176,7 @@ class LoraConfig(_Fields):
             DeltawError: if it cannot be written.
         """
         content = self.to_dict()
-        if Path(self.base_model_name_or_path or "").exists():
+        if os.path.exists(self.base_model_name_or_path or ""):
             content |= {"base_model_name_or_path": None, "revision": None}
         replace_files(Path(save_directory), {CONFIG: json_bytes(content)})
 

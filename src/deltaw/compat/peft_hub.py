@@ -1,5 +1,6 @@
 """Where the files of an adapter are: in a folder, or on the hub."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def adapter_folder(
         FormatError: if there is neither such a folder nor such an adapter on the hub.
     """
     folder = Path(model_id, subfolder or "")
-    if folder.exists():
+    if os.path.exists(folder):
         return folder
     from transformers.utils import cached_file
 

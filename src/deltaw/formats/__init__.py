@@ -1,6 +1,7 @@
 """How an adapter is written down: one file per format, each with `sniff`, `read` and `write`."""
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
@@ -50,7 +51,7 @@ def format_of(name: str) -> Format:
 
 def sniff(path: Path) -> Format:
     """Return the format of what lies at `path`."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise FormatError(
             f"There is no adapter at {shown(path)}. Fix: give the folder or file of one."
         )

@@ -90,11 +90,13 @@ def read_tensors(path: Path, check: Check, finite: bool = True) -> dict[str, Ten
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """List the tensors with NaN or Inf in them."""
+    """List the tensors with NaN or Inf in them, or with no values at all."""
     return [
-        f"{name!r} has {int((~torch.isfinite(tensor)).sum())} NaN or Inf of {tensor.numel()}"
+        f"{name!r} holds no values: it is on the meta device"
+        if tensor.is_meta
+        else f"{name!r} has {int((~torch.isfinite(tensor)).sum())} NaN or Inf of {tensor.numel()}"
         for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if tensor.is_meta or (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()))
     ]
 
 
@@ -214,7 +216,7 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         DeltawError: if they cannot be written; it says which are new if a rename failed midway,
             otherwise what was there before is unchanged.
     """
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    missing = [parent for parent in (folder, *folder.parents) if not os.path.exists(parent)]
     parts = {folder / f".{name}.part": folder / name for name in contents}
     written: list[str] = []
     try:
@@ -227,11 +229,12 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         for part, target in parts.items():
             part.replace(target)
             written.append(target.name)
-    except OSError as problem:
+    except (OSError, ValueError) as problem:
         _remove(parts, missing)
+        why = getattr(problem, "strerror", None) or problem
         state = f"Of it {', '.join(written)} is new" if written else "What was there is intact"
         raise DeltawError(
-            f"{shown(folder)} cannot be written: {problem.strerror or problem}. {state}.\n"
+            f"{shown(folder)} cannot be written: {why}. {state}.\n"
             "Fix: free space there, or choose another folder."
         ) from problem
     except BaseException:
@@ -240,7 +243,7 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _remove(parts: Mapping[Path, Path], folders: Sequence[Path]) -> None:
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for part in parts:
             part.unlink(missing_ok=True)
         for folder in folders:

@@ -12,6 +12,7 @@ is loralib's factorisation, whose scale is `lora_alpha k / (r k)`, k times that 
 """
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ PEFT_NAMES = ("adapter_model.bin", "adapter_model.safetensors")
 def sniff(path: Path | str) -> bool:
     """Tell whether `path` is a pickle, or a safetensors file with loralib's names in it."""
     path = _file(path)
-    if path.name in PEFT_NAMES or not path.is_file():
+    if path.name in PEFT_NAMES or not os.path.isfile(path):
         return False
     if path.suffix in PICKLES:
         return True
@@ -63,7 +64,7 @@ def read(
         FormatError: listing what the arguments lack and all that is wrong with the file.
     """
     file = _file(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise FormatError(
             f"There is no file {shown(file)}.\nFix: name a file of loralib's tensors."
         )

@@ -6,6 +6,7 @@ the last bit. Without it the adapter does the same.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
 
 def sniff(path: Path | str) -> bool:
     """Tell whether `path` is a folder with an `adapter_config.json`, or a tensor file in one."""
-    return (_folder(path) / CONFIG).is_file()
+    return os.path.isfile(_folder(path) / CONFIG)
 
 
 def read(path: Path | str, misfits: Misfits = no_misfits, *, finite: bool = True) -> State:
@@ -122,15 +123,15 @@ def write(state: State, path: Path | str) -> None:
 
 def _folder(path: Path | str) -> Path:
     path = Path(path)
-    return path.parent if path.name in TENSORS and path.is_file() else path
+    return path.parent if path.name in TENSORS and os.path.isfile(path) else path
 
 
 def _need(folder: Path, *names: str) -> Path:
     """Return the first of these files that is there, or raise an error that says what is not."""
     for name in names:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FormatError(
             f"There is no folder {shown(folder)}.\nFix: check the path of the adapter."
         )
