@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 ROWS = (
     {"errors"},
     {"config", "state", "patterns", "folder"},
-    {"select", "heads", "adapter", "layer", "authority", "swap"},
+    {"select", "heads", "adapter", "layer", "authority", "offload", "swap"},
     {"layers/", "quant/", "adapters/", "inits/", "kernels/", "formats/", "combine/", "optim/"},
     {
         "switching",

@@ -1,6 +1,7 @@
 """What an adapter must do: turn the frozen matrix of one slot into the adapted one."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -10,6 +11,33 @@ from deltaw.errors import StateError
 
 if TYPE_CHECKING:
     from deltaw.layer import AdaptedLayer
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One (out, in) matrix of a layer, as an adapter sees it.
+
+    It is no module, so that hooks which move an adapter's arguments leave the layer where it is.
+    """
+
+    layer: "AdaptedLayer"
+    name: str
+
+    def matrix(self) -> Tensor:
+        """Return the frozen weight as a dense (out, in) matrix."""
+        return self.layer.matrix(self.name)
+
+    def act(self, x: Tensor, M: Tensor) -> Tensor:
+        """Return how the (out, in) matrix M acts on the layer's input."""
+        return self.layer.act(x, M, self.name)
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """Return `act(x, scale * B A)` without forming B A."""
+        return self.layer.low_rank(x, A, B, scale, self.name)
+
+    def per_output(self, v: Tensor) -> Tensor:
+        """Return a vector of length out, shaped to broadcast over the output."""
+        return self.layer.per_output(v, self.name)
 
 
 class Adapter(nn.Module):
@@ -35,11 +63,11 @@ class Adapter(nn.Module):
         """Return what is added to the layer's bias, (out,), or None."""
         return None
 
-    def forward(self, x: Tensor, y: Tensor, layer: "AdaptedLayer", slot: str) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, slot: Slot) -> Tensor:
         """Return what the slot adds to the base output `y` for the input `x`."""
-        W = layer.matrix(slot)
+        W = slot.matrix()
         W = W.to(torch.promote_types(torch.float32, W.dtype))
-        return layer.act(self.drop(x), self.delta(W), slot)
+        return slot.act(self.drop(x), self.delta(W))
 
     def drop(self, x: Tensor) -> Tensor:
         """Apply dropout to the input of the adapter, never to that of the base."""

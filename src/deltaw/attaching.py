@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +14,13 @@ from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, FormatError, StateError, raise_all
-from deltaw.fitting import Fit, fit
+from deltaw.fitting import Fit, fit, refuse_loaded_as_one, refuse_mixed
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
+from deltaw.offload import device_of
 from deltaw.optimizers import watch
 from deltaw.originals import kept_by, restored
-from deltaw.planning import Plan, base_modules, plan
+from deltaw.planning import Plan, base_modules, look, plan
 from deltaw.quant import storage_of
 from deltaw.root import AdaptedPart, adapted_layers, adopt, find_root
 from deltaw.starting import initial_state
@@ -80,8 +79,13 @@ def attach(
 
 
 @torch.inference_mode(False)
-def attach_state(model: nn.Module, state: State, name: str, trainable: bool) -> None:
-    """Put the adapter `state` on `model` under `name`, or raise and change nothing."""
+def attach_state(
+    model: nn.Module, state: State, name: str, trainable: bool, leaving: str | None = None
+) -> None:
+    """Put the adapter `state` on `model` under `name`, or raise and change nothing.
+
+    The adapter `leaving` is about to be detached, and need not share layers with the new one.
+    """
     layers = base_modules(model)
     fits, problems = fit(layers, state)
     raise_all(
@@ -90,16 +94,22 @@ def attach_state(model: nn.Module, state: State, name: str, trainable: bool) -> 
         problems,
         "use the base model that the adapter was trained on.",
     )
+    refuse_mixed(layers, fits, leaving)
+    refuse_loaded_as_one(model, fits)
     builder_of(state.config.method)
     rebinds = []
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
         rebinds.append(clear_bound_forward(layers[path], path))
+    shared: dict[int, nn.Parameter] = {}
+    built: dict[str, dict[str, Adapter]] = {}
+    for path, (geometry, slots) in fits.items():
+        layer = look(layers[path], geometry)
+        built[path] = {s.slot: _build(layer, s, state.config, trainable, shared) for s in slots}
     authority = adopt(model).authority
     _freeze(model, layers, authority)
-    shared: dict[int, nn.Parameter] = {}
-    for path, (geometry, slots) in fits.items():
-        _equip(layers[path], geometry, slots, name, authority, state, trainable, shared)
+    for path, (geometry, _) in fits.items():
+        _equip(layers[path], geometry, built[path], name, authority)
     for rebind in rebinds:
         rebind()
     authority.add(name, state.config)
@@ -192,15 +202,12 @@ def _freeze(model: nn.Module, layers: dict[str, nn.Module], authority: Authority
 def _equip(
     layer: nn.Module,
     geometry: type[AdaptedLayer],
-    slots: Sequence[Fit],
+    modules: dict[str, Adapter],
     name: str,
     authority: Authority,
-    state: State,
-    trainable: bool,
-    shared: dict[int, nn.Parameter],
 ) -> None:
     """Swap the class of one layer and give it the adapter's modules."""
-    overridden = tuple(sorted(fit.slot for fit in slots if fit.trained is not None))
+    overridden = tuple(sorted(slot for slot, module in modules.items() if module.replaces))
     if geometry is TrainedModule and isinstance(layer, AdaptedLayer):
         geometry = type(layer).mixin  # type: ignore[assignment]
     swap(layer, geometry, overridden)
@@ -210,7 +217,6 @@ def _equip(
         layer.originals = {}
         layer.storage = storage_of(layer)
         layer.adapter = nn.ModuleDict()
-    modules = {fit.slot: _build(layer, fit, state.config, trainable, shared) for fit in slots}
     layer.adapter[name] = nn.ModuleDict(modules)
     layer.adapter[name].train(layer.training)
 
@@ -249,15 +255,6 @@ def own(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 def master_dtype(weight: Tensor) -> torch.dtype:
     """Return the dtype an adapter is kept in: float32, or float64 for a float64 base."""
     return torch.promote_types(torch.float32, weight.dtype)
-
-
-def device_of(layer: nn.Module) -> torch.device:
-    """Return where an adapter of `layer` belongs: with its weight, or where its hook runs it."""
-    hook: Any = vars(layer).get("_hf_hook")
-    device = next((t.device for t in layer._parameters.values() if t is not None), None)
-    if hook is not None and (device is None or device.type == "meta"):
-        return torch.device(hook.execution_device)
-    return device or torch.device("cpu")
 
 
 def _strip(layer: AdaptedLayer, path: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.layer import WEIGHT
+from deltaw.offload import stored
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -39,7 +40,7 @@ def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:
         module = model.get_submodule(path)
         if getattr(module, "max_norm", None) is not None:
             continue
-        weight = module._parameters.get(WEIGHT)
+        weight = None if module._parameters.get(WEIGHT) is None else stored(module, WEIGHT)
         if weight is None or weight.is_meta:
             return None
         weights[path] = weight

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from deltaw.errors import StateError, raise_all
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometry_of
 from deltaw.layers.conv_factored import FactoredConv
 from deltaw.layers.linear import slice_slot
 from deltaw.layers.module import TrainedModule
+from deltaw.offload import loaded_as_one
+from deltaw.patterns import within
 from deltaw.planning import look, refusals
 from deltaw.select import nearest
 from deltaw.state import LayerState, State
@@ -38,6 +41,8 @@ class Fit:
         return {**self.extra, **{n: tensor for n, tensor in named.items() if tensor is not None}}
 
 
+SUGGESTED = 20
+"""For how many missing modules the nearest ones are looked up, each of which takes long."""
 LORA = ("lora_A", "lora_B", "lora_B_bias", "trained")
 Fits = dict[str, tuple[type[AdaptedLayer], list[Fit]]]
 
@@ -48,7 +53,8 @@ def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]
     problems: list[str] = []
     for path, layer_state in state.layers.items():
         if path not in layers or not path:
-            problems.append(f"{shown(path)}: there is no such module{nearest(path, list(layers))}")
+            like = nearest(path, list(layers)) if len(problems) < SUGGESTED else ""
+            problems.append(f"{shown(path)}: there is no such module{like}")
             continue
         module = layers[path]
         found = _low_rank(layers, path, layer_state, problems)
@@ -70,6 +76,41 @@ def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]
     return fits, problems
 
 
+def refuse_mixed(layers: Mapping[str, nn.Module], fits: Fits, leaving: str | None = None) -> None:
+    """Raise where a layer with factors of one geometry would get factors of another.
+
+    Those of the adapter `leaving` do not count.
+    """
+    problems = [
+        f"{path}: {', '.join(staying)}"
+        for path, (geometry, _) in fits.items()
+        if isinstance(layer := layers[path], AdaptedLayer)
+        and len({geometry, type(layer).mixin} - {TrainedModule}) > 1
+        and (staying := [name for name in layer.adapter if name != leaving])
+    ]
+    raise_all(
+        StateError,
+        "The adapter's factors have another form than those of other adapters on the same layers, "
+        "and the two cannot be mixed:",
+        problems,
+        "call deltaw.detach(model, name) for each of these first.",
+    )
+
+
+def refuse_loaded_as_one(model: nn.Module, fits: Fits) -> None:
+    """Raise where accelerate loads a block's tensors by a list which lacks the adapter's."""
+    raise_all(
+        StateError,
+        "accelerate loads each of these modules as a whole and would not find an adapter in it:",
+        [
+            shown(block) or type(model).__name__
+            for block in loaded_as_one(model)
+            if any(not block or within(path, [block]) for path in fits)
+        ],
+        "attach first and offload then, or offload without preload_module_classes.",
+    )
+
+
 def _low_rank(
     layers: Mapping[str, nn.Module], path: str, state: LayerState, problems: list[str]
 ) -> tuple[type[AdaptedLayer], list[Fit]] | None:
@@ -84,11 +125,6 @@ def _low_rank(
     module = layers[path]
     geometry = geometry_of(module, state)
     assert geometry is not None
-    shapes_only = any(tensor.is_meta for tensor in state.tensors.values())
-    held = type(module).mixin if isinstance(module, AdaptedLayer) else geometry
-    if held not in (geometry, TrainedModule) and not shapes_only:
-        problems.append(f"{path}: holds an adapter of another geometry, which cannot be mixed")
-        return None
     layer = look(module, geometry)
     fits = []
     for slot in slots:

@@ -6,6 +6,7 @@ from torch import nn
 from deltaw.attaching import attach_state, detach
 from deltaw.fitting import fit
 from deltaw.layer import AdaptedLayer
+from deltaw.layers.module import TrainedModule
 from deltaw.planning import base_modules
 from deltaw.root import require_root
 from deltaw.state import State
@@ -14,8 +15,9 @@ from deltaw.state import State
 def swap_in(model: nn.Module, state: State, name: str, trainable: bool) -> None:
     """Put `state` in the place of the adapter `name`, which keeps its part in the active sum.
 
-    Where every tensor has the shape of the one there, values are copied in place and a compiled
-    model is not compiled again; otherwise the adapter is taken off and attached anew.
+    Where every tensor has the shape of the one there and none is offloaded, values are copied in
+    place and a compiled model is not compiled again; otherwise the adapter is taken off and
+    attached anew.
     """
     authority = require_root(model).authority
     authority.require_unmerged("swap an adapter")
@@ -37,10 +39,12 @@ def _copied_in_place(model: nn.Module, state: State, name: str, trainable: bool)
     if old != set(fits):
         return False
     pairs = []
-    for path, (_, slots) in fits.items():
+    for path, (geometry, slots) in fits.items():
         layer = layers[path]
         assert isinstance(layer, AdaptedLayer)
         entry = layer.parts(name)
+        if geometry not in (TrainedModule, type(layer).mixin):
+            return False
         if set(entry) != {fit.slot for fit in slots}:
             return False
         for fit_ in slots:
@@ -48,6 +52,8 @@ def _copied_in_place(model: nn.Module, state: State, name: str, trainable: bool)
             new = fit_.tensors()
             own = dict(adapter.named_parameters()) | dict(adapter.named_buffers())
             if {k: t.shape for k, t in new.items()} != {k: t.shape for k, t in own.items()}:
+                return False
+            if any(tensor.is_meta for tensor in own.values()):
                 return False
             if fit_.trained is None and (
                 adapter.scale != fit_.scale or adapter.dropout != state.config.lora_dropout
@@ -64,8 +70,8 @@ def _copied_in_place(model: nn.Module, state: State, name: str, trainable: bool)
 
 def _replace(model: nn.Module, state: State, name: str, trainable: bool) -> None:
     """Attach first under a spare name, so that a failure leaves the old adapter in place."""
-    spare = f"{name}__swapped"
-    attach_state(model, state, spare, trainable)
+    spare = f"{name} (new)"  # No adapter of a user's can have this name.
+    attach_state(model, state, spare, trainable, leaving=name)
     detach(model, name)
     authority = require_root(model).authority
     for module in model.modules():

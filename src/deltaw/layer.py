@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapter import Adapter
+from deltaw.adapter import Adapter, Slot
 from deltaw.authority import Authority
+from deltaw.offload import is_placing
 from deltaw.state import LayerState
 from deltaw.swap import Swapped
 
@@ -146,7 +147,7 @@ class AdaptedLayer(Swapped, _Module):
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         base = y
         for slot, adapter, weight in self.contributors():
-            y = self.place(y, weighted(adapter(x, base, self, slot), weight), slot)
+            y = self.place(y, weighted(adapter(x, base, Slot(self, slot)), weight), slot)
         return y
 
     def parts(self, name: str) -> Mapping[str, Adapter]:
@@ -182,10 +183,13 @@ class AdaptedLayer(Swapped, _Module):
     def effective(self, name: str) -> Tensor:
         """Return `P + Σ weight (copy - P)` for the frozen P; of one adapter the copy itself.
 
-        While FSDP2 holds P in shards, which is never within a forward, this is P itself.
+        While FSDP2 holds P in shards or accelerate has it offloaded, which is never within a
+        forward, and to accelerate when it moves P, this is P itself.
         """
         frozen = self.frozen(name)
-        if not torch.compiler.is_compiling() and is_sharded(frozen):
+        if not torch.compiler.is_compiling() and (
+            frozen.is_meta or is_sharded(frozen) or is_placing()
+        ):
             return frozen
         return mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
 
@@ -204,7 +208,7 @@ class AdaptedLayer(Swapped, _Module):
     ) -> list[tuple[Tensor, float | Tensor]]:
         """Return the (trained copy, weight) pairs of a parameter or buffer among `active`."""
         return [
-            (part.merged(self.frozen(name)), weight)
+            (part(), weight)
             for key, weight in active
             for slot, part in self.parts(key).items()
             if slot == name and part.replaces

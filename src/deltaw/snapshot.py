@@ -11,6 +11,7 @@ from deltaw.fingerprint import fingerprint
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers.conv import Conv
 from deltaw.layers.conv_factored import FactoredConv
+from deltaw.offload import stored
 from deltaw.state import LayerState, State
 
 
@@ -33,25 +34,22 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
         if isinstance(adapter, LoraAdapter):
             kind, scale = layer.kind, adapter.scale
             outer, enabled = _outer(slot, enabled)
-            A, B = layer.pack(adapter.lora_A.detach(), adapter.lora_B.detach())
+            A, B = layer.pack(_values(adapter, "lora_A"), _values(adapter, "lora_B"))
             tensors[f"{outer}.lora_A"], tensors[f"{outer}.lora_B"] = A, B
             tensors |= {
-                f"{outer}.{key}": tensor.detach()
-                for key, tensor in adapter.named_parameters()
+                f"{outer}.{key}": _values(adapter, key)
+                for key, _ in adapter.named_parameters()
                 if key not in ("lora_A", "lora_B")
             }
         else:
-            tensors[f"{slot}.trained"] = _trained(adapter)
+            tensors[f"{slot}.trained"] = _values(adapter, "trained")
     factored = isinstance(layer, FactoredConv) and kind == "conv"
     groups = layer.groups if isinstance(layer, Conv) and kind == "conv" else 1
     return LayerState("fused" if enabled else kind, tensors, scale, enabled, groups, factored)
 
 
-def _trained(adapter: Adapter) -> Tensor:
-    trained = (
-        adapter.get_parameter("trained") if adapter._parameters else adapter.get_buffer("trained")
-    )
-    return trained.detach()
+def _values(adapter: Adapter, name: str) -> Tensor:
+    return stored(adapter, name).detach()
 
 
 def _outer(slot: str, enabled: tuple[bool, ...]) -> tuple[str, tuple[bool, ...]]:

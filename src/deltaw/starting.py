@@ -1,13 +1,13 @@
 """From a plan to the state an adapter starts in."""
 
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from deltaw.inits import Site, start_of
 from deltaw.layers import geometry_of
+from deltaw.offload import device_of, stored
 from deltaw.planning import Plan, Target, base_modules, look
 from deltaw.state import LayerState, State
 
@@ -24,7 +24,7 @@ def initial_state(model: nn.Module, plan: Plan, generator: torch.Generator | Non
     layers = base_modules(model)
     states = {t.path: _low_rank(layers[t.path], t, plan, generator) for t in plan.targets}
     for row in plan.trained:
-        copies = {f"{n}.trained": t for n, t in _own_tensors(layers[row.path]) if n in row.names}
+        copies = {f"{name}.trained": stored(layers[row.path], name) for name in row.names}
         old = states.get(row.path, LayerState("module", {}))
         states[row.path] = LayerState(
             old.kind, {**old.tensors, **copies}, old.scale, old.enabled, old.groups
@@ -39,7 +39,7 @@ def _low_rank(
     assert geometry is not None
     layer = look(module, geometry)
     begin = start_of(plan.config.init_lora_weights)
-    meta = layer.frozen("weight").is_meta and "_hf_hook" not in vars(module)
+    meta = device_of(module).type == "meta"
     tensors: dict[str, Tensor] = {}
     for slot, shape in zip(target.slots, target.shapes, strict=True):
         if meta:
@@ -60,10 +60,3 @@ def _low_rank(
             tensors[f"{slot}.lora_B_bias"] = torch.zeros(shape[0], device=A.device)
     groups = getattr(module, "groups", 1)
     return LayerState(target.kind, tensors, target.scale, target.enabled, groups)
-
-
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for tensors in (module._parameters, module._buffers):
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                yield name, tensor

@@ -29,12 +29,13 @@ def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | N
 
     Raises:
         StateError: naming every active adapter whose forward never ran in training or in
-            evaluation, that got no gradient, or whose ΔW changed nothing; or an optimiser that
-            would not train them.
+            evaluation, that got no gradient, or whose ΔW changed nothing; an optimiser that would
+            not train them; or if none is active, trainable, or holding its values.
     """
     root = require_root(model)
     root.authority.require_unmerged("verify")
     found = dict(_active(adapted_layers(root)))
+    _require_trainable(found)
     problems = _optimizer_problems(found, optimizer)
     with _unchanged(model), _random_deltas(found):
         model.train()
@@ -64,6 +65,27 @@ def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | N
         problems,
         "take such layers out of target_modules; something reads past their forward. For "
         "reentrant checkpointing call model.enable_input_require_grads().",
+    )
+
+
+def _require_trainable(found: Mapping[str, Adapter]) -> None:
+    """Raise where no batch could tell anything about the adapters."""
+    if not found:
+        raise StateError(
+            "No adapter is active, so there is nothing to verify.\n"
+            "Fix: call deltaw.activate(model, name), outside of deltaw.disabled."
+        )
+    if not any(p.requires_grad for adapter in found.values() for p in adapter.parameters()):
+        raise StateError(
+            "No active adapter is trainable, so there is nothing to verify.\n"
+            "Fix: attach or load it with trainable=True."
+        )
+    raise_all(
+        StateError,
+        "These adapters hold no values to train, being offloaded or on the meta device:",
+        [path for path, adapter in found.items() if any(p.is_meta for p in adapter.parameters())],
+        "offload first and attach then; remove_hook_from_submodules of accelerate.hooks undoes an "
+        "offload.",
     )
 
 
@@ -176,15 +198,14 @@ def _call(model: nn.Module, batch: Any) -> Any:
 def loss_of(output: Any) -> Tensor:
     """Return the loss in an output, or the sum of squares of its floating-point tensors."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(loss, Tensor):
-        return loss
-    total = sum(t.float().square().sum() for t in tensors_of(output) if t.requires_grad)
-    if not isinstance(total, Tensor):
+    if not isinstance(loss, Tensor):
+        loss = sum(t.float().square().sum() for t in tensors_of(output) if t.requires_grad)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise StateError(
             "No output of the model depends on a trainable parameter: nothing would be trained.\n"
             "Fix: with reentrant checkpointing call model.enable_input_require_grads() first."
         )
-    return total
+    return loss
 
 
 def tensors_of(output: Any) -> list[Tensor]:

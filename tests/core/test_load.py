@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from core.models import TOKENS, Tower, shake
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import deltaw
-from deltaw import LoraConfig
+from deltaw import LayerState, LoraConfig, State
 from deltaw.errors import FormatError, StateError
 from deltaw.loading import load
 
@@ -126,6 +127,51 @@ def test_swapping_equals_a_fresh_load(config: LoraConfig, tmp_path: Path) -> Non
     assert deltaw.active(model) == {"a": 0.5, "b": 2.0}
     deltaw.detach(model)
     assert type(model) is Tower
+
+
+def grouped(seed: int, spanning: bool) -> nn.Sequential:
+    """Return a grouped convolution with an adapter of either form."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
+    A = {"weight.lora_A": torch.ones(2, 4 if spanning else 2, 3, 3) * seed}
+    B = {"weight.lora_B": torch.ones(6, 1 if spanning else 2)}
+    state = LayerState("conv", {**A, **B}, groups=2)
+    deltaw.attach(model, State(LoraConfig(r=2, target_modules=["0"]), {"0": state}))
+    return model
+
+
+@pytest.mark.parametrize("spanning", [True, False])
+def test_a_sole_adapter_is_swapped_for_one_of_another_form(spanning: bool, tmp_path: Path) -> None:
+    new, model = grouped(1, spanning), grouped(2, not spanning)
+    deltaw.save(new, tmp_path)
+    load(model, tmp_path, swap=True)
+    image = torch.randn(2, 4, 5, 5)
+    assert torch.equal(model(image), new(image))
+    deltaw.detach(model)
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_adapters_of_two_forms_on_one_layer_are_refused(tmp_path: Path) -> None:
+    deltaw.save(grouped(1, True), tmp_path)
+    model = grouped(2, False)
+    deltaw.attach(model, deltaw.capture(model), "b")
+    image = torch.randn(2, 4, 5, 5)
+    before = model(image)
+    for name, staying in (("c", "default, b"), ("b", "default")):
+        with pytest.raises(StateError, match=rf"- 0: {staying}\n.*detach\(model, name\)"):
+            load(model, tmp_path, name, swap=name == "b")
+    assert torch.equal(model(image), before) and list(deltaw.configs(model)) == ["default", "b"]
+
+
+def test_any_name_is_free_while_another_adapter_is_swapped(tmp_path: Path) -> None:
+    saved(tmp_path / "old")
+    expected = saved(tmp_path / "new", LoraConfig(r=4, target_modules=["v_proj"]))
+    model = Tower().eval()
+    load(model, tmp_path / "old", "a")
+    load(model, tmp_path / "old", "a__swapped")
+    load(model, tmp_path / "new", "a", swap=True)
+    assert torch.equal(model(TOKENS), expected)
+    assert list(deltaw.configs(model)) == ["a", "a__swapped"]
 
 
 def test_swapping_equal_shapes_compiles_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""First-class on transformers models: heads, tied weights, checkpointing, generation, offload."""
+"""First-class on transformers models: heads, tied weights, checkpointing, generation."""
 
 import copy
 import io
@@ -16,8 +16,6 @@ from deltaw import LoraConfig
 from deltaw.errors import DeltawError, MergeError, StateError
 
 transformers = pytest.importorskip("transformers")
-from accelerate import cpu_offload  # noqa: E402
-from accelerate.hooks import remove_hook_from_submodules  # noqa: E402
 from transformers import (  # noqa: E402
     BertConfig,
     BertForSequenceClassification,
@@ -262,37 +260,6 @@ def test_round_trips_keep_the_model_and_share_nothing(trip: str) -> None:
     assert not torch.equal(twin(**BATCH).logits, model(**BATCH).logits)
     deltaw.detach(twin)
     assert type(twin) is BertForSequenceClassification
-
-
-@pytest.mark.parametrize("first", ["attach", "offload"])
-def test_offload_hooks_before_after_and_removed(first: str) -> None:
-    model = llama()
-    base = model(**BATCH).logits
-    config = LoraConfig(r=3, lora_alpha=5)
-    if first == "attach":
-        deltaw.attach(model, config)
-        cpu_offload(model, execution_device=torch.device("cpu"))
-    else:
-        cpu_offload(model, execution_device=torch.device("cpu"))
-        deltaw.attach(model, config)
-    assert torch.equal(model(**BATCH).logits, base)
-    with torch.no_grad():
-        layers = [m for n, m in model.named_modules() if n.endswith("adapter.default.weight")]
-        for layer in layers:
-            if not layer.lora_B.is_meta:
-                layer.lora_B.fill_(0.05)
-    if first == "offload":
-        adapted = model(**BATCH).logits
-        assert not torch.equal(adapted, base)
-        with pytest.raises(MergeError, match="meta device"):
-            deltaw.merge(model)
-        remove_hook_from_submodules(model)
-        assert torch.equal(model(**BATCH).logits, adapted)
-    else:
-        remove_hook_from_submodules(model)
-    deltaw.detach(model)
-    assert torch.equal(model(**BATCH).logits, base)
-    assert "forward" not in vars(model.model.layers[0].mlp.up_proj)
 
 
 def test_save_pretrained_writes_an_adapter_never_a_mixture(tmp_path: Path) -> None:

@@ -96,3 +96,32 @@ def test_a_batch_may_be_a_mapping_a_tuple_or_a_tensor() -> None:
 def test_a_model_without_adapters_is_an_error() -> None:
     with pytest.raises(StateError, match="has no adapters"):
         deltaw.verify(Tower(), TOKENS)
+
+
+def test_adapters_that_cannot_train_now_say_what_to_do() -> None:
+    model = Tower()
+    deltaw.attach(model, CONFIG, "a", trainable=False)
+    with pytest.raises(
+        StateError, match=r"No active adapter is trainable[^.]*.\nFix: .*trainable=True"
+    ):
+        deltaw.verify(model, TOKENS)
+    deltaw.attach(model, CONFIG, "b")
+    deltaw.activate(model, "b")
+    deltaw.verify(model, TOKENS)
+    deltaw.activate(model, None)
+    with pytest.raises(StateError, match=r"No adapter is active[^.]*.\nFix: call deltaw.activate"):
+        deltaw.verify(model, TOKENS)
+    deltaw.activate(model, "b")
+    with deltaw.disabled(model), pytest.raises(StateError, match="No adapter is active"):
+        deltaw.verify(model, TOKENS)
+
+
+def test_a_loss_that_no_adapter_reaches_is_named() -> None:
+    class Scored(Tower):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"loss": super().forward(x).sum().detach()}
+
+    model = Scored()
+    deltaw.attach(model, CONFIG)
+    with pytest.raises(StateError, match="No output of the model depends on a trainable"):
+        deltaw.verify(model, TOKENS)

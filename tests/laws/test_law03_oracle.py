@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deltaw
-from deltaw.adapter import Adapter
+from deltaw.adapter import Adapter, Slot
 from laws import oracle
 from laws.building import adapt, base, fill, loss, parts
 from laws.cases import BY_NAME, Case
@@ -143,9 +143,9 @@ def fast_is_default(setting: Setting) -> None:
     y = layer.base(x)
     for slot, adapter, _ in layer.contributors():
         torch.manual_seed(13)
-        fast = adapter(x, y, layer, slot)
+        fast = adapter(x, y, Slot(layer, slot))
         torch.manual_seed(13)
-        slow = Adapter.forward(adapter, x, y, layer, slot)
+        slow = Adapter.forward(adapter, x, y, Slot(layer, slot))
         shift = adapter.bias_delta()
         slow = slow if shift is None else slow + layer.per_output(shift, slot)
         close(fast, slow, 1e-12)

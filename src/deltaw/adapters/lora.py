@@ -4,15 +4,10 @@ Source: arXiv 2106.09685, equation 3, with s = alpha / r; arXiv 2312.03732 for s
 We keep A and B in float32 whatever the base's dtype and compute in the base's (or autocast's).
 """
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
-from deltaw.adapter import Adapter
+from deltaw.adapter import Adapter, Slot
 from deltaw.adapters import Parts
-
-if TYPE_CHECKING:
-    from deltaw.layer import AdaptedLayer
 
 
 def build(parts: Parts) -> "LoraAdapter":
@@ -45,11 +40,11 @@ class LoraAdapter(Adapter):
         """Return s times the bias on B."""
         return None if self.lora_B_bias is None else self.lora_B_bias * self.scale
 
-    def forward(self, x: Tensor, y: Tensor, layer: "AdaptedLayer", slot: str) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, slot: Slot) -> Tensor:
         """Return s (B A) x, plus the bias on B, without forming B A."""
-        delta = layer.low_rank(self.drop(x), self.lora_A, self.lora_B, self.scale, slot)
+        delta = slot.low_rank(self.drop(x), self.lora_A, self.lora_B, self.scale)
         shift = self.bias_delta()
-        return delta if shift is None else delta + layer.per_output(shift, slot).to(delta.dtype)
+        return delta if shift is None else delta + slot.per_output(shift).to(delta.dtype)
 
     def extra_repr(self) -> str:
         """Show rank and scale where the model is printed."""
