@@ -155,3 +155,25 @@ def test_every_attribute_of_loralib_is_there() -> None:
     names = {line.split("self.")[1].split()[0] for line in source.splitlines() if "self." in line}
     assert names == {"r", "lora_alpha", "lora_dropout", "merged", "merge_weights"}
     assert all(hasattr(ours.LoRALayer, name) for name in names)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_without_rank_takes_loralibs_checkpoint(groups: int) -> None:
+    a = nn.Sequential(theirs.Conv2d(4, 6, 3, groups=groups))
+    b = nn.Sequential(ours.Conv2d(4, 6, 3, groups=groups))
+    b.load_state_dict(a.state_dict())
+    x = torch.linspace(-1, 1, 200).view(2, 4, 5, 5)
+    assert torch.equal(a(x), b(x))
+
+
+@pytest.mark.parametrize("make", [linear, merged_linear])
+def test_biases_of_layers_without_rank_are_trained_as_in_loralib_and_saved(make: Make) -> None:
+    a, b = (nn.ModuleList([make(each, 0), linear(each)]) for each in (theirs, ours))
+    theirs.mark_only_lora_as_trainable(a, "lora_only")
+    ours.mark_only_lora_as_trainable(b, "lora_only")
+    trained = {name for name, p in a.named_parameters() if p.requires_grad}
+    assert trained == {"0.bias", "1.bias", "1.lora_A", "1.lora_B"}
+    names = {
+        n.replace("adapter.default.weight.", "") for n, p in b.named_parameters() if p.requires_grad
+    }
+    assert names == trained == ours.lora_state_dict(b, "lora_only").keys()

@@ -23,7 +23,6 @@ from deltaw.compat.loralib_layer import (
 )
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError
-from deltaw.layer import AdaptedLayer
 from deltaw.layers.conv1d import Conv1D
 from deltaw.layers.conv_factored import factored_shape
 from deltaw.root import adopt
@@ -125,6 +124,8 @@ class _ConvNd(LoRALayer):
             }
             like = LayerState("conv", factors, lora_alpha / r, groups=self.groups, factored=True)
             _adapt(self, State(_config(r, lora_alpha, lora_dropout), {"layer": like}))
+        else:
+            name_as_loralib(self)
 
 
 class Conv1d(_ConvNd, nn.Conv1d):
@@ -140,27 +141,33 @@ class Conv3d(_ConvNd, nn.Conv3d):
 
 
 def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
-    """Freeze all but A, B and, with `bias`, the biases of `"all"` modules or `"lora_only"`."""
+    """Freeze all but A, B and, with `bias`, the biases of `"all"` modules or `"lora_only"`.
+
+    Those of `"lora_only"` are the biases of loralib's layers, also of those with r=0.
+    """
     _check_bias(bias)
-    layers = _adapted(model)
+    layers = _layers(model)
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
         parameter.requires_grad_(last in FACTORS or (bias == "all" and "bias" in last))
     for layer in layers.values():
         if bias == "lora_only" and layer._parameters.get("bias") is not None:
             layer.get_parameter("bias").requires_grad_(True)
-    if layers:
-        authority = next(iter(layers.values())).authority
-        for layer in layers.values():
-            layer.authority = authority
-        adopt(model, authority)
+    adapted = [layer for layer in layers.values() if has_adapter(layer)]
+    for layer in adapted:
+        layer.authority = adapted[0].authority
+    if adapted:
+        adopt(model, adapted[0].authority)
 
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Tensor]:
-    """Return A and B of all layers by loralib's names, and biases as for the training above."""
+    """Return A and B of all layers by loralib's names, and biases as for the training above.
+
+    Those of layers with r=0 are among them, which loralib trains and does not save.
+    """
     _check_bias(bias)
     wanted = set(FACTORS) | ({"bias"} if bias == "lora_only" else set())
-    names = {f"{path}.{last}".removeprefix(".") for path in _adapted(model) for last in wanted}
+    names = {f"{path}.{last}".removeprefix(".") for path in _layers(model) for last in wanted}
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
@@ -198,12 +205,8 @@ def _config(r: int, alpha: float, dropout: float, enabled: Sequence[bool] = ()) 
     )
 
 
-def _adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
-    return {
-        path: layer
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoRALayer) and has_adapter(layer)
-    }
+def _layers(model: nn.Module) -> dict[str, LoRALayer]:
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
 
 
 def _check_bias(bias: str) -> None:
