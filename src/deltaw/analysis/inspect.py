@@ -7,11 +7,15 @@ costs O(r² (in + out)) instead of O(in out).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from deltaw.errors import FormatError, printable, raise_all
+from deltaw.fingerprint import fingerprint
+from deltaw.fitting import fit
+from deltaw.planning import base_modules
 from deltaw.state import LayerState, State
 
 
@@ -77,6 +81,22 @@ def report(state: State, base: nn.Module | None = None) -> Report:
                 layers.append(_layer(path, slot, layer, weights.get(f"{path}.weight")))
     layers.sort(key=_in_order)
     return Report(tuple(layers), tuple(copies), count)
+
+
+def require_fitting(state: State, base: nn.Module, name: str) -> None:
+    """Raise `FormatError` if the low-rank layers do not fit `base`, or were trained on another."""
+    low_rank = {path: layer for path, layer in state.layers.items() if layer.kind != "module"}
+    fix = "name the model that the adapter was trained on with --model, or leave --model out."
+    _, problems = fit(base_modules(base), replace(state, layers=low_rank))
+    raise_all(FormatError, f"The adapter does not fit {printable(name, 300)}:", problems, fix)
+    ours = fingerprint(base, low_rank)
+    if ours is None or state.base is None or ours.split(":")[0] != state.base.split(":")[0]:
+        return
+    if ours != state.base:
+        raise FormatError(
+            f"The adapter was trained on other weights than those of {printable(name, 300)}.\n"
+            f"Fix: {fix}"
+        )
 
 
 def delta_norm(layer: LayerState, slot: str) -> float:

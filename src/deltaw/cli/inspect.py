@@ -9,6 +9,9 @@ from deltaw.cli.options import Model, TrustRemoteCode, targets
 from deltaw.errors import ConfigError, FormatError, RunError, raise_all
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from deltaw.state import State
     from deltaw.train.recipe import Recipe
 
 Targets = Annotated[
@@ -51,6 +54,7 @@ def _refuse_options(kind: str, options: list[str]) -> None:
 
 def _show_run(folder: Path, model: str | None, trust: bool) -> None:
     from deltaw.train.escape import printable
+    from deltaw.train.methods import IN_PLACE
     from deltaw.train.runfolder import read_recipe, read_results
 
     recipe, results = read_recipe(folder), read_results(folder)
@@ -64,7 +68,12 @@ def _show_run(folder: Path, model: str | None, trust: bool) -> None:
             print(f"{name:<9} {then}{value:.3f} after")
     if not results:
         print("state     not finished; the same `deltaw train` command resumes it")
-    elif (folder / "adapter_config.json").is_file():
+    elif recipe.method not in IN_PLACE:
+        if not (folder / "adapter_config.json").is_file():
+            raise RunError(
+                f"{printable(str(folder), 300)} has lost its adapter_config.json.\n"
+                "Fix: restore the file, or train again with --overwrite."
+            )
         _show_adapter(folder, model, recipe, trust)
 
 
@@ -74,25 +83,26 @@ def _show_adapter(path: Path, model: str | None, recipe: "Recipe | None", trust:
     from deltaw.analysis.show import text
     from deltaw.formats import sniff
     from deltaw.train.escape import printable
-    from deltaw.train.identity import find_base
-    from deltaw.train.model import load_base
 
     state = sniff(path).read(path, finite=False)
     config = state.config
-    print(
-        f"adapter   r={config.r} lora_alpha={config.lora_alpha:g} "
-        f"bias={config.bias}{' rslora' if config.use_rslora else ''}"
-    )
+    low_rank = any(layer.kind != "module" for layer in state.layers.values())
+    if low_rank:
+        print(
+            f"adapter   r={config.r} lora_alpha={config.lora_alpha:g} "
+            f"bias={config.bias}{' rslora' if config.use_rslora else ''}"
+        )
     base = None
-    if model is not None:
-        base = load_base(model, trust_remote_code=trust)
-    elif recipe is not None:
+    if model is not None or recipe is not None:
         try:
-            name = find_base(recipe, None)
-            base = load_base(name, revision=recipe.revision, trust_remote_code=trust)
-        except RunError as error:
+            base = _base(state, model, recipe, trust)
+        except (RunError, FormatError) as error:
+            if model is not None:
+                raise
             print(f"base      {str(error).splitlines()[0]}")
             print("          ΔW/W is not shown without it; say where it is now with --model")
+    elif low_rank:
+        print("base      not given; --model BASE shows ΔW/W")
     found = report(state, base)
     for line in text(found).splitlines():
         print(printable(line, 2000))
@@ -104,12 +114,33 @@ def _show_adapter(path: Path, model: str | None, recipe: "Recipe | None", trust:
     )
 
 
+def _base(state: "State", model: str | None, recipe: "Recipe | None", trust: bool) -> "nn.Module":
+    """Return `model`, or the base of the recipe; raise if the adapter is not one for it."""
+    from deltaw.analysis.inspect import require_fitting
+    from deltaw.train.identity import find_base, require_base
+    from deltaw.train.model import load_base
+
+    name = model if recipe is None else find_base(recipe, model)
+    assert name is not None
+    revision = None if recipe is None else recipe.revision
+    base = load_base(name, revision=revision, trust_remote_code=trust)
+    if recipe is not None:
+        require_base(base, name, recipe)
+    require_fitting(state, base, name)
+    return base
+
+
 def _show_model(name: str, names: str | list[str], r: int, trust: bool) -> None:
     import deltaw
+    from deltaw.heads import new_heads
     from deltaw.train.escape import printable
-    from deltaw.train.model import load_empty
+    from deltaw.train.model import load_empty, untrained_in
 
     model = load_empty(name, trust_remote_code=trust)
-    plan = deltaw.plan(model, deltaw.LoraConfig(r=r, target_modules=names))
+    untrained = untrained_in(Path(name), model)
+    full = [*new_heads(model), *untrained] if untrained else None
+    plan = deltaw.plan(model, deltaw.LoraConfig(r=r, target_modules=names, modules_to_save=full))
     for line in str(plan).splitlines():
         print(printable(line, 2000))
+    for path in untrained:
+        print(f"{printable(path)} was never trained, so that `deltaw train` trains it in full")

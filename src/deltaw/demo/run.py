@@ -14,9 +14,9 @@ from deltaw.train.methods import ADAPTER
 from deltaw.train.model import quiet
 from deltaw.train.opened import open_run
 from deltaw.train.prepare import read
-from deltaw.train.recipe import parse
+from deltaw.train.recipe import Recipe, parse
 from deltaw.train.run import train
-from deltaw.train.runfolder import read_results
+from deltaw.train.runfolder import RunFolder, read_recipe, read_results
 from deltaw.train.tokens import encode
 
 MESSAGES = Path(__file__).parent / "messages"
@@ -38,25 +38,54 @@ TITLES = {
 def run_demo(output: Path, steps: int | None = None) -> None:
     """Train and compare LoRA, full fine-tuning, a new head alone, and LoRA with its ΔW off.
 
-    `steps` shortens the runs.
+    `steps` shortens the runs. What an earlier demo left in `output` is replaced, or goes on if it
+    was interrupted.
 
     Raises:
-        RunError: if the model's package is not installed.
+        RunError: if the model's package is not installed, or `output` holds other runs or files;
+            nothing was trained then.
     """
     console = Console()
-    model = model_folder()
-    for method, settings in SETTINGS.items():
-        folder = output / method
-        values = {"model": str(model), "data": str(MESSAGES), "output": str(folder)}
-        if steps is not None:
-            settings = settings | {"max_steps": steps}
+    model, data = model_folder().resolve(), MESSAGES.resolve()
+    shared: dict[str, Any] = {"model": str(model), "data": str(data), "max_steps": steps}
+    recipes = {
+        method: parse(shared | settings | {"method": method, "output": str(output / method)})
+        for method, settings in SETTINGS.items()
+    }
+    replaced = {method: _replaces(recipe) for method, recipe in recipes.items()}
+    for method, recipe in recipes.items():
         first = method == "lora"
         if not first:
             console.line(f"\n{TITLES[method]}: training ...")
-        recipe = parse(values | settings | {"method": method})
-        train(recipe, overwrite=bool(read_results(folder)), silent=not first)
+        train(recipe, overwrite=replaced[method], silent=not first)
     console.line()
     console.line(comparison(output))
+
+
+def _replaces(recipe: Recipe) -> bool:
+    """Tell whether an earlier demo in the recipe's folder makes way; raise if it is something else.
+
+    One that was interrupted goes on instead, unless it has another number of steps.
+    """
+    assert recipe.output is not None
+    folder = RunFolder(Path(recipe.output))
+    folder.refuse(recipe, overwrite=True)
+    if not folder.started:
+        return False
+    before, now = _asked(read_recipe(folder.path)), _asked(recipe)
+    if before | {"max_steps": None} != now | {"max_steps": None}:
+        raise RunError(
+            f"{folder.shown} holds a run that is not the demo's.\n"
+            "Fix: choose another folder with --output."
+        )
+    return folder.finished or before != now
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe asks for beside the defaults."""
+    values = recipe.model_dump(exclude_defaults=True, exclude={"record", "output"})
+    chosen = (recipe.record or {}).get("chosen", {})
+    return {key: value for key, value in values.items() if key not in chosen}
 
 
 def comparison(output: Path) -> str:

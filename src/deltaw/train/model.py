@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from deltaw.errors import RunError, raise_all
@@ -99,12 +100,11 @@ def load_model(
     except LOADING as error:
         raise _cannot_load(name, error) from error
     missing = set(loading["missing_keys"])
-    pooler = f"{model.base_model_prefix}.pooler"
-    pooled = {key: t for key, t in model.state_dict().items() if within(key, [pooler])}
-    biases = [tensor for key, tensor in pooled.items() if key.endswith(".bias")]
-    drawn = [pooler] if pooled and pooled.keys() <= missing else []
+    loaded = {key: tensor for key, tensor in model.state_dict().items() if key not in missing}
+    untrained = _untrained(model, loaded)
+    drawn = [] if any(within(key, untrained) for key in loaded) else untrained
     _refuse_gaps(model, name, loading, [*new_heads(model), *drawn])
-    return model, drawn or [pooler] * (bool(biases) and not any(b.any() for b in biases))
+    return model, untrained
 
 
 def load_empty(
@@ -119,6 +119,29 @@ def load_empty(
             )
     except LOADING as error:
         raise _cannot_load(name, error) from error
+
+
+def untrained_in(folder: Path, model: nn.Module) -> list[str]:
+    """Return the paths in the base of `model`, which may be empty, that nobody trained in `folder`.
+
+    Only the files' pooler is read; without such files nothing is known and nothing returned.
+
+    Raises:
+        RunError: if a file cannot be read.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    prefix = f"{model.base_model_prefix}."
+    weights = {}
+    try:
+        for file in files:
+            with safe_open(file, "pt") as held:
+                for key in held.keys():  # noqa: SIM118  (it is no mapping)
+                    name = prefix + key.removeprefix(prefix)
+                    if within(name, [f"{prefix}pooler"]):
+                        weights[name] = held.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_load(str(folder), error) from error
+    return _untrained(model, weights) if files else []
 
 
 def load_base(
@@ -200,6 +223,17 @@ def size_on_disk(model: nn.Module) -> int:
         for name, p in model.named_parameters()
         if ".adapter." not in name
     )
+
+
+def _untrained(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the pooler's path if `weights` lack it as a whole, or its biases are still zero."""
+    pooler = f"{model.base_model_prefix}.pooler"
+    names = [key for key in model.state_dict() if within(key, [pooler])]
+    held = [key for key in names if key in weights]
+    biases = [weights[key] for key in held if key.endswith(".bias")]
+    absent = bool(names) and not held
+    untouched = bool(biases) and not any(bias.any() for bias in biases)
+    return [pooler] if absent or untouched else []
 
 
 def _refuse_gaps(model: nn.Module, name: str, loading: Any, new: Sequence[str]) -> None:

@@ -80,6 +80,7 @@ class Record(BaseModel):
     versions: dict[str, str] = {}
     data: dict[str, str] = {}
     base: str | None = None
+    tokenizer: str | None = None
     labels: list[str] = []
     before: RecordedScore | None = None
 
