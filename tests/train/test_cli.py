@@ -74,7 +74,7 @@ def test_a_run_reports_before_and_after_and_what_to_type_next(
     )
     assert (code, err) == (0, "")
     assert "before     after   95% interval" in out
-    assert "adapter of 0.0" in out
+    assert " kB, " in out
     assert f"deltaw predict '{output}'" in out
     assert {path.name for path in output.iterdir()} >= {
         "adapter_config.json",

@@ -8,6 +8,8 @@ from tests.train.conftest import Command
 from tests.train.models import messages, write_csv
 
 from deltaw.errors import ConfigError
+from deltaw.train.console import Console
+from deltaw.train.data.wording import size
 from deltaw.train.recipe import parse
 from deltaw.train.run import train
 
@@ -104,7 +106,13 @@ def test_an_override_of_a_runs_recipe_is_not_held_back_by_what_was_chosen(
         silent=True,
     )
     code, out, err = deltaw_command(
-        "train", first / "recipe.yaml", "epochs=10", "method=head", "--dry-run"
+        "train",
+        first / "recipe.yaml",
+        "epochs=10",
+        "method=head",
+        "--output",
+        tmp_path / "other",
+        "--dry-run",
     )
     assert (code, err) == (0, "")
     assert "40 of 16 rows" in out
@@ -133,3 +141,47 @@ def test_a_dry_runs_choices_can_be_fixed_by_taking_their_marks_away(
     assert (code, err) == (0, "")
     assert "# Chosen" not in out
     assert all(line in out for line in fixed.splitlines())
+
+
+def test_a_terminal_gets_lines_that_fit_and_the_log_whole_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    console = Console()
+    console.log_to(tmp_path / "log.jsonl")
+    console.field("advice", "a word and another " + "x" * 50 + " and the rest of the line")
+    console.field("next", "deltaw predict some/folder of/a/run/with/blanks", whole=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "advice    a word and another",
+        "          " + "x" * 50,
+        "          and the rest of the line",
+        "next      deltaw predict some/folder of/a/run/with/blanks",
+    ]
+    assert len((tmp_path / "log.jsonl").read_text("utf-8").splitlines()) == 2
+    assert "x and the rest" in (tmp_path / "log.jsonl").read_text("utf-8")
+
+
+def test_many_labels_are_broken_between_labels_without_trailing_blanks(
+    receipt: Any, tmp_path: Path
+) -> None:
+    rows = [(f"text {n}", f"a label of some length {n % 9}") for n in range(90)]
+    text = receipt(data=write_csv(tmp_path / "data.csv", rows))
+    lines = text[text.index("labels  ") : text.index("\nlength")].split("\n")
+    assert len(lines) > 3
+    assert all(line == line.rstrip() and len(line) <= 80 for line in lines)
+    assert all(line.endswith(",") for line in lines[:-1])
+
+
+def test_one_of_a_thing_is_singular(receipt: Any) -> None:
+    text = receipt("epochs=1", "batch_size=1", "warmup=0.02")
+    assert "54 of 1 row, " in text
+    assert "; 1 epoch (as asked)" in text
+    assert "after 1 warm-up step\n" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(1, "1 byte"), (999, "999 bytes"), (21_300, "21.3 kB"), (9e7, "90.0 MB")]
+)
+def test_sizes_show_what_is_there(count: int, shown: str) -> None:
+    assert size(count) == shown

@@ -19,6 +19,7 @@ import deltaw
 from deltaw.errors import DataError, DeltawError, RunError
 from deltaw.train import run as job
 from deltaw.train import staging
+from deltaw.train.data import wording
 from deltaw.train.export import merge_run
 from deltaw.train.loop import CHECKPOINTING, arguments
 from deltaw.train.opened import open_run
@@ -387,7 +388,7 @@ def test_the_models_size_is_that_of_the_base(values: dict[str, Any], method: str
         deltaw.detach(base)
     size = sum(p.numel() * p.element_size() for p in base.parameters())
     assert read_results(run)["model_bytes"] == size
-    assert f" {size / 1e6:.1f} MB in float32" in json.dumps(events(run))
+    assert f" {wording.size(size)} in float32" in json.dumps(events(run))
 
 
 def test_a_runs_own_recipe_gives_the_same_run(tiny: Path, tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """What a run says: to the person in the terminal, and all of it to `log.jsonl`."""
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from deltaw.train.escape import printable
+
+INDENT = " " * 10
+NARROWEST = 20
 
 
 class Console:
@@ -29,10 +34,16 @@ class Console:
             print(text, flush=True)
         self.record("text", text=text)
 
-    def field(self, name: str, text: str) -> None:
-        """Print `text` behind a short name in a column of its own; further lines are indented."""
-        first, *rest = text.split("\n")
-        self.line("\n".join([f"{name:<9} {first}", *(f"{'':<9} {more}" for more in rest)]))
+    def field(self, name: str, text: str, *, whole: bool = False) -> None:
+        """Print `text` behind a short name in a column of its own; further lines are indented.
+
+        A terminal gets it in lines that fit, or `whole`, as commands to copy must be.
+        """
+        if not self.silent:
+            fits = sys.stdout.isatty() and not whole
+            width = shutil.get_terminal_size().columns if fits else None
+            print(_column(name, text, width), flush=True)
+        self.record("text", text=_column(name, text, None))
 
     def record(self, event: str, **values: Any) -> None:
         """Write one event to the log only."""
@@ -47,3 +58,17 @@ class Console:
                 file.writelines(line + "\n" for line in lines)
         except OSError as error:
             print(f"log.jsonl cannot be written: {printable(str(error))}", file=sys.stderr)
+
+
+def _column(name: str, text: str, width: int | None) -> str:
+    """Return the lines of `text` behind `name`; between words broken where `width` ends."""
+    lines = text.split("\n")
+    if width is not None:
+        room = max(width - len(INDENT), NARROWEST)
+        lines = [part for line in lines for part in _broken(line, room)]
+    first, *rest = lines
+    return "\n".join([f"{name:<{len(INDENT) - 1}} {first}", *(INDENT + more for more in rest)])
+
+
+def _broken(line: str, room: int) -> list[str]:
+    return textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]

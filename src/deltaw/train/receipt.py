@@ -7,6 +7,7 @@ from deltaw.train.advice import advice
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
 from deltaw.train.data.examples import distribution
+from deltaw.train.data.wording import counted, size
 from deltaw.train.escape import printable
 from deltaw.train.model import size_on_disk
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 SHOWN_SKIPS = 5
 SHOWN_LABELS = 20
+LINE = 68
 
 
 def show_data(console: Console, data: Data) -> None:
@@ -24,8 +26,8 @@ def show_data(console: Console, data: Data) -> None:
     if data.spare:
         parts.append(f"{data.spare:,} beyond max_train_rows")
     used = len(data.train) + sum(len(part) for _, part in _held_out(data))
-    rows = used + data.spare + len(data.skipped)
-    lines = [f"{rows:,} rows read: {', '.join(parts)}, {len(data.skipped):,} skipped"]
+    rows = counted(used + data.spare + len(data.skipped), "row")
+    lines = [f"{rows} read: {', '.join(parts)}, {len(data.skipped):,} skipped"]
     lines += [f"skipped {skip}" for skip in data.skipped[:SHOWN_SKIPS]]
     if len(data.skipped) > SHOWN_SKIPS:
         more = len(data.skipped) - SHOWN_SKIPS
@@ -46,7 +48,7 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     console.field(
         "model",
         f"{name}: {type(job.model).__name__.removeprefix('Adapted')}, {config.model_type}, "
-        f"{size_on_disk(job.model) / 1e6:.1f} MB in float32",
+        f"{size(size_on_disk(job.model))} in float32",
     )
     summary = deltaw.summary(job.model)
     console.field("method", f"{recipe.method}: {job.adapted}")
@@ -61,13 +63,14 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
         pace = f"saved every {job.every}, not evaluated for want of validation rows"
     console.field(
         "steps",
-        f"{job.steps:,} of {per_step} rows, {pace}; "
-        f"{job.epochs.value:g} epochs ({job.epochs.origin})",
+        f"{job.steps:,} of {counted(per_step, 'row')}, {pace}; "
+        f"{job.epochs.value:g} epoch{'s' * (job.epochs.value != 1)} ({job.epochs.origin})",
     )
     warmup = round(recipe.warmup * job.steps)
     console.field(
         "rate",
-        f"{job.rate.value:g}, {recipe.scheduler} after {warmup} warm-up steps\n({job.rate.origin})",
+        f"{job.rate.value:g}, {recipe.scheduler} after {counted(warmup, 'warm-up step')}\n"
+        f"({job.rate.origin})",
     )
     unusual = advice(recipe, len(job.train), job.rate.value, job.usual_rate)
     for line in job.warnings:
@@ -90,7 +93,7 @@ def _labels(data: Data) -> str:
     more = f", and {len(counts) - SHOWN_LABELS} more" if len(counts) > SHOWN_LABELS else ""
     lines = [f"{len(counts)} classes: "]
     for part in shown:
-        if len(lines[-1]) + len(part) > 88:
+        if len(lines[-1]) + len(part) > LINE:
             lines.append("")
         lines[-1] += part + ", "
-    return "\n".join(lines).rstrip(", ") + more
+    return "\n".join(line.rstrip() for line in lines).rstrip(",") + more

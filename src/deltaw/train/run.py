@@ -14,6 +14,7 @@ import deltaw
 from deltaw.train import staging, yamlfile
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
+from deltaw.train.data import wording
 from deltaw.train.escape import printable
 from deltaw.train.evaluate import evaluate, predictions, table
 from deltaw.train.interrupt import Interrupt, Stopped
@@ -211,17 +212,19 @@ class _Run:
         kind = "model" if job.recipe.method in IN_PLACE else "adapter"
         console.field(
             "saved",
-            f"{self.folder.shown}: {kind} of {size / 1e6:.2f} MB, {whole / size:.0f} times smaller "
-            f"than the model ({whole / 1e6:.1f} MB)"
+            f"{self.folder.shown}: {kind} of {wording.size(size)}, {whole / size:.0f} times "
+            f"smaller than the model ({wording.size(whole)})"
             if kind == "adapter"
-            else f"{self.folder.shown}: {kind} of {size / 1e6:.1f} MB",
+            else f"{self.folder.shown}: {kind} of {wording.size(size)}",
         )
         since = ", since the run was resumed" if self.resumed else ""
         console.field("time", duration(seconds) + since)
         run = printable(shlex.quote(str(self.folder.path)), 300)
         text = " ".join(['"..."'] * len(job.data.schema.text))
         console.field(
-            "next", f"deltaw predict {run} {text}\ndeltaw inspect {run}\ndeltaw merge {run} OUT"
+            "next",
+            f"deltaw predict {run} {text}\ndeltaw inspect {run}\ndeltaw merge {run} OUT",
+            whole=True,
         )
 
 
