@@ -110,5 +110,6 @@ def refuse_cast(module: nn.Module, fn: Any) -> None:
         if cast != dtype:
             raise StateError(
                 f"Casting an adapted model from {dtype} to {cast} would change the bits of its "
-                "base and of its adapters.\nFix: detach, cast the base, then attach again."
+                "base and of its adapters.\nFix: detach, cast the base, then attach again; layers "
+                f"of deltaw.compat.loralib take dtype={cast} where they are built."
             )

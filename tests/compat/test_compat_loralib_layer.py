@@ -177,3 +177,14 @@ def test_biases_of_layers_without_rank_are_trained_as_in_loralib_and_saved(make:
         n.replace("adapter.default.weight.", "") for n, p in b.named_parameters() if p.requires_grad
     }
     assert names == trained == ours.lora_state_dict(b, "lora_only").keys()
+
+
+@pytest.mark.parametrize("kind", ["Linear", "MergedLinear", "Embedding", "Conv2d"])
+def test_a_refused_cast_names_the_option_of_a_layer_built_by_hand(kind: str) -> None:
+    sizes = (4, 6, 3) if kind == "Conv2d" else (4, 6)
+    options = {"enable_lora": [True, False]} if kind == "MergedLinear" else {}
+    layer = getattr(ours, kind)(*sizes, r=2, **options)
+    with pytest.raises(StateError, match=r"take dtype=torch\.float16 where they are built"):
+        nn.Sequential(layer).half()
+    cast = getattr(ours, kind)(*sizes, r=2, **options, dtype=torch.float16)
+    assert cast.weight.dtype == torch.float16 and cast.lora_A.dtype == torch.float32

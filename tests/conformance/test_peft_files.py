@@ -247,3 +247,26 @@ def test_the_formula_itself(tmp_path: Path) -> None:
     expected = base.head(base.norm(base.body["out"](h)))
     close(output(ours, X), expected.detach())
     assert randomise(ours) is ours
+
+
+class Inner(nn.Module):
+    """A path that is the end of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict({"lin": nn.Linear(5, 5)})
+        self.outer = nn.ModuleDict({"body": nn.ModuleDict({"lin": nn.Linear(5, 5)})})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer["body"]["lin"](self.body["lin"](x))
+
+
+def test_a_layer_whose_path_ends_in_that_of_an_adapted_one_is_not_changed(tmp_path: Path) -> None:
+    ours = with_deltaw(
+        seeded(Inner), target_modules=["body.lin"], exclude_modules=["outer.body.lin"]
+    )
+    written = saved_by_deltaw(ours, tmp_path)
+    with quiet():
+        loaded = peft.PeftModel.from_pretrained(seeded(Inner), str(written)).eval()
+    assert hasattr(loaded.base_model.model.outer["body"]["lin"], "lora_A")
+    close(output(ours, X), output(loaded, X))

@@ -94,7 +94,11 @@ def heads(config: LoraConfig, saved: Iterable[str], adapted: Iterable[str]) -> l
 
 
 def _targets(ranks: Mapping[str, int]) -> list[str] | str:
-    """Return the paths, as one pattern where a list of them could match other modules too."""
+    """Return the paths as a list, which most programs read, or else as one pattern.
+
+    In a list PEFT takes each for the end of a path, and one without a dot would be that of many. A
+    dotted path that ends another one is listed still: PEFT then adapts the other too, by ΔW = 0.
+    """
     paths = sorted(ranks)
     if all("." in path for path in paths):
         return paths
