@@ -119,7 +119,8 @@ def refuse_hidden_names(module: nn.Module, mixin: type[Swapped], path: str) -> N
     if taken:
         raise TargetError(
             f"{path}: {kind.__name__} has its own {', '.join(sorted(taken))}, "
-            "which an adapter would hide. Fix: leave this layer out."
+            "which an adapter would hide.\nFix: rename that in the class, or leave the module out "
+            'of target_modules and modules_to_save (bias="all" takes every module with a bias).'
         )
 
 

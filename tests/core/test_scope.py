@@ -1,6 +1,7 @@
 """Verbs work on the model that was given to `attach`, wrapped or not, and on nothing less."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -349,3 +350,22 @@ def test_a_table_that_renormalises_its_rows_is_no_other_base(tmp_path: Path) -> 
     assert torch.allclose(fresh(x), output)
     with pytest.raises(FormatError, match="other weights"):
         deltaw.load(base(1), tmp_path)
+
+
+def test_a_name_that_an_adapter_would_hide_says_how_to_go_on() -> None:
+    class Head(nn.Module):
+        def __init__(self, first: str) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+            self.add_module(first, nn.Linear(5, 3))
+
+    def model(first: str) -> nn.Module:
+        return nn.ModuleDict({"up": nn.Linear(5, 5), "head": Head(first)})
+
+    config = LoraConfig(target_modules=["up"], modules_to_save=["head"])
+    hidden = model("dense")
+    with pytest.raises(TargetError, match=r"head: Head has its own dense.*\nFix: rename"):
+        deltaw.attach(hidden, config)
+    assert not deltaw.configs(hidden) and type(hidden["head"]) is Head
+    deltaw.attach(model("project"), config)
+    deltaw.attach(hidden, replace(config, modules_to_save=[]))
