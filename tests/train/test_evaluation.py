@@ -44,6 +44,13 @@ def test_bad_tables(rows: list[tuple[Value, ...]], problem: str) -> None:
     with pytest.raises(DataError, match="Fix: ") as caught:
         build_evaluation(table(*rows), SCHEMA, ("a", "b"))
     assert problem in str(caught.value)
+    assert "name the columns to use" not in str(caught.value)
+    assert "name other columns" not in str(caught.value)
+
+
+def test_a_missing_column_is_asked_for_by_the_name_it_had() -> None:
+    with pytest.raises(DataError, match=r'Fix: name its columns as in .*: "text", "label"'):
+        build_evaluation(table(("x",)), SCHEMA, ("a", "b"))
 
 
 def test_texts_need_no_labels() -> None:

@@ -55,6 +55,17 @@ def test_missing_keys_are_null_and_nested_values_opaque() -> None:
     assert math.isnan(rows[2].values[1])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "text", ['{"data": [{"text": "a", "label": 1}]}', '{"version": 1, "data": {"0": {}}}\n']
+)
+def test_an_object_around_the_rows_is_refused(text: str) -> None:
+    with pytest.raises(
+        DataError, match=r'"data" holds (a list|an object)\nFix: make the file an ar'
+    ):
+        read_json(text, "d.json")
+    assert read_jsonl(text, "d.jsonl")[1]
+
+
 def test_every_bad_line_is_listed() -> None:
     message = error(
         '{"text": "a"}\n{"text": }\n[1, 2]\n"x"\n{"text": "a", "text": "b"}\n'

@@ -93,3 +93,7 @@ def test_what_is_unified_and_what_only_looks_alike_is_said() -> None:
     assert len(apart) == 2
     assert any('"yes" in 2 rows, "Yes" in 1 row' in warning for warning in apart)
     assert spelling_warnings(Counter({("a", '"a"'): 3, ("b", '"b"'): 1})) == []
+
+
+def test_a_nested_value_is_spelt_by_its_kind() -> None:
+    assert spelt(Opaque("a list")) == "a list"

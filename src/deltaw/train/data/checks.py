@@ -12,34 +12,34 @@ from deltaw.train.escape import printable
 MANY_CLASSES = 20
 
 
-def check_columns(tables: Sequence[Table], names: Sequence[str]) -> None:
+def check_columns(tables: Sequence[Table], names: Sequence[str], fix: str) -> None:
     """Refuse tables that lack one of the columns."""
     raise_all(
         DataError,
         "columns that the training data has are missing",
         [problem for table in tables for problem in missing_columns(table, names)],
-        "give every part the same column names, or name the columns to use.",
+        fix,
     )
 
 
-def check_rows(parts: Sequence[Items]) -> None:
+def check_rows(parts: Sequence[Items], fix: str) -> None:
     """Refuse rows that make no sense."""
     raise_all(
         DataError,
         "rows that cannot be used",
         [problem for part in parts for problem in part.problems],
-        "correct or remove these rows, or name other columns.",
+        fix,
     )
 
 
-def check_any(table: Table, part: Items) -> None:
+def check_any(table: Table, part: Items, fix: str) -> None:
     """Refuse a table in which every row was skipped."""
     if not part.items:
         raise_all(
             DataError,
             f"{shown(table)}: nothing is left, skipped: {counted(len(part.skipped), 'row')}",
             _reasons(part.skipped),
-            "name the columns to use, or give rows that have a text and a label.",
+            fix,
         )
 
 

@@ -109,12 +109,17 @@ def _read(splits: Splits, schema: Schema) -> tuple[Items, Items, Items, list[str
         test = None
     tables = (splits.train, splits.validation, test)
     present = [table for table in tables if table is not None]
-    check_columns(present, [*schema.text, schema.label])
+    check_columns(
+        present,
+        [*schema.text, schema.label],
+        "give every part the same column names, or name the columns to use.",
+    )
     parts = [Items() if table is None else labelled(table, schema) for table in tables]
-    check_rows(parts)
-    check_any(splits.train, parts[0])
+    check_rows(parts, "correct or remove these rows, or name other columns.")
+    needed = "name the columns to use, or give rows that have a text and a label."
+    check_any(splits.train, parts[0], needed)
     if splits.validation is not None:
-        check_any(splits.validation, parts[1])
+        check_any(splits.validation, parts[1], needed)
     train, validation, tested = parts
     warnings = list(splits.notes)
     warnings += spelling_warnings(train.spellings + validation.spellings + tested.spellings)

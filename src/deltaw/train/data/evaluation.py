@@ -9,6 +9,9 @@ from deltaw.train.data.examples import Example, to_examples
 from deltaw.train.data.items import labelled, unlabelled
 from deltaw.train.data.labels import spelling_warnings
 from deltaw.train.data.rows import Skip, Table
+from deltaw.train.escape import printable
+
+CORRECT = "correct or remove these rows."
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,11 @@ def build_evaluation(table: Table, schema: Schema, labels: Sequence[str]) -> Par
 
     Raises `DataError` listing bad rows, missing columns, or labels that the model does not know.
     """
-    check_columns([table], [*schema.text, schema.label])
+    names = [*schema.text, schema.label]
+    check_columns([table], names, _as_trained(names))
     found = labelled(table, schema)
-    check_rows([found])
-    check_any(table, found)
+    check_rows([found], CORRECT)
+    check_any(table, found, "give rows that have a text and a label.")
     if schema.task == "classification":
         check_known(found.items, labels)
     warnings = spelling_warnings(found.spellings)
@@ -40,8 +44,13 @@ def build_texts(table: Table, text: Sequence[str]) -> Part:
 
     Raises `DataError` listing bad rows or missing columns.
     """
-    check_columns([table], text)
+    check_columns([table], text, _as_trained(text))
     found = unlabelled(table, text)
-    check_rows([found])
-    check_any(table, found)
+    check_rows([found], CORRECT)
+    check_any(table, found, "give rows that have a text.")
     return Part(to_examples(found.items, ()), tuple(found.skipped), ())
+
+
+def _as_trained(names: Sequence[str]) -> str:
+    columns = ", ".join(f'"{printable(name)}"' for name in names)
+    return f"name its columns as in the data that the run was trained on: {columns}."

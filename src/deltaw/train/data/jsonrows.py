@@ -13,13 +13,20 @@ from deltaw.train.escape import printable
 
 BLANK = re.compile(r"[ \t\r\n]*")
 LINE_END = re.compile(r"\r\n|\r|\n")
+ARRAY = "make the file an array of objects: [{...}, {...}]"
 KINDS: dict[type, str] = {list: "a list", dict: "an object"}
 
 
 def read_json(text: str, file: str) -> tuple[tuple[str, ...], list[Row]]:
     """Read an array of objects, or JSON lines when the text does not begin with `[`."""
     found = _array(text) if text.lstrip()[0] == "[" else _lines(text)
-    return _rows(found, file, "make the file an array of objects: [{...}, {...}].")
+    columns, rows = _rows(found, file, f"{ARRAY}.")
+    if len(rows) == 1 and any(isinstance(value, Opaque) for value in rows[0].values):
+        raise DataError(
+            f"{printable(file, PATH_LIMIT)}: one object and no table; "
+            f"{_described(columns, rows[0])}\nFix: {ARRAY}, one for each row."
+        )
+    return columns, rows
 
 
 def read_jsonl(text: str, file: str) -> tuple[tuple[str, ...], list[Row]]:
@@ -121,6 +128,14 @@ def _rows(found: Found, file: str, fix: str) -> tuple[tuple[str, ...], list[Row]
 def _plain(value: Any) -> Value:
     kind = KINDS.get(type(value))
     return value if kind is None else Opaque(kind)
+
+
+def _described(columns: tuple[str, ...], row: Row) -> str:
+    return ", ".join(
+        f'"{printable(name)}" holds {value.kind}'
+        for name, value in zip(columns, row.values, strict=True)
+        if isinstance(value, Opaque)
+    )
 
 
 def _half_surrogates(value: dict[str, Any]) -> str:

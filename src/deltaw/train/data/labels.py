@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from deltaw.train.data.rows import Value
+from deltaw.train.data.rows import Opaque, Value
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 
@@ -89,4 +89,6 @@ def spelling_warnings(spellings: Counter[tuple[str, str]]) -> list[str]:
 
 def spelt(value: Value) -> str:
     """Return a label as it stands in the file, safe to show; text is in quotes."""
+    if isinstance(value, Opaque):
+        return value.kind
     return f'"{printable(value, 40)}"' if isinstance(value, str) else printable(str(value), 40)
