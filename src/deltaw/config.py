@@ -1,14 +1,25 @@
 """What a user asks for, in PEFT's field names and meanings."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from types import NoneType
 from typing import ClassVar
 
 from deltaw.errors import ConfigError, raise_all
 
 BIAS_RULES = ("none", "all", "lora_only")
+NAMES: dict[str, tuple[type, ...]] = {
+    "bias": (str,),
+    "method": (str,),
+    "init_lora_weights": (str, bool),
+    "task_type": (str, NoneType),
+    "base_model_name_or_path": (str, NoneType),
+    "revision": (str, NoneType),
+}
+"""The settings that are names, with the types that each may have."""
 TASKS = (
     "SEQ_CLS",
     "SEQ_2_SEQ_LM",
@@ -84,20 +95,10 @@ class LoraConfig:
     enable_lora: Mapping[str, Sequence[bool]] | Sequence[bool] | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "target_modules",
-            "exclude_modules",
-            "modules_to_save",
-            "layers_to_transform",
-            "layers_pattern",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, (set, frozenset)):
-                object.__setattr__(self, name, sorted(value))
-            elif isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, list(value))
-        if isinstance(self.enable_lora, Sequence):
-            object.__setattr__(self, "enable_lora", {".*": list(self.enable_lora)})
+        for setting in fields(self):
+            object.__setattr__(self, setting.name, _plain(getattr(self, setting.name)))
+        if isinstance(self.enable_lora, list):
+            object.__setattr__(self, "enable_lora", {".*": self.enable_lora})
         raise_all(ConfigError, "LoraConfig cannot be used:", _type_problems(self))
         problems = [
             *_rank_problems("r", self.r),
@@ -123,6 +124,21 @@ class LoraConfig:
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
 
+def _plain(value: object) -> object:
+    """Return a number, path or collection of any library's as Python's own, fit for JSON."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def _type_problems(config: LoraConfig) -> list[str]:
     """Return what is of a wrong type; the values of the right type are checked after that."""
     names = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
@@ -130,12 +146,18 @@ def _type_problems(config: LoraConfig) -> list[str]:
         f"{name} must hold names, got {value!r}"
         for name in names
         if not isinstance(value := getattr(config, name), (str, NoneType))
-        and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value))
+        and not (isinstance(value, list) and all(map(_is_text, value)))
     ]
     problems += [
         f"{name} must map patterns to values, got {value!r}"
         for name in ("rank_pattern", "alpha_pattern", "enable_lora")
-        if not isinstance(value := getattr(config, name), (Mapping, NoneType))
+        if not (isinstance(value := getattr(config, name), dict) and all(map(_is_text, value)))
+        and not (name == "enable_lora" and value is None)
+    ]
+    problems += [
+        f"{name} must be a name, got {value!r}"
+        for name, kinds in NAMES.items()
+        if not isinstance(value := getattr(config, name), kinds)
     ]
     problems += [
         f"{name} must be True or False, got {value!r}"
@@ -149,6 +171,10 @@ def _type_problems(config: LoraConfig) -> list[str]:
     ):
         problems.append(f"layers_to_transform must hold whole numbers, got {blocks!r}")
     return problems
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _rank_problems(name: str, value: object) -> list[str]:
@@ -182,7 +208,8 @@ def _other_problems(config: LoraConfig) -> list[str]:
         problems.append("layers_pattern goes with layers_to_transform, which is not set")
     assert not isinstance(config.enable_lora, Sequence)
     for key, flags in (config.enable_lora or {}).items():
-        if not flags or not all(isinstance(flag, bool) for flag in flags) or not any(flags):
+        known = isinstance(flags, list) and all(isinstance(flag, bool) for flag in flags)
+        if not known or not any(flags):
             problems.append(
                 f"enable_lora[{key!r}] must hold one True or False per slice with at least one "
                 f"True, got {flags!r}"

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from numbers import Real
 
 from torch import nn
 
@@ -35,12 +36,13 @@ def activate(model: nn.Module, which: str | Mapping[str, float] | None) -> None:
     ]
     problems += [f"the weight of {name!r} is {w!r}" for name, w in pairs if not _finite(w)]
     have = ", ".join(authority.configs)
-    raise_all(StateError, "Cannot activate:", problems, f"the adapters are: {have}.")
+    fix = f"give finite numbers as weights; the adapters are: {have}."
+    raise_all(StateError, "Cannot activate:", problems, fix)
     authority.activate(tuple((name, float(weight)) for name, weight in pairs if weight))
 
 
 def _finite(weight: object) -> bool:
-    return isinstance(weight, (int, float)) and math.isfinite(weight)
+    return isinstance(weight, Real) and math.isfinite(weight)
 
 
 @contextlib.contextmanager
