@@ -146,7 +146,7 @@ def _unpickled(path: Path, check: Check) -> dict[str, Tensor]:
         raise FormatError(f"{shown(path)} holds a {type(content).__name__}, not tensors by name.")
     raise_all(
         FormatError,
-        f"{shown(path)} holds more than tensors by name:",
+        f"{shown(path)} holds more than plain tensors by name:",
         [f"{name!r} {text}" for name, value in content.items() if (text := _unread(name, value))],
         "save the adapter's state dict alone, as plain dense tensors on the CPU.",
     )
