@@ -119,6 +119,11 @@ def test_length_of_a_run(rows: int, batch: int, times: int) -> None:
     assert rates.steps(recipe(max_steps=7), 10**5) == 7
 
 
+def test_a_width_below_the_floor_is_named_with_what_it_counts_as() -> None:
+    assert "(768/384)² (width 32 counts as 384)" in rates.learning_rate(recipe(), 32, 500).origin
+    assert "counts as" not in rates.learning_rate(recipe(), 384, 500).origin
+
+
 @pytest.mark.parametrize(
     ("settings", "rows", "word"),
     [
@@ -138,7 +143,8 @@ def test_length_of_a_run(rows: int, batch: int, times: int) -> None:
 def test_advice_comes_with_a_source_and_only_when_something_is_unusual(
     settings: dict[str, object], rows: int, word: str | None
 ) -> None:
-    lines = advice(recipe(**settings), rows, 1e-3, 1e-3)
+    partial = "target_modules" in settings
+    lines = advice(recipe(**settings), rows, 1e-3, 1e-3, partial=partial)
     assert len(lines) == (0 if word is None else 1)
     assert all(word in line and ("arXiv" in line or "2025" in line) for line in lines if word)
-    assert "usual 0.001" in advice(recipe(), rows, 1e-2, 1e-3)[0]
+    assert "usual 0.001" in advice(recipe(), rows, 1e-2, 1e-3, partial=False)[0]

@@ -175,3 +175,13 @@ def test_glue_files(shared: Path) -> None:
     assert pairs.columns == ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
     with pytest.raises(DataError, match="the first line looks like data"):
         read_rows(shared / "data/glue_cola/train.tsv")
+
+
+def test_an_empty_row_of_a_lone_column_is_a_row() -> None:
+    _, rows, _ = read_delimited('text\n"one"\n""\n\n  \ntwo\n', "file", ",")
+    assert [(row.line, row.values) for row in rows] == [
+        (2, ("one",)),
+        (3, ("",)),
+        (5, ("  ",)),
+        (6, ("two",)),
+    ]

@@ -13,6 +13,7 @@ import transformers
 from tests.train.models import events, make_model
 
 from deltaw.errors import RunError
+from deltaw.train.methods import prepare
 from deltaw.train.model import load_base, load_config, load_empty, load_model, positions
 from deltaw.train.opened import open_run
 from deltaw.train.recipe import parse
@@ -235,3 +236,18 @@ def test_models_without_learned_positions_have_no_limit() -> None:
         )
         bert = transformers.BertModel(TINY["bert"])
     assert (positions(t5), positions(xlnet), positions(bert)) == (None, None, 512)
+
+
+def test_bitfit_on_a_model_without_biases_is_refused() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=3,
+        pad_token_id=0,
+    )
+    model = transformers.LlamaForSequenceClassification(config)
+    with pytest.raises(RunError, match=r"LlamaForSequenceClassification has none(.|\n)*Fix: use m"):
+        prepare(model, parse({"model": "m", "data": "d", "method": "bitfit"}))

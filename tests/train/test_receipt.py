@@ -185,3 +185,22 @@ def test_one_of_a_thing_is_singular(receipt: Any) -> None:
 )
 def test_sizes_show_what_is_there(count: int, shown: str) -> None:
     assert size(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("targets", "advised"),
+    [
+        ("query,value", True),
+        (".*(query|value)", True),
+        ("query,key,value,dense", False),
+        ("all-linear", False),
+    ],
+)
+def test_only_layers_that_are_left_out_are_advised(
+    receipt: Any, targets: str, advised: bool
+) -> None:
+    assert ("adapting all linear layers" in receipt("--targets", targets)) is advised
+
+
+def test_no_layers_at_all_are_a_choice(receipt: Any) -> None:
+    assert "adapting all linear" not in receipt("target_modules=[]", "modules_to_save=[classifier]")

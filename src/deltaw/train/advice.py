@@ -8,8 +8,10 @@ HIGH_RANK = 64
 LARGE_BATCH = 64
 
 
-def advice(recipe: Recipe, rows: int, rate: float, usual_rate: float) -> list[str]:
-    """Return the lines, none when nothing is unusual."""
+def advice(
+    recipe: Recipe, rows: int, rate: float, usual_rate: float, *, partial: bool
+) -> list[str]:
+    """Return the lines, none when nothing is unusual; `partial` adapters leave layers out."""
     lines = []
     if not usual_rate / 5 <= rate <= usual_rate * 5:
         lines.append(
@@ -19,6 +21,11 @@ def advice(recipe: Recipe, rows: int, rate: float, usual_rate: float) -> list[st
     effective = recipe.batch_size * recipe.gradient_accumulation
     if recipe.method == "lora":
         lines += _adapter_advice(recipe, rows)
+        if partial:
+            lines.append(
+                "target_modules: adapting all linear layers is better than attention alone, also "
+                "at equal parameters (arXiv 2305.14314; LoRA Without Regret, 2025)"
+            )
         if effective > LARGE_BATCH:
             lines.append(
                 f"{effective} rows in a step: large batches cost LoRA more than full fine-tuning "
@@ -59,10 +66,5 @@ def _adapter_advice(recipe: Recipe, rows: int) -> list[str]:
         lines.append(
             f"lora_dropout={recipe.lora_dropout:g} is unusually high; 0.05 to 0.1 is usual "
             "(arXiv 2106.09685, 2305.14314)"
-        )
-    if recipe.target_modules != "all-linear" and not isinstance(recipe.target_modules, str):
-        lines.append(
-            "target_modules: adapting all linear layers is better than attention alone, also at "
-            "equal parameters (arXiv 2305.14314; LoRA Without Regret, 2025)"
         )
     return lines

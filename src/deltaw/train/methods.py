@@ -66,12 +66,21 @@ def prepare(
     The adapter's start is drawn from the recipe's seed, whatever else was drawn before. What
     nobody has trained in the base (`untrained`) belongs to the new head and is trained in full,
     unless `modules_to_save` leaves it out.
+
+    Raises:
+        RunError: if the method needs layers or biases that the model does not have.
+        TargetError: if the recipe names modules that it does not have.
     """
     if recipe.method == "full":
         model.requires_grad_(True)
         return "every weight", ()
     if recipe.method == "freeze":
         return thaw_last(model, recipe.last_layers), ()
+    if recipe.method == "bitfit" and not any(n.endswith("bias") for n, _ in _base(model)):
+        raise RunError(
+            f"method=bitfit trains biases, and {type(model).__name__} has none below its head.\n"
+            "Fix: use method=head for the head alone, or method=lora."
+        )
     generator = torch.Generator().manual_seed(recipe.seed)
     random = {name for name, _ in model.named_parameters() if within(name, untrained)}
     config = lora_config(recipe)
@@ -81,6 +90,11 @@ def prepare(
     assert plan is not None
     left = random - {f"{row.path}.{name}" for row in plan.trained for name in row.names}
     return count_kinds(plan), (*plan.warnings, *(_fate(path, left) for path in untrained))
+
+
+def _base(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    heads = new_heads(model)
+    return [(name, p) for name, p in model.named_parameters() if not within(name, heads)]
 
 
 def _fate(path: str, left: set[str]) -> str:

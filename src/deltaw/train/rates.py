@@ -67,9 +67,10 @@ def learning_rate(recipe: Recipe, width: int, total: int) -> Choice:
     """Return the peak learning rate for a model of this width."""
     if recipe.learning_rate is not None:
         return Choice(recipe.learning_rate, "as asked")
+    floor = f" (width {width} counts as {NARROWEST})" if width < NARROWEST else ""
     width = max(width, NARROWEST)
     full = FULL_RATE * (FULL_WIDTH / width) ** 2
-    rule = f"5e-5 x (768/{width})²"
+    rule = f"5e-5 x (768/{width})²{floor}"
     if recipe.method in ("full", "freeze"):
         return Choice(_rounded(full), f"default: {rule}, arXiv 1810.04805 and 2203.03466")
     if recipe.method == "head":

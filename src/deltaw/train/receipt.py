@@ -1,5 +1,6 @@
 """The receipt: what will be trained, on what and how, before the first step."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import deltaw
@@ -9,6 +10,7 @@ from deltaw.train.data.dataset import Data
 from deltaw.train.data.examples import distribution
 from deltaw.train.data.wording import counted, size
 from deltaw.train.escape import printable
+from deltaw.train.methods import lora_config
 from deltaw.train.model import size_on_disk
 
 if TYPE_CHECKING:
@@ -72,12 +74,24 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
         f"{job.rate.value:g}, {recipe.scheduler} after {counted(warmup, 'warm-up step')}\n"
         f"({job.rate.origin})",
     )
-    unusual = advice(recipe, len(job.train), job.rate.value, job.usual_rate)
+    unusual = advice(
+        recipe, len(job.train), job.rate.value, job.usual_rate, partial=_is_partial(job)
+    )
     for line in job.warnings:
         console.field("warning", line)
     for line in unusual:
         console.field("advice", line)
     console.field("folder", where)
+
+
+def _is_partial(job: "Job") -> bool:
+    """Tell whether the recipe names some of the linear layers and leaves others out."""
+    if job.recipe.method != "lora" or job.recipe.target_modules == "all-linear":
+        return False
+    config = lora_config(job.recipe)
+    every = deltaw.plan(job.model, replace(config, target_modules="all-linear"))
+    named = {target.path for target in deltaw.plan(job.model, config).targets}
+    return bool(named) and named < {target.path for target in every.targets}
 
 
 def _held_out(data: Data) -> list[tuple[str, tuple[object, ...]]]:

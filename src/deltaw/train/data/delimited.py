@@ -35,7 +35,8 @@ def read_delimited(
 ) -> tuple[tuple[str, ...], list[Row], list[Skip]]:
     """Return columns, rows and skipped rows; `delimiter` is a comma or a tab.
 
-    Blank lines are no rows. Raises `DataError` listing all ragged rows, or an unclosed quote.
+    Empty lines are no rows, nor lines of blanks where there are several columns. Raises
+    `DataError` listing all ragged rows, or an unclosed quote.
     """
     quoted = delimiter == "," or _quotes_are_quoting(text)
     try:
@@ -87,7 +88,8 @@ def _records(text: str, delimiter: str, quoted: bool) -> Records:
     with _large_fields():
         try:
             for values in reader:
-                if len(values) > 1 or (values and values[0].strip()):
+                width = len(records[0][1]) if records else 0
+                if len(values) > 1 or (values and (width == 1 or values[0].strip())):
                     records.append((line, values))
                 line = reader.line_num + 1
         except csv.Error as error:
