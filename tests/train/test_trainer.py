@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import deltaw
 from deltaw.errors import RunError
-from deltaw.train.checkpoint import TRAINED, restore, trained
+from deltaw.train.checkpoint import TRAINED, reading, restore, trained
 from deltaw.train.trainer import ExactCheckpoints
 
 CONFIG = BertConfig(
@@ -145,6 +145,19 @@ def test_a_checkpoint_that_does_not_fit_names_every_parameter(tmp_path: Path) ->
     (tmp_path / "checkpoint-6" / TRAINED).write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
     with pytest.raises(RunError, match=r"is damaged: .*\nFix: delete this checkpoint"):
         restore(adapted(), tmp_path / "checkpoint-6")
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_lack_of_memory_is_not_a_damaged_checkpoint(error: type[Exception]) -> None:
+    with pytest.raises(error), reading("checkpoint-2"):
+        raise error
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_to_be_deleted() -> None:
+    refused = pytest.raises(RunError, match="cannot be read: Permission denied")
+    with refused as caught, reading("checkpoint-2"):
+        raise PermissionError(13, "Permission denied")
+    assert "delete" not in str(caught.value)
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_weights_move(tmp_path: Path) -> None:

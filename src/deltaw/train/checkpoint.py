@@ -25,9 +25,16 @@ FIX = (
 
 @contextmanager
 def reading(checkpoint: Path | str | None) -> Iterator[None]:
-    """Turn whatever goes wrong in reading a checkpoint's files into one `RunError`."""
+    """Turn whatever is wrong with a checkpoint's files into one `RunError`; memory is not."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except PermissionError as error:
+        raise RunError(
+            f"{printable(str(checkpoint), 300)} cannot be read: {error.strerror}.\n"
+            "Fix: check the permissions; nothing was changed."
+        ) from error
     except Exception as error:  # a damaged pickle raises anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, UnpicklingError):  # torch's reason advises to run what is in it
