@@ -57,7 +57,8 @@ def require_complete(checkpoint: Path, process: int = 0) -> None:
 def read_state(checkpoint: Path) -> TrainerState:
     """Return the Trainer's state; raise `RunError` if it cannot be read."""
     with reading(checkpoint):
-        return TrainerState.load_from_json(str(checkpoint / STATE))
+        state: TrainerState = TrainerState.load_from_json(str(checkpoint / STATE))
+    return state
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
