@@ -1,6 +1,10 @@
 """Tables for a trained model: the labels it knows, or none at all."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+from tests.train.conftest import Command
 
 from deltaw.errors import DataError
 from deltaw.train.data.detect import Schema
@@ -60,3 +64,29 @@ def test_texts_need_no_labels() -> None:
     assert len(part.skipped) == 1
     with pytest.raises(DataError, match='no column "body"'):
         build_texts(table(("x",)), ("body",))
+
+
+def test_a_run_whose_data_are_gone_says_how_to_score_it(
+    deltaw_command: Command, finished: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    recipe = run / "recipe.yaml"
+    lines = recipe.read_text("utf-8").splitlines()
+    moved = [f"data: {tmp_path}/gone" if line.startswith("data: ") else line for line in lines]
+    recipe.write_text("\n".join(moved) + "\n", encoding="utf-8")
+    code, _, err = deltaw_command("eval", run)
+    assert code == 1
+    assert err == (
+        f"error: The run's own data are no longer at {tmp_path}/gone.\n"
+        "Fix: give the rows to score: deltaw eval RUN DATA\n"
+    )
+
+
+def test_a_text_that_begins_with_a_dash_goes_behind_two(
+    deltaw_command: Command, finished: Path
+) -> None:
+    code, out, _ = deltaw_command("predict", finished, "--", "-5 stars")
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    _, out, _ = deltaw_command("predict", "--help")
+    assert "text like -5 write --" in " ".join(out.replace("│", "").split())

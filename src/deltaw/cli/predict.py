@@ -11,7 +11,10 @@ def predict(
     run: Run,
     texts: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT|FILE", help="One text, two of a pair, or a file of rows."),
+        typer.Argument(
+            metavar="TEXT|FILE",
+            help="One text, two of a pair, or a file of rows; before a text like -5 write --.",
+        ),
     ],
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Write JSON lines here (for a FILE).")

@@ -16,6 +16,7 @@ from deltaw.train.data.examples import Example
 from deltaw.train.data.overlaps import count_known
 from deltaw.train.data.rows import Table
 from deltaw.train.data.table import read_data
+from deltaw.train.escape import printable
 from deltaw.train.metrics import Score, score
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.prepare import read
@@ -105,6 +106,11 @@ def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str,
     """Return the rows to score, what they are, and a warning if they were trained on."""
     recipe = opened.recipe
     if data is None:
+        if Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
+            raise RunError(
+                f"The run's own data are no longer at {printable(recipe.data, 300)}.\n"
+                "Fix: give the rows to score: deltaw eval RUN DATA"
+            )
         own = read(recipe)
         if not _unchanged(own, recipe):
             raise RunError(
