@@ -145,7 +145,11 @@ class AdaptedLayer(Swapped, _Module):
         """Run the base, then add what the active adapters contribute."""
         y = self.base(*args, **kwargs)
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        base = y
+        return self.added(x, y)
+
+    def added(self, x: Tensor, base: Tensor) -> Tensor:
+        """Return the base's output with what the active adapters contribute for the input x."""
+        y = base
         for slot, adapter, weight in self.contributors():
             y = self.place(y, weighted(adapter(x, base, Slot(self, slot)), weight), slot)
         return y

@@ -7,7 +7,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import deltaw.attaching
 import deltaw.fingerprint
 import deltaw.inits.kaiming
 import deltaw.merging
+import deltaw.originals
 import deltaw.snapshot
-import deltaw.starting
 import deltaw.verifying
 from deltaw.adapter import Adapter
 from deltaw.adapters.lora import LoraAdapter
@@ -34,7 +34,7 @@ from deltaw.layers.conv import Conv
 from deltaw.layers.conv_spanning import SpanningConv
 from deltaw.layers.embedding import Embedding
 from deltaw.layers.linear import Linear
-from deltaw.state import LayerState
+from deltaw.state import LayerState, State
 from laws import (
     test_law01_identity as law01,
 )
@@ -163,12 +163,24 @@ def _(patch: Patch) -> None:
     lambda: law02.base_never_changes(setting("linear", head=True)),
 )
 def _(patch: Patch) -> None:
-    real = deltaw.starting._own_tensors
-    patch.setattr(
-        deltaw.starting,
-        "_own_tensors",
-        lambda module: ((n, t) for n, t in real(module) if isinstance(t, nn.Parameter)),
-    )
+    real = deltaw.attaching.initial_state
+
+    def without_buffers(*args: Any) -> State:
+        state = real(*args)
+        layers = {
+            path: replace(
+                layer,
+                tensors={
+                    name: tensor
+                    for name, tensor in layer.tensors.items()
+                    if "lora" in name or isinstance(tensor, nn.Parameter)
+                },
+            )
+            for path, layer in state.layers.items()
+        }
+        return replace(state, layers=layers)
+
+    patch.setattr(deltaw.attaching, "initial_state", without_buffers)
 
 
 @mutant("detach leaves the class", 2, lambda: law02.base_never_changes(setting("linear")))
@@ -436,7 +448,8 @@ def _(patch: Patch) -> None:
     lambda: law04.unmerge_refuses_changed_weights(law04.CHANGES["data"]),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(deltaw.merging, "bits", lambda tensor: 0)
+    for module in (deltaw.merging, deltaw.originals):
+        patch.setattr(module, "bits", lambda tensor: 0)
 
 
 @mutant(
@@ -445,7 +458,8 @@ def _(patch: Patch) -> None:
     lambda: law04.unmerge_refuses_changed_weights(law04.CHANGES["swapped"]),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(deltaw.merging, "bits", lambda tensor: int(tensor.double().sum() * 2**40))
+    for module in (deltaw.merging, deltaw.originals):
+        patch.setattr(module, "bits", lambda tensor: int(tensor.double().sum() * 2**40))
 
 
 # Law 5
@@ -693,8 +707,8 @@ def _(patch: Patch) -> None:
     kept: dict[int, Tensor] = {}
     patch.setattr(
         ReplaceAdapter,
-        "merged",
-        lambda self, W: kept.setdefault(id(self), self.trained.clone()),
+        "forward",
+        lambda self: kept.setdefault(id(self), self.trained.clone()),
     )
 
 
