@@ -130,7 +130,7 @@ def _excluded(
     for entry in [exclude] if isinstance(exclude, str) else exclude:
         matched = _matching(entry, exclude, modules.paths)
         if not chosen & set(matched):
-            misses.append(f"exclude_modules {entry!r} takes nothing out of the targets")
+            misses.append(f"exclude_modules {entry!r} (among the targets)")
         out.update(matched)
     return out
 

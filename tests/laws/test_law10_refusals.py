@@ -71,7 +71,7 @@ TARGETS: dict[str, tuple[Config, tuple[str, ...]]] = {
     "regular expression": (Config(target_modules=r".*\.goods"), (r".*\\.goods",)),
     "exclude": (
         Config(target_modules=["good"], exclude_modules=["norm"]),
-        ("'norm' takes nothing out",),
+        ("'norm' (among the targets)",),
     ),
     "heads": (Config(target_modules=["good"], modules_to_save=["hed"]), ("modules_to_save 'hed'",)),
     "layers": (

@@ -210,13 +210,10 @@ class _Run:
             console.line()
         whole = size_on_disk(job.model)
         kind = "model" if job.recipe.method in IN_PLACE else "adapter"
-        console.field(
-            "saved",
-            f"{self.folder.shown}: {kind} of {wording.size(size)}, {whole / size:.0f} times "
-            f"smaller than the model ({wording.size(whole)})"
-            if kind == "adapter"
-            else f"{self.folder.shown}: {kind} of {wording.size(size)}",
-        )
+        saved = f"{self.folder.shown}: {kind} of {wording.size(size)}"
+        if kind == "adapter" and whole >= 2 * size:
+            saved += f", {whole / size:.0f} times smaller than the model ({wording.size(whole)})"
+        console.field("saved", saved)
         since = ", since the run was resumed" if self.resumed else ""
         console.field("time", duration(seconds) + since)
         run = printable(shlex.quote(str(self.folder.path)), 300)
