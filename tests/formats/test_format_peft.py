@@ -43,6 +43,12 @@ def test_what_is_written_reads_back_the_same(
         assert getattr(back.config, name) == getattr(state.config, name)
 
 
+def test_a_path_that_only_begins_like_pefts_wrapper_is_a_path(tmp_path: Path) -> None:
+    state = State(LoraConfig(r=2), {"a": layer("linear", 2), "a.base_layers": layer("linear", 2)})
+    peft.write(state, tmp_path)
+    assert same_layers(peft.read(tmp_path), state)
+
+
 @given(state=states())
 def test_the_same_state_gives_the_same_bytes(
     state: State, tmp_path_factory: pytest.TempPathFactory

@@ -63,7 +63,7 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
         if A in place.keys and header[place.keys[A]].dim() > 2:
             place.kind = "conv"
         problems += [f"{path!r}: {p}" for p in _pair_problems(place, header, ranks)]
-        outer = path.rpartition(_INSIDE)[0]
+        outer = f"{path}.".rpartition(f"{_INSIDE}.")[0]
         if outer in found:
             problems.append(
                 f"{path!r}: an adapter inside the adapted {outer!r} (attention or stacked experts) "
