@@ -205,6 +205,7 @@ def test_a_pickle_of_other_things_is_refused(content: object, message: str, tmp_
     assert message in refusal(with_pickle(tmp_path, (tmp_path / "x").read_bytes()))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 @pytest.mark.parametrize(
     ("value", "message"),
     [

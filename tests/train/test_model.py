@@ -136,6 +136,7 @@ def test_a_missing_tensor_and_one_of_another_shape_are_listed_together(
     )
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kind", TINY)
 def test_a_base_gets_a_new_head(kind: str, tmp_path: Path) -> None:
     base = transformers.AutoModel.from_config(TINY[kind])
