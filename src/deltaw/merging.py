@@ -82,7 +82,7 @@ def merge(
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
     raise_all(MergeError, "Cannot merge:", problems)
-    done: list[tuple[str, AdaptedLayer, str]] = []
+    done: dict[tuple[str, AdaptedLayer, str], Original] = {}
     rounding: dict[str, float] = {}
     try:
         for path_, layer in layers.items():
@@ -90,14 +90,15 @@ def merge(
                 if problems:
                     continue
                 _write(layer, name, exact, (id(layer), name) in shared)
-                done.append((path_, layer, name))
+                done[path_, layer, name] = layer.originals[name]
                 if name == WEIGHT and exact.dtype != layer.frozen(name).dtype:
                     rounding[path_] = _lost(layer, exact)
         raise_all(MergeError, "Cannot merge:", problems)
-        keep(original, path, done)
+        keep(original, path, list(done))
     except BaseException:
-        for _, layer, name in done:
-            _give_back(model, layer, name, layer.originals[name].tensor)
+        for (_, layer, name), kept in done.items():
+            layer.originals[name] = kept
+            _give_back(model, layer, name, kept.tensor)
         raise
     authority.merged = active
     return MergeReport(tuple(layers), rounding)

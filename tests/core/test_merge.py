@@ -1,6 +1,7 @@
 """Merging is one rounding, refuses what it would corrupt, and is undone bit for bit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import deltaw
+import deltaw.originals
 from deltaw import LoraConfig
 from deltaw.errors import ConfigError, DeltawError, MergeError, StateError
 
@@ -94,12 +96,18 @@ def test_nan_and_inf_are_named_and_nothing_changes(value: float) -> None:
     deltaw.activate(model, None)
 
 
-def test_a_tied_weight_is_refused_unless_untied() -> None:
+def tied_tower() -> Tower:
+    """A model whose adapted embedding is also the weight of its head."""
     model = Tower().eval()
     model.out = nn.Linear(10, 13, bias=False)
     model.out.weight = model.embed.weight
     deltaw.attach(model, LoraConfig(r=2, target_modules=["embed"]))
     shake(model)
+    return model
+
+
+def test_a_tied_weight_is_refused_unless_untied() -> None:
+    model = tied_tower()
     tied = model.embed.weight
     with pytest.raises(MergeError, match=r"embed.weight is tied to out.weight"):
         deltaw.merge(model)
@@ -111,12 +119,34 @@ def test_a_tied_weight_is_refused_unless_untied() -> None:
     assert model.embed.weight is tied and model.out.weight is tied
 
 
+@pytest.mark.parametrize(
+    ("original", "owner", "name"),
+    [("cpu", torch.Tensor, "cpu"), ("file", deltaw.originals, "bits")],
+    ids=["cpu", "file"],
+)
+def test_originals_that_cannot_all_go_to_their_place_stay(
+    original: str, owner: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted()
+    before = bits(model)
+    real, calls = getattr(owner, name), []
+
+    def once(tensor: torch.Tensor) -> object:
+        if calls:
+            raise MemoryError
+        calls.append(tensor)
+        return real(tensor) if original == "file" else torch.zeros_like(tensor)
+
+    monkeypatch.setattr(owner, name, once)
+    with pytest.raises(MemoryError):
+        deltaw.merge(model, original=original, path=tmp_path / "w" if original == "file" else None)
+    monkeypatch.undo()
+    assert calls and same(bits(model), before)
+    assert deltaw.merge(model).layers
+
+
 def test_what_is_tied_while_merged_gets_the_original_too() -> None:
-    model = Tower().eval()
-    model.out = nn.Linear(10, 13, bias=False)
-    model.out.weight = model.embed.weight
-    deltaw.attach(model, LoraConfig(r=2, target_modules=["embed"]))
-    shake(model)
+    model = tied_tower()
     before = bits(model)
     deltaw.merge(model, untie=True)
     model.out.weight = model.embed.weight
