@@ -72,22 +72,14 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     show_data(console, data)
     _check_metric(recipe, data)
     _check_stopping(recipe, data)
-    labels = data.labels if data.schema.task == "classification" else None
-    trust = recipe.trust_remote_code
-    config = load_config(recipe.model, labels, revision=recipe.revision, trust_remote_code=trust)
-    tokenizer = load_tokenizer(
-        recipe.model, config, revision=recipe.revision, trust_remote_code=trust
-    )
-    model, untrained = load_model(
-        config, recipe.model, recipe.seed, revision=recipe.revision, trust_remote_code=trust
-    )
+    tokenizer, model, untrained = _load(recipe, data)
     limit = positions(model)
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     _refuse_unknown(recipe, tokenizer, train)
     base = base_digest(model)
     adapted, warnings = methods.prepare(model, recipe, untrained)
     total = rates.steps(recipe, len(train))
-    width = hidden_size(config)
+    width = hidden_size(model.config)
     epochs, rate = rates.epochs(recipe, len(train)), rates.learning_rate(recipe, width, total)
     usual = rates.learning_rate(recipe.model_copy(update={"learning_rate": None}), width, total)
     every = rates.evaluate_every(recipe, total)
@@ -131,6 +123,18 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         usual_rate=usual.value,
         metric=metric,
     )
+
+
+def _load(recipe: Recipe, data: Data) -> tuple[Any, nn.Module, list[str]]:
+    """Return tokenizer and model with a head for the labels, and what of it was never trained."""
+    labels = data.labels if data.schema.task == "classification" else None
+    source, trust = recipe.model, recipe.trust_remote_code
+    config = load_config(source, labels, revision=recipe.revision, trust_remote_code=trust)
+    tokenizer = load_tokenizer(source, config, revision=recipe.revision, trust_remote_code=trust)
+    model, untrained = load_model(
+        config, source, recipe.seed, revision=recipe.revision, trust_remote_code=trust
+    )
+    return tokenizer, model, untrained
 
 
 def _refuse_unknown(recipe: Recipe, tokenizer: Any, rows: Sequence[Encoded]) -> None:
