@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # A row may import the rows above it. Files of one row may import each other, folders may not.
 ROWS = (
-    {"errors"},
+    {"errors", "kernels/"},
     {"config", "state", "patterns", "folder"},
     {"select", "heads", "adapter", "layer", "authority", "offload", "swap"},
-    {"layers/", "quant/", "adapters/", "inits/", "kernels/", "formats/", "combine/", "optim/"},
+    {"layers/", "quant/", "adapters/", "inits/", "formats/", "combine/", "optim/"},
     {
         "switching",
         "attaching",

@@ -1,43 +1,32 @@
 """What an adapter must do: turn the frozen matrix of one slot into the adapted one."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from deltaw.errors import StateError
 
-if TYPE_CHECKING:
-    from deltaw.layer import AdaptedLayer
+
+class LowRank(NamedTuple):
+    """ΔW = scale B A by its factors A (r, in) and B (out, r); `shift` (out,) is for the bias."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    shift: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One (out, in) matrix of a layer, as an adapter sees it.
+class Dense(NamedTuple):
+    """ΔW (out, in) as a matrix; `shift` (out,) is for the bias."""
 
-    It is no module, so that hooks which move an adapter's arguments leave the layer where it is.
-    """
+    M: Tensor
+    shift: Tensor | None = None
 
-    layer: "AdaptedLayer"
-    name: str
 
-    def matrix(self) -> Tensor:
-        """Return the frozen weight as a dense (out, in) matrix."""
-        return self.layer.matrix(self.name)
-
-    def act(self, x: Tensor, M: Tensor) -> Tensor:
-        """Return how the (out, in) matrix M acts on the layer's input."""
-        return self.layer.act(x, M, self.name)
-
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        """Return `act(x, scale * B A)` without forming B A."""
-        return self.layer.low_rank(x, A, B, scale, self.name)
-
-    def per_output(self, v: Tensor) -> Tensor:
-        """Return a vector of length out, shaped to broadcast over the output."""
-        return self.layer.per_output(v, self.name)
+Update = LowRank | Dense
 
 
 class Adapter(nn.Module):
@@ -63,17 +52,15 @@ class Adapter(nn.Module):
         """Return what is added to the layer's bias, (out,), or None."""
         return None
 
-    def forward(self, x: Tensor, y: Tensor, slot: Slot) -> Tensor:
-        """Return what the slot adds to the base output `y` for the input `x`."""
-        W = slot.matrix()
-        W = W.to(torch.promote_types(torch.float32, W.dtype))
-        return slot.act(self.drop(x), self.delta(W))
+    def forward(self, matrix: Callable[[], Tensor]) -> Update:
+        """Return ΔW for a forward pass, by its factors where it has them.
 
-    def drop(self, x: Tensor) -> Tensor:
-        """Apply dropout to the input of the adapter, never to that of the base."""
-        if self.dropout and self.training and x.is_floating_point():
-            return nn.functional.dropout(x, self.dropout)
-        return x
+        It is called in every pass, so that hooks of the adapter take part; `matrix` returns the
+        frozen W (out, in), and is no module, which hooks would move with the other arguments.
+        """
+        W = matrix()
+        W = W.to(torch.promote_types(torch.float32, W.dtype))
+        return Dense(self.delta(W), self.bias_delta())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         refuse_cast(self, fn)

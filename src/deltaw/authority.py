@@ -10,6 +10,7 @@ import torch
 
 from deltaw.config import LoraConfig
 from deltaw.errors import StateError
+from deltaw.kernels.shared import SharedInput
 
 Active = tuple[tuple[str, float], ...]
 MOST_SEEN = 100
@@ -27,6 +28,7 @@ class Authority:
         self.thawed: set[str] = set()
         self.fingerprints: dict[str, str | None] = {}
         self.mix = _zeros(0)
+        self.shared: SharedInput | None = None
         self._seen: set[Active] = set()
         self._recomputed = False
 
@@ -92,7 +94,13 @@ class Authority:
             self._recomputed = True
 
     def __getstate__(self) -> dict[str, object]:
-        return vars(self) | {"enabled": True, "_seen": set(), "_recomputed": False}
+        passing: dict[str, object] = {
+            "enabled": True,
+            "shared": None,
+            "_seen": set(),
+            "_recomputed": False,
+        }
+        return vars(self) | passing
 
 
 @torch.inference_mode(False)

@@ -2,16 +2,21 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from deltaw.adapter import Adapter, Slot
+from deltaw.adapter import Adapter, LowRank, Update
 from deltaw.authority import Authority
+from deltaw.kernels import why_not
+from deltaw.kernels.dropout import rounded
+from deltaw.kernels.shared import SharedInput, shared_input
 from deltaw.offload import is_placing
 from deltaw.state import LayerState
 from deltaw.swap import Swapped
@@ -34,6 +39,15 @@ class Original:
     file: Path | None = None
     key: str | None = None
     bits: str | None = None
+
+
+class Part(NamedTuple):
+    """What one adapter in force adds in one slot: its ΔW, its weight, and its dropout now."""
+
+    slot: str
+    update: Update
+    weight: float | Tensor
+    p: float
 
 
 class Storage(ABC):
@@ -141,18 +155,57 @@ class AdaptedLayer(Swapped, _Module):
         """Bring factors from the shapes of `LayerState` into (r, in), (out, r)."""
         return A, B
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base, then add what the active adapters contribute."""
-        y = self.base(*args, **kwargs)
-        x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        return self.added(x, y)
+    def fused(self, x: Tensor, parts: Sequence[Part]) -> Tensor | None:
+        """Return the base's output with all parts added by one kernel; None where none applies."""
+        return None
 
-    def added(self, x: Tensor, base: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base and add what the active adapters contribute, in one kernel if possible."""
+        parts = self.contributions()
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        if parts and len(args) + len(kwargs) == 1:
+            output = self.fused(x, parts)
+            if output is not None:
+                return output
+        return self.added(x, self.base(*args, **kwargs), parts)
+
+    def added(self, x: Tensor, base: Tensor, parts: Sequence[Part]) -> Tensor:
         """Return the base's output with what the active adapters contribute for the input x."""
         y = base
-        for slot, adapter, weight in self.contributors():
-            y = self.place(y, weighted(adapter(x, base, Slot(self, slot)), weight), slot)
+        dropped = self.dropped(x, parts)
+        for slot, update, weight, p in parts:
+            read = dropped.get(p, x)
+            if isinstance(update, LowRank):
+                delta = self.low_rank(read, update.A, update.B, update.scale, slot)
+            else:
+                delta = self.act(read, update.M, slot)
+            if update.shift is not None:
+                delta = delta + self.per_output(update.shift, slot).to(delta.dtype)
+            y = self.place(y, weighted(delta, weight), slot)
         return y
+
+    def joins(self) -> bool:
+        """Tell whether a kernel may compute the base's own product: of a frozen dense weight."""
+        return (
+            self.storage is None
+            and self.plain(self)
+            and WEIGHT not in type(self).overridden
+            and not self.frozen(WEIGHT).requires_grad
+            and not why_not((self.frozen(WEIGHT),))
+        )
+
+    def dropped(self, x: Tensor, parts: Sequence[Part]) -> dict[float, Tensor]:
+        """Return by probability the input of the adapters that have dropout now."""
+        probabilities = dict.fromkeys(p for *_, p in parts if p and x.is_floating_point())
+        if not probabilities or why_not((x,)):
+            return {p: F.dropout(x, p) for p in probabilities}
+        shared = self.shared(x)
+        return {p: x * shared.mask(x, p) / (1 - rounded(p)) for p in probabilities}
+
+    def shared(self, x: Tensor) -> SharedInput:
+        """Return what layers share that read the same input; ask once per forward pass."""
+        self.authority.shared = shared_input(self.authority.shared, x, id(self))
+        return self.authority.shared
 
     def parts(self, name: str) -> Mapping[str, Adapter]:
         """Return what the adapter `name` holds for each slot of this layer, if anything."""
@@ -178,6 +231,18 @@ class AdaptedLayer(Swapped, _Module):
             for slot, adapter in self.parts(name).items():
                 if not adapter.replaces:
                     yield slot, adapter, weight
+
+    def contributions(self) -> list[Part]:
+        """Return what the adapters in force add in this forward pass."""
+        return [
+            Part(
+                slot,
+                adapter(partial(self.matrix, slot)),
+                weight,
+                adapter.dropout if adapter.training else 0.0,
+            )
+            for slot, adapter, weight in self.contributors()
+        ]
 
     @staticmethod
     def override(name: str) -> property:
@@ -222,6 +287,24 @@ class AdaptedLayer(Swapped, _Module):
         self.authority.require_unmerged("load a checkpoint")
         self.authority.fingerprints.clear()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def joinable(x: Tensor, parts: Sequence[Part]) -> bool:
+    """Tell whether one kernel can take all parts: low-rank ones with the same dropout."""
+    alike = all(isinstance(part.update, LowRank) and part.p == parts[0].p for part in parts)
+    return alike and not why_not((x, *(value for part in parts for value in part.update)))
+
+
+def factors(part: Part) -> tuple[Tensor, Tensor]:
+    """Return A and B of a low-rank part."""
+    assert isinstance(part.update, LowRank)
+    return part.update.A, part.update.B
+
+
+def total_scale(part: Part) -> float:
+    """Return what a kernel multiplies B A by, which scales up what dropout keeps too."""
+    assert isinstance(part.update, LowRank) and isinstance(part.weight, float)
+    return part.update.scale * part.weight / (1 - rounded(part.p))
 
 
 def is_sharded(tensor: Tensor) -> bool:

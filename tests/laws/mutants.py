@@ -14,20 +14,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import deltaw.attaching
 import deltaw.fingerprint
 import deltaw.inits.kaiming
+import deltaw.kernels.linear
+import deltaw.kernels.shared
+import deltaw.layers.conv
+import deltaw.layers.embedding
 import deltaw.merging
 import deltaw.originals
 import deltaw.snapshot
 import deltaw.verifying
-from deltaw.adapter import Adapter
+from deltaw.adapter import Adapter, LowRank
 from deltaw.adapters.lora import LoraAdapter
 from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
 from deltaw.config import LoraConfig
+from deltaw.kernels.shared import Input, Left, Pool, SharedInput
 from deltaw.layer import AdaptedLayer
 from deltaw.layers import linear
 from deltaw.layers.conv import Conv
@@ -35,6 +39,9 @@ from deltaw.layers.conv_spanning import SpanningConv
 from deltaw.layers.embedding import Embedding
 from deltaw.layers.linear import Linear
 from deltaw.state import LayerState, State
+from laws import (
+    test_kernels as kernels,
+)
 from laws import (
     test_law01_identity as law01,
 )
@@ -229,12 +236,14 @@ def _(patch: Patch) -> None:
 
 @mutant("A transposed", 3, forward("linear"))
 def _(patch: Patch) -> None:
-    real = Linear.low_rank
+    real = LoraAdapter.forward
 
-    def low_rank(self: Linear, x: Tensor, A: Tensor, *rest: Any) -> Tensor:
-        return real(self, x, A.flatten().view(A.shape[1], A.shape[0]).T, *rest)
+    def forward(self: LoraAdapter, matrix: Any) -> LowRank:
+        update = real(self, matrix)
+        A = update.A
+        return update._replace(A=A.flatten().view(A.shape[1], A.shape[0]).T)
 
-    patch.setattr(Linear, "low_rank", low_rank)
+    patch.setattr(LoraAdapter, "forward", forward)
 
 
 @mutant("slice off by one", 3, forward("fused-101"))
@@ -256,18 +265,21 @@ def _(patch: Patch) -> None:
 
 @mutant("dropout into the base", 3, forward("linear", dropout=0.25))
 def _(patch: Patch) -> None:
-    real = AdaptedLayer.base
+    real = SharedInput.read
 
-    def base(self: AdaptedLayer, x: Tensor) -> Tensor:
-        return real(self, F.dropout(x, 0.25, self.training))
+    def read(self: SharedInput, *of: Any) -> Input:
+        own = real(self, *of)
+        return own._replace(cast=own.read, read=own.cast)
 
-    patch.setattr(AdaptedLayer, "base", base)
-    patch.setattr(Adapter, "drop", lambda self, x: x)
+    patch.setattr(SharedInput, "read", read)
 
 
 @mutant("dropout in evaluation", 3, lambda: forward_in_evaluation())
 def _(patch: Patch) -> None:
-    patch.setattr(Adapter, "drop", lambda self, x: F.dropout(x, self.dropout))
+    real = AdaptedLayer.contributions
+    patch.setattr(
+        AdaptedLayer, "contributions", lambda self: [part._replace(p=0.25) for part in real(self)]
+    )
 
 
 def forward_in_evaluation() -> None:
@@ -277,7 +289,19 @@ def forward_in_evaluation() -> None:
 
 @mutant("dilation ignored", 3, forward("conv1d-stride-dilation"))
 def _(patch: Patch) -> None:
+    real = deltaw.layers.conv.Setting
+    patch.setattr(deltaw.layers.conv, "Setting", lambda stride, *_: real(stride, (1,), (1,), 1))
+
+
+@mutant("dilation ignored in the plain steps", 3, lambda: plainly("conv1d-stride-dilation"))
+def _(patch: Patch) -> None:
     ignoring(patch, Conv, dilation=(1,), padding=(1,))
+
+
+def plainly(name: str) -> None:
+    """Law 3 without kernels."""
+    with law03.plain_steps():
+        forward(name)()
 
 
 @mutant("padding mode ignored in a spanning convolution", 3, forward("spanning-conv2d"))
@@ -305,13 +329,14 @@ def ignoring(patch: Patch, geometry: type[Conv], **values: object) -> None:
 
 @mutant("groups share one part of B", 3, forward("conv2d-groups"))
 def _(patch: Patch) -> None:
-    real = Conv.low_rank
+    real = Conv.term
 
-    def low_rank(self: Conv, x: Tensor, A: Tensor, B: Tensor, *rest: Any) -> Tensor:
-        first = B[: B.shape[0] // self.groups]
-        return real(self, x, A, first.repeat(self.groups, 1), *rest)
+    def term(self: Conv, *of: Any) -> Any:
+        found = real(self, *of)
+        first = found.B[: found.B.shape[0] // self.groups]
+        return found._replace(B=first.repeat(self.groups, 1))
 
-    patch.setattr(Conv, "low_rank", low_rank)
+    patch.setattr(Conv, "term", term)
 
 
 @mutant("groups of a spanning convolution mixed up", 3, forward("spanning-conv2d"))
@@ -326,7 +351,7 @@ def _(patch: Patch) -> None:
 
 @mutant("embed_scale ignored", 3, forward("embedding-scaled"))
 def _(patch: Patch) -> None:
-    patch.setattr(Embedding, "scaled", lambda self, rows: rows)
+    patch.setattr(Embedding, "size", lambda self: 1.0)
 
 
 @mutant("silent under no_grad", 3, forward("linear"))
@@ -346,21 +371,64 @@ def _(patch: Patch) -> None:
 
 @mutant("A detached from the gradient", 3, lambda: law03.gradients_are_the_oracles(setting("gpt2")))
 def _(patch: Patch) -> None:
-    real = Linear.low_rank
+    real = LoraAdapter.forward
 
-    def low_rank(self: Linear, x: Tensor, A: Tensor, *rest: Any) -> Tensor:
-        return real(self, x, A.detach() * 0.5 + A * 0.5, *rest)
+    def forward(self: LoraAdapter, matrix: Any) -> LowRank:
+        update = real(self, matrix)
+        return update._replace(A=update.A.detach() * 0.5 + update.A * 0.5)
 
-    patch.setattr(Linear, "low_rank", low_rank)
+    patch.setattr(LoraAdapter, "forward", forward)
 
 
 @mutant(
     "the input's gradient lacks the adapter's part",
     3,
-    lambda: law03.gradients_are_the_oracles(setting("conv1d")),
+    lambda: law03.gradients_are_the_oracles(setting("gpt2")),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(Adapter, "drop", lambda self, x: x.detach())
+    real = deltaw.kernels.shared._product
+    patch.setattr(deltaw.kernels.shared, "_product", lambda alike: real(alike).zero_())
+
+
+@mutant(
+    "the input's gradient lacks the mask",
+    3,
+    lambda: law03.gradients_are_the_oracles(setting("linear", dropout=0.25)),
+)
+def _(patch: Patch) -> None:
+    real = Pool.leave
+    patch.setattr(Pool, "leave", lambda self, left: real(self, left._replace(mask=None)))
+
+
+@mutant(
+    "masks shared across a checkpoint",
+    9,
+    lambda: kernels.recomputation_draws_the_same_masks("the last two", True),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.kernels.shared, "_region", lambda: "one")
+
+
+@mutant("the pool takes one reader alone", 3, lambda: kernels.shared_gradient_is_the_sum())
+def _(patch: Patch) -> None:
+    real = Pool.leave
+
+    def leave(self: Pool, left: Left) -> None:
+        self._left.clear()
+        real(self, left)
+
+    patch.setattr(Pool, "leave", leave)
+
+
+@mutant("X kept in float32", 3, lambda: kernels.saved_bytes_are_the_least(torch.bfloat16))
+def _(patch: Patch) -> None:
+    real = SharedInput.read
+
+    def read(self: SharedInput, *of: Any) -> Input:
+        own = real(self, *of)
+        return own._replace(read=own.read.float().to(own.cast.dtype))
+
+    patch.setattr(SharedInput, "read", read)
 
 
 @mutant(
@@ -536,7 +604,12 @@ def _(patch: Patch) -> None:
 
 @mutant("the padding row trains", 6, lambda: law06.the_padding_row_gets_nothing("embedding-scaled"))
 def _(patch: Patch) -> None:
-    patch.setattr(Embedding, "look_up", lambda self, x, M: F.embedding(x, M.T))
+    real = deltaw.layers.embedding.embedding
+    patch.setattr(
+        deltaw.layers.embedding,
+        "embedding",
+        lambda base, ids, _, terms: real(base, ids, None, terms),
+    )
 
 
 @mutant("idle adapters decay", 6, lambda: law06.idle_adapters_stay(setting("linear")))
@@ -558,7 +631,7 @@ def _(patch: Patch) -> None:
 @mutant(
     "float32 output of a half-precision base",
     7,
-    lambda: law07.output_has_the_bases_dtype(setting("linear", dtype=torch.bfloat16)),
+    lambda: plain_output_has_the_bases_dtype(),
 )
 def _(patch: Patch) -> None:
     patch.setattr(Linear, "place", lambda self, y, delta, slot: y + delta.float())
@@ -571,6 +644,12 @@ def _(patch: Patch) -> None:
 )
 def _(patch: Patch) -> None:
     patch.setattr(deltaw.attaching, "master_dtype", lambda weight: weight.dtype)
+
+
+def plain_output_has_the_bases_dtype() -> None:
+    """Law 7 without kernels."""
+    with law03.plain_steps():
+        law07.output_has_the_bases_dtype(setting("linear", dtype=torch.bfloat16))
 
 
 @mutant("casting goes unnoticed", 7, lambda: casting_is_refused())
@@ -625,11 +704,10 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     fresh = torch.Generator().manual_seed(0)
 
-    def drop(self: Adapter, x: Tensor) -> Tensor:
-        keep = torch.rand(x.shape, generator=fresh) >= self.dropout
-        return x * keep / (1 - self.dropout)
+    def keep_mask(x: Tensor, p: float) -> Tensor:
+        return (torch.rand(x.shape, generator=fresh) >= p).to(torch.uint8)
 
-    patch.setattr(Adapter, "drop", drop)
+    patch.setattr(deltaw.kernels.shared, "keep_mask", keep_mask)
 
 
 # Law 10
@@ -693,13 +771,12 @@ def _(patch: Patch) -> None:
 def stale(patch: Patch) -> None:
     """Keep the cast of A by the version of the parameter, which a fused step does not bump."""
     kept: dict[tuple[int, int], Tensor] = {}
-    real = Linear.low_rank
+    real = deltaw.kernels.linear._scaled
 
-    def low_rank(self: Linear, x: Tensor, A: Tensor, *rest: Any) -> Tensor:
-        cast = kept.setdefault((id(A), A._version), A.detach().to(x.dtype, copy=True))
-        return real(self, x, cast + (A - A.detach()).to(x.dtype), *rest)
+    def scaled(As: Any, *of: Any) -> Tensor:
+        return kept.setdefault((id(As[0]), As[0]._version), real(As, *of))
 
-    patch.setattr(Linear, "low_rank", low_rank)
+    patch.setattr(deltaw.kernels.linear, "_scaled", scaled)
 
 
 @mutant("a trained copy read once", 11, lambda: freshness("foreach"))

@@ -1,14 +1,20 @@
 """Law 3: the output is that of the plain layer carrying W' = W + s B A, gradients included."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import deltaw
-from deltaw.adapter import Adapter, Slot
+from deltaw.adapter import Adapter, Dense, LowRank
+from deltaw.adapters.lora import LoraAdapter
+from deltaw.kernels.dropout import keep_mask, rounded
+from deltaw.layer import AdaptedLayer
+from deltaw.layers import geometries
 from laws import oracle
 from laws.building import adapt, base, fill, loss, parts
 from laws.cases import BY_NAME, Case
@@ -84,12 +90,10 @@ def lora_bias(setting: Setting, tensors: dict[str, Tensor], y: Tensor) -> Tensor
 
 
 def inputs(setting: Setting, x: Tensor, training: bool) -> list[Tensor]:
-    """What each slot's adapter sees: with dropout, the masks torch draws in order."""
-    masks = []
-    for _ in slots(setting.case):
-        drops = training and setting.dropout and x.is_floating_point()
-        masks.append(x * F.dropout(torch.ones_like(x), setting.dropout) if drops else x)
-    return masks
+    """What each slot's adapter sees: with dropout, one mask for all of them."""
+    if training and setting.dropout and x.is_floating_point():
+        x = x * keep_mask(x, setting.dropout) / (1 - rounded(setting.dropout))
+    return [x] * len(slots(setting.case))
 
 
 def forward_is_the_oracles(setting: Setting, training: bool = False) -> None:
@@ -135,28 +139,51 @@ def gradients_are_the_oracles(setting: Setting) -> None:
 
 
 def fast_is_default(setting: Setting) -> None:
-    """The method's own forward equals the one derived from `merged`, masks and gradients too."""
+    """The update that a method gives by its factors is the one derived from `merged`."""
+    setting = setting.but(dtype=torch.float64, head=False)
+    layer = fill(adapt(base(setting), setting)).train().layer
+    for slot, adapter, _ in layer.contributors():
+        fast = adapter(lambda slot=slot: layer.matrix(slot))
+        slow = Adapter.forward(adapter, lambda slot=slot: layer.matrix(slot))
+        assert isinstance(slow, Dense)
+        M = fast.scale * fast.B @ fast.A if isinstance(fast, LowRank) else fast.M
+        close(M, slow.M, 1e-12)
+        assert (fast.shift is None) == (slow.shift is None)
+        if fast.shift is not None:
+            assert torch.equal(fast.shift, slow.shift)
+
+
+@contextmanager
+def plain_steps(factors: bool = True) -> Iterator[None]:
+    """Without kernels; without factors too, every ΔW is formed as a matrix."""
+    with pytest.MonkeyPatch.context() as patch:
+        for geometry in geometries():
+            patch.setattr(geometry, "fused", lambda self, x, parts: None)
+        if not factors:
+            patch.setattr(LoraAdapter, "forward", Adapter.forward)
+        yield
+
+
+def kernel_is_the_plain_steps(setting: Setting, factors: bool = True) -> None:
+    """Output and all gradients, with the same dropout mask."""
     setting = setting.but(dtype=torch.float64, head=False)
     model = fill(adapt(base(setting), setting)).train()
-    layer = model.layer
-    x = setting.case.x(torch.float64)
-    y = layer.base(x)
-    for slot, adapter, _ in layer.contributors():
-        torch.manual_seed(13)
-        fast = adapter(x, y, Slot(layer, slot))
-        torch.manual_seed(13)
-        slow = Adapter.forward(adapter, x, y, Slot(layer, slot))
-        shift = adapter.bias_delta()
-        slow = slow if shift is None else slow + layer.per_output(shift, slot)
-        close(fast, slow, 1e-12)
-        held = [adapter.lora_A, adapter.lora_B]
-        weights = torch.linspace(-1, 2, fast.numel(), dtype=torch.float64).view(fast.shape)
-        a = torch.autograd.grad((fast * weights).sum(), held)
-        b = torch.autograd.grad((slow * weights).sum(), held)
-        close(a[0], b[0], 1e-12)
-        # B of a spanning convolution is zero off its groups, and stays so
-        inside = adapter.lora_B != 0
-        close(a[1], b[1] * inside, 1e-12)
+    held = list(model.layer.adapter.parameters())
+    found = []
+    for steps in (nullcontext(), plain_steps(factors)):
+        x = setting.case.x(torch.float64)
+        x = x.requires_grad_() if x.is_floating_point() else x
+        with steps:
+            torch.manual_seed(13)
+            y = model.layer(x)
+            weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape)
+            leaves_ = [x, *held] if x.requires_grad else held
+            found.append((y, *torch.autograd.grad((y * weights + y * y).sum(), leaves_)))
+    inside = [torch.ones(()), torch.ones(())] if x.requires_grad else [torch.ones(())]
+    # B of a spanning convolution is zero off its groups, and stays so
+    inside += [p != 0 for p in held]
+    for fast, slow, mask in zip(*found, inside, strict=True):
+        close(fast * mask, slow * mask, 1e-12)
 
 
 def forward_is_the_plain_layers(setting: Setting) -> None:
@@ -201,8 +228,26 @@ def test_gradients(setting: Setting) -> None:
 
 
 @over_pairs(low_rank)
-def test_fast_forward_is_the_default_one(setting: Setting) -> None:
+def test_factors_are_the_default_update(setting: Setting) -> None:
     fast_is_default(setting)
+
+
+@over_pairs(low_rank)
+def test_kernels_are_the_plain_steps(setting: Setting) -> None:
+    kernel_is_the_plain_steps(setting)
+    kernel_is_the_plain_steps(setting, factors=False)
+
+
+@over_cases(lambda case: case.form != "module")
+def test_each_geometry_has_a_kernel(case: Case) -> None:
+    """But for those whose ΔW must be formed, or whose padding is not zeros."""
+    model = fill(adapt(base(Setting(case)), Setting(case)))
+    layer = model.layer
+    assert isinstance(layer, AdaptedLayer)
+    output = layer.fused(case.x(torch.float32), layer.contributions())
+    padding = getattr(layer, "padding_mode", "zeros")
+    formed = case.form == "factored" or padding != "zeros" or case.name == "conv1d-same"
+    assert (output is None) == formed
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """Law 7: the output's dtype is the base's; adapters are float32 masters computing in the base's
 dtype, or autocast's."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltaw
 from deltaw.errors import StateError
@@ -11,6 +14,7 @@ from laws.building import adapt, adapted, base, fill, loss, parts
 from laws.cases import Stack
 from laws.product import DTYPES, Setting, setting
 from laws.running import over_cases, over_pairs
+from laws.test_law03_oracle import plain_steps
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -36,15 +40,28 @@ def output_has_the_bases_dtype(setting: Setting) -> None:
     } == {wide}
 
 
+class Products(TorchDispatchMode):
+    """The dtypes of all matrix products and convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if "mm" in str(func) or "convolution" in str(func):
+            self.seen.add(output.dtype)
+        return output
+
+
 def branch_computes_in(setting: Setting, autocast: torch.dtype | None) -> set[torch.dtype]:
-    """The dtypes of what the adapters of a model hand back."""
+    """The dtypes of the products in the forward pass, with kernels and without."""
     model = adapted(setting)
-    seen: set[torch.dtype] = set()
-    for part in parts(model):
-        part.register_forward_hook(lambda m, args, out: seen.add(out.dtype))
-    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-        model(setting.case.x(setting.dtype))
-    return seen
+    with Products() as products:
+        for steps in (nullcontext(), plain_steps()):
+            with steps, torch.autocast("cpu", autocast, enabled=autocast is not None):
+                model(setting.case.x(setting.dtype))
+    return products.seen
 
 
 def autocast_gives_the_bases_dtype(setting: Setting, to: torch.dtype) -> None:

@@ -4,9 +4,11 @@ Source: arXiv 2106.09685, equation 3, with s = alpha / r; arXiv 2312.03732 for s
 We keep A and B in float32 whatever the base's dtype and compute in the base's (or autocast's).
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from deltaw.adapter import Adapter, Slot
+from deltaw.adapter import Adapter, LowRank
 from deltaw.adapters import Parts
 
 
@@ -40,11 +42,9 @@ class LoraAdapter(Adapter):
         """Return s times the bias on B."""
         return None if self.lora_B_bias is None else self.lora_B_bias * self.scale
 
-    def forward(self, x: Tensor, y: Tensor, slot: Slot) -> Tensor:
-        """Return s (B A) x, plus the bias on B, without forming B A."""
-        delta = slot.low_rank(self.drop(x), self.lora_A, self.lora_B, self.scale)
-        shift = self.bias_delta()
-        return delta if shift is None else delta + slot.per_output(shift).to(delta.dtype)
+    def forward(self, matrix: Callable[[], Tensor]) -> LowRank:
+        """Return the factors, without forming B A."""
+        return LowRank(self.lora_A, self.lora_B, self.scale, self.bias_delta())
 
     def extra_repr(self) -> str:
         """Show rank and scale where the model is printed."""

@@ -69,7 +69,8 @@ class LoRALayer(_Module):
 
     def lora_dropout(self, x: Tensor) -> Tensor:
         """Apply the adapter's dropout to its input."""
-        return _parts(self, "lora_dropout")[0].drop(x)
+        part = _parts(self, "lora_dropout")[0]
+        return nn.functional.dropout(x, part.dropout, part.training)
 
     def reset_parameters(self) -> None:
         """Draw the weight anew, and A and B as loralib does, with B A = 0."""

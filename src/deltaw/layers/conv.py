@@ -1,12 +1,15 @@
 """`nn.Conv1d/2d/3d`: W (out, in/groups, *kernel) read as the matrix (out, in/groups · kernel)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.layer import AdaptedLayer
+from deltaw.kernels import compute_dtype
+from deltaw.kernels.conv import Setting, Term, conv
+from deltaw.layer import AdaptedLayer, Part, factors, joinable, total_scale
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
 
@@ -65,6 +68,30 @@ class Conv(AdaptedLayer, _Conv):
         W = self.dense()
         kernels = A.to(x.dtype).view(-1, *W.shape[1:]).repeat(self.groups, *[1] * (W.dim() - 1))
         return mix(self.convolve(x, kernels) * scale, B.to(x.dtype), self.groups, W.dim())
+
+    def fused(self, x: Tensor, parts: Sequence[Part]) -> Tensor | None:
+        """Return base and parts from one kernel, for a frozen dense weight and zero padding."""
+        W = self.dense()
+        if (
+            not self.joins()
+            or self.padding_mode != "zeros"
+            or isinstance(self.padding, str)
+            or not (x.dim() == W.dim() and x.is_contiguous())
+            or any(part.update.shift is not None for part in parts)
+            or not joinable(x, parts)
+        ):
+            return None
+        setting = Setting(self.stride, self.padding, self.dilation, self.groups)
+        own = self.shared(x).read(x, parts[0].p, compute_dtype(x))
+        terms = [self.term(part, own.cast.dtype) for part in parts]
+        return conv(self.base, own, W, self.bias, setting, terms)
+
+    def term(self, part: Part, dtype: torch.dtype) -> Term:
+        """Return what the kernel adds for a part: kernels in every group, mixed group by group."""
+        A, B = factors(part)
+        W = self.dense()
+        K = A.to(dtype).view(-1, *W.shape[1:]).repeat(self.groups, *[1] * (W.dim() - 1))
+        return Term(K, B.to(dtype), total_scale(part), self.groups, self.groups)
 
     def per_output(self, v: Tensor, slot: str) -> Tensor:
         """Return v with one trailing axis per spatial axis."""

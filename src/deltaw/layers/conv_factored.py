@@ -4,8 +4,11 @@ loralib writes it for square kernels of two dimensions, where both exponents are
 and three-dimensional classes fail on their shapes, and the exponents here are what makes them fit.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from deltaw.layer import Part
 from deltaw.layers.conv import CONVOLUTIONS, Conv, factored
 from deltaw.state import LayerState
 
@@ -37,6 +40,9 @@ class FactoredConv(Conv):
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
         """Convolve with scale B A, which has no cheaper form in this shape."""
         return self.act(x, (B.to(x.dtype) * scale) @ A.to(x.dtype), slot)
+
+    def fused(self, x: Tensor, parts: Sequence[Part]) -> None:
+        """Return None: B A must be formed to be convolved with."""
 
     def packed_shapes(self, slot: str, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of the factors themselves."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaw.errors import MergeError
+from deltaw.kernels.conv import Term
+from deltaw.layer import Part, factors, total_scale
 from deltaw.layers.conv import CONVOLUTIONS, Conv, mix, same_group, spans
 from deltaw.state import LayerState
 
@@ -51,6 +53,12 @@ class SpanningConv(Conv):
         W = self.dense()
         S = self.convolve(x, A.to(x.dtype).view(A.shape[0], -1, *W.shape[2:]))
         return mix(S * scale, self.compact(B).to(x.dtype), self.groups, W.dim())
+
+    def term(self, part: Part, dtype: torch.dtype) -> Term:
+        """Return what the kernel adds for a part: kernels over all channels, mixed by group."""
+        A, B = factors(part)
+        K = A.to(dtype).view(A.shape[0], -1, *self.dense().shape[2:])
+        return Term(K, self.compact(B).to(dtype), total_scale(part), 1, self.groups)
 
     def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
         """Convolve as the layer does but with one group."""

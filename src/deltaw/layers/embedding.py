@@ -1,12 +1,14 @@
 """`nn.Embedding`: looking up row x is multiplying a one-hot vector, so W is (width, vocabulary)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.layer import AdaptedLayer
+from deltaw.kernels.embedding import Term, embedding
+from deltaw.layer import AdaptedLayer, Part, factors, joinable, total_scale
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
 
@@ -67,6 +69,14 @@ class Embedding(AdaptedLayer, _Embedding):
         dtype = self.dense().dtype
         return self.scaled(F.linear(self.look_up(x, A).to(dtype) * scale, B.to(dtype)))
 
+    def fused(self, x: Tensor, parts: Sequence[Part]) -> Tensor | None:
+        """Return base and parts from one kernel, for a frozen dense table."""
+        if not self.joins() or not joinable(x, parts):
+            return None
+        undropped = [part._replace(p=0.0) for part in parts]
+        terms = [Term(*factors(part), total_scale(part) * self.size()) for part in undropped]
+        return embedding(self.base, x, self.padding_idx, terms)
+
     def look_up(self, x: Tensor, M: Tensor) -> Tensor:
         """Return the columns x of M as rows, zero for the padding token."""
         rows = F.embedding(x, M.T)
@@ -75,8 +85,11 @@ class Embedding(AdaptedLayer, _Embedding):
         return rows.masked_fill((x == self.padding_idx).unsqueeze(-1), 0)
 
     def scaled(self, rows: Tensor) -> Tensor:
-        """Multiply by the `embed_scale` of scaled subclasses."""
-        scale = getattr(self, "embed_scale", None)
-        if scale is None:
-            return rows
-        return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
+        """Multiply rows as the layer multiplies its own."""
+        size = self.size()
+        return rows * (size.to(rows.dtype) if isinstance(size, Tensor) else size)
+
+    def size(self) -> float | Tensor:
+        """Return the `embed_scale` of scaled subclasses, which multiplies what is looked up."""
+        size: float | Tensor = getattr(self, "embed_scale", 1.0)
+        return size

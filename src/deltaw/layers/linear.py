@@ -1,14 +1,23 @@
 """`nn.Linear`, whole or as equal slices of a fused output: y = W x."""
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.kernels import compute_dtype
+from deltaw.kernels.linear import Term, add_low_rank, linear
+from deltaw.layer import WEIGHT, AdaptedLayer, Part, factors, joinable, total_scale
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
+
+if TYPE_CHECKING:
+    _Linear = nn.Linear
+else:
+    _Linear = object
 
 _SLICE = re.compile(r"slice_(\d+)_of_(\d+)")
 
@@ -18,7 +27,7 @@ def slice_slot(index: int, count: int) -> str:
     return f"slice_{index}_of_{count}"
 
 
-class Linear(AdaptedLayer):
+class Linear(AdaptedLayer, _Linear):
     """x (..., in) to y (..., out) with W (out, in)."""
 
     kind = "linear"
@@ -63,6 +72,27 @@ class Linear(AdaptedLayer):
         """Return B (scale A x)."""
         return F.linear(F.linear(x, A.to(x.dtype)) * scale, B.to(x.dtype))
 
+    def fused(self, x: Tensor, parts: Sequence[Part]) -> Tensor | None:
+        """Return base and parts from one kernel.
+
+        A frozen dense weight takes part in it; any other base runs on its own before.
+        """
+        if not (self.storage or self.plain(self)):
+            return None
+        if not (x.is_floating_point() and joinable(x, parts)):
+            return None
+        dtype = compute_dtype(x)
+        shared = self.shared(x)
+        own = shared.read(x, parts[0].p, dtype)._replace(x=shared.link(x))
+        if self.joins():
+            W, bias = self.whole(), self.bias
+            terms = [_term(part, W.shape[0]) for part in parts]
+            return linear(self.base, own, shared.pool, W, bias, terms)
+        y = self.base(x)
+        if y.is_contiguous() and y.dtype == dtype:
+            return add_low_rank(y, own, shared.pool, [_term(part, y.shape[-1]) for part in parts])
+        return self.added(x, y, parts)
+
     def spread(self, v: Tensor, slot: str) -> Tensor:
         """Return zeros with v where the slot lies."""
         rows = self.whole().shape[0]
@@ -76,6 +106,14 @@ class Linear(AdaptedLayer):
             return y + delta.to(y.dtype)
         before, part, after = y.tensor_split((start, stop), dim=-1)
         return torch.cat((before, part + delta.to(y.dtype), after), dim=-1)
+
+
+def _term(part: Part, rows: int) -> Term:
+    """Return what the kernel adds for a part to an output of that many rows."""
+    shift = part.update.shift
+    if shift is not None and part.weight != 1:
+        shift = shift * part.weight
+    return Term(*factors(part), total_scale(part), *span(part.slot, rows), shift)
 
 
 def span(slot: str, rows: int) -> tuple[int, int]:

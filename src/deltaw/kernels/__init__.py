@@ -1,0 +1,34 @@
+"""Fast twins of what `layers/` computes in plain steps: one file per way of applying a weight.
+
+A kernel returns the values and the gradients of the plain steps, up to rounding, wherever `why_not`
+gives no reason against it. Nothing of deltaw is imported here.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def why_not(values: Iterable[object]) -> list[str]:
+    """Return the reasons why no kernel applies to these values, those that are no tensors aside."""
+    reasons = []
+    if torch.compiler.is_compiling():
+        reasons.append("the compiler fuses the plain steps itself")
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        reasons.append("a function transform or forward-mode derivative is active")
+    if torch._C._get_tracing_state() is not None:
+        reasons.append("the forward pass is being traced")
+    if any(isinstance(value, Tensor) and type(value) not in PLAIN for value in values):
+        reasons.append("a tensor is of a subclass (DTensor, FakeTensor, ...)")
+    return reasons
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a linear map of `x` is computed: autocast's or its own."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
