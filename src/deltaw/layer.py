@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from deltaw.adapter import Adapter, LowRank, Update
 from deltaw.authority import Authority
 from deltaw.kernels import why_not
 from deltaw.kernels.dropout import rounded
-from deltaw.kernels.shared import SharedInput, shared_input
+from deltaw.kernels.shared import Input, Pool, SharedInput, shared_input
 from deltaw.offload import is_placing
 from deltaw.state import LayerState
 from deltaw.swap import Swapped
@@ -191,16 +191,26 @@ class AdaptedLayer(Swapped, _Module):
             and self.plain(self)
             and WEIGHT not in type(self).overridden
             and not self.frozen(WEIGHT).requires_grad
-            and not why_not((self.frozen(WEIGHT),))
+            and not why_not(self.frozen(WEIGHT))
         )
 
     def dropped(self, x: Tensor, parts: Sequence[Part]) -> dict[float, Tensor]:
         """Return by probability the input of the adapters that have dropout now."""
         probabilities = dict.fromkeys(p for *_, p in parts if p and x.is_floating_point())
-        if not probabilities or why_not((x,)):
+        if not probabilities or why_not(x):
             return {p: F.dropout(x, p) for p in probabilities}
         shared = self.shared(x)
         return {p: x * shared.mask(x, p) / (1 - rounded(p)) for p in probabilities}
+
+    def reading(self, x: Tensor, p: float, dtype: torch.dtype) -> tuple[Input, Pool | None]:
+        """Return the input as base and adapters read it, and where its gradient is left.
+
+        It is shared with the layers that read the same input; ask once per forward pass.
+        """
+        if not p and x.dtype == dtype and not torch.is_grad_enabled():
+            return Input(x, x, x, None), None
+        shared = self.shared(x)
+        return shared.read(x, p, dtype), shared.pool if torch.is_grad_enabled() else None
 
     def shared(self, x: Tensor) -> SharedInput:
         """Return what layers share that read the same input; ask once per forward pass."""
@@ -227,10 +237,12 @@ class AdaptedLayer(Swapped, _Module):
 
     def contributors(self) -> Iterator[tuple[str, Adapter, float | Tensor]]:
         """Yield (slot, adapter, weight) of the low-rank adapters in force."""
+        held = self.adapter._modules
         for name, weight in self.in_force():
-            for slot, adapter in self.parts(name).items():
-                if not adapter.replaces:
-                    yield slot, adapter, weight
+            if name in held:
+                for slot, adapter in cast(dict[str, Adapter], held[name]._modules).items():
+                    if not adapter.replaces:
+                        yield slot, adapter, weight
 
     def contributions(self) -> list[Part]:
         """Return what the adapters in force add in this forward pass."""
@@ -291,8 +303,13 @@ class AdaptedLayer(Swapped, _Module):
 
 def joinable(x: Tensor, parts: Sequence[Part]) -> bool:
     """Tell whether one kernel can take all parts: low-rank ones with the same dropout."""
-    alike = all(isinstance(part.update, LowRank) and part.p == parts[0].p for part in parts)
-    return alike and not why_not((x, *(value for part in parts for value in part.update)))
+    for part in parts:
+        update = part.update
+        if type(update) is not LowRank or part.p != parts[0].p:
+            return False
+        if why_not(x, update.A, update.B, update.shift):
+            return False
+    return True
 
 
 def factors(part: Part) -> tuple[Tensor, Tensor]:

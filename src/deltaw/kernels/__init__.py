@@ -4,8 +4,6 @@ A kernel returns the values and the gradients of the plain steps, up to rounding
 gives no reason against it. Nothing of deltaw is imported here.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -13,8 +11,8 @@ from torch.autograd import forward_ad
 PLAIN = (Tensor, nn.Parameter)
 
 
-def why_not(values: Iterable[object]) -> list[str]:
-    """Return the reasons why no kernel applies to these values, those that are no tensors aside."""
+def why_not(*tensors: Tensor | None) -> list[str]:
+    """Return the reasons why no kernel applies to these tensors now."""
     reasons = []
     if torch.compiler.is_compiling():
         reasons.append("the compiler fuses the plain steps itself")
@@ -22,8 +20,9 @@ def why_not(values: Iterable[object]) -> list[str]:
         reasons.append("a function transform or forward-mode derivative is active")
     if torch._C._get_tracing_state() is not None:
         reasons.append("the forward pass is being traced")
-    if any(isinstance(value, Tensor) and type(value) not in PLAIN for value in values):
-        reasons.append("a tensor is of a subclass (DTensor, FakeTensor, ...)")
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in PLAIN:
+            reasons.append(f"{type(tensor).__name__} is a tensor of a kind of its own")
     return reasons
 
 

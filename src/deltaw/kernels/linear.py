@@ -1,19 +1,18 @@
-"""A linear map and what adapters add to it, in one node of the autograd graph.
+"""A linear map and the low-rank product beside it, in one node of the autograd graph.
 
-    y = base(x) + Σ (x ∘ mask) (s_j A_j)ᵀ B_jᵀ        S_j = (x ∘ mask) (s_j A_j)ᵀ
+    y = base(x) + S Bᵀ        S = (x ∘ mask) (scale A)ᵀ
 
-Forward: the base product, then one accumulating product per adapter into it. Kept for the backward
-pass: the adapters' input, which is the layer's own tensor unless dropout makes another, and the
-thin S. With dS_j = dY B_j computed once: dA_j = s_j dS_jᵀ (x ∘ mask), dB_j = dYᵀ S_j and
-dX = (Σ s_j dS_j A_j) ∘ mask + dY W. That is 4 r (in + out) multiplications per token beside the
-base's, no copy of x in float32 and no pass over (tokens x out) of its own. A and B may be kept in
-another dtype than x; they are cast once, A with its scale.
+Forward: the base product, then one accumulating product into it. Kept for the backward pass: the
+adapter's input, which is the layer's own tensor unless dropout makes another, and the thin S. With
+dS = dY B computed once: dA = scale dSᵀ (x ∘ mask), dB = dYᵀ S, dX = (dS scale A) ∘ mask + dY W.
+That is 4 r (in + out) multiplications per token beside the base's, no copy of x in float32 and no
+pass over (tokens x out) of its own. A and B, in whatever dtype they are kept, are cast once.
 
-Where W is a dense tensor the base product is part of the node, and is accumulated into in place.
-Otherwise the caller computes it, and the sum is another tensor.
+Where W is a dense tensor the base product is part of the node. Otherwise the caller computes it,
+and the sum is another tensor.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,66 +22,71 @@ from deltaw.kernels.shared import Input, Left, Pool
 
 
 class Term(NamedTuple):
-    """What one adapter adds: `scale` x Aᵀ Bᵀ and `shift` to columns `start` to `stop` of y."""
+    """What adapters add: A (r, in) and B (out, r) in any dtype, their scale, and for the bias."""
 
     A: Tensor
     B: Tensor
     scale: float
-    start: int
-    stop: int
     shift: Tensor | None = None
 
 
 def linear(
     base: Callable[[Tensor], Tensor],
     own: Input,
-    pool: Pool,
+    pool: Pool | None,
     W: Tensor,
     bias: Tensor | None,
-    terms: Sequence[Term],
+    term: Term,
 ) -> Tensor:
-    """Return `base(x)` plus the terms, for a base that computes x Wᵀ + bias.
+    """Return `base(x)` plus the term, for a base that computes x Wᵀ + bias.
 
     Args:
         base: the layer's own forward; it is called on `own.cast`, without gradients.
         own: the input (..., in) in the dtype that is computed in; its `x` is linked to `pool`.
-        pool: where the gradient of the input is left.
+        pool: where the gradient of the input is left; None without gradients.
         W: (out, in), frozen.
         bias: (out,), which the base adds.
-        terms: A (r, in), B (out_j, r) and `shift` (out_j,) of each adapter, in any dtype.
+        term: what is added.
     """
-    return _apply(own, pool, None, W, bias, base, terms)
-
-
-def add_low_rank(y: Tensor, own: Input, pool: Pool, terms: Sequence[Term]) -> Tensor:
-    """Return the terms plus `y`, the output of a base that knows its own gradients."""
-    return _apply(own, pool, y, None, None, None, terms)
-
-
-class _Setup(NamedTuple):
-    own: Input
-    pool: Pool
-    base: Callable[[Tensor], Tensor] | None
-    places: tuple[tuple[float, int, int], ...]
-
-
-def _apply(
-    own: Input,
-    pool: Pool,
-    y: Tensor | None,
-    W: Tensor | None,
-    bias: Tensor | None,
-    base: Callable[[Tensor], Tensor] | None,
-    terms: Sequence[Term],
-) -> Tensor:
-    setup = _Setup(own, pool, base, tuple((term.scale, term.start, term.stop) for term in terms))
-    factors = (tensor for term in terms for tensor in (term.A, term.B, term.shift))
-    output: Tensor = _Low.apply(own.x, y, W, bias, setup, *factors)  # type: ignore[no-untyped-call]
+    if pool is None:
+        return _forward(base, None, own, term)[0]
+    output: Tensor = _Low.apply(
+        own.x, None, W, bias, term.A, term.B, term.shift, term, own, base, pool
+    )  # type: ignore[no-untyped-call]
     return output
 
 
-FIRST = 5
-"""The place of the first A among the arguments; after it come its B and its shift."""
+def add_low_rank(y: Tensor, own: Input, pool: Pool | None, term: Term) -> Tensor:
+    """Return the term plus `y`, the output of a base that knows its own gradients."""
+    if pool is None:
+        return _forward(None, y, own, term)[0]
+    output: Tensor = _Low.apply(
+        own.x, y, None, None, term.A, term.B, term.shift, term, own, None, pool
+    )  # type: ignore[no-untyped-call]
+    return output
+
+
+def _forward(
+    base: Callable[[Tensor], Tensor] | None, y: Tensor | None, own: Input, term: Term
+) -> tuple[Tensor, Tensor]:
+    """Return the sum, as a tensor that may be changed in place, and S.
+
+    S comes first, while x is still in the cache.
+    """
+    A, B, scale, shift = term
+    read = own.read
+    dtype = read.dtype
+    S = _rows(read) @ _times(A, scale, dtype).t()
+    if base is not None:
+        y = base(own.cast)
+    else:
+        assert y is not None
+        y = y.clone()
+    flat = y.view(-1, y.shape[-1])
+    flat.addmm_(S, B.to(dtype).t())
+    if shift is not None:
+        flat.add_(shift)
+    return torch.ops.aten._unsafe_view(flat, y.shape) if y._is_view() else y, S
 
 
 class _Low(torch.autograd.Function):
@@ -93,35 +97,26 @@ class _Low(torch.autograd.Function):
         y: Tensor | None,
         W: Tensor | None,
         bias: Tensor | None,
-        setup: _Setup,
-        *factors: Any,
+        A: Tensor,
+        B: Tensor,
+        shift: Tensor | None,
+        term: Term,
+        own: Input,
+        base: Callable[[Tensor], Tensor] | None,
+        pool: Pool,
     ) -> Tensor:
-        own, pool, base, places = setup
-        if base is not None:
-            y = base(own.cast)
-        assert y is not None
-        flat = y.view(-1, y.shape[-1])
-        A = _scaled(factors[0::3], places, own.cast.dtype)
-        S = _rows(own.read) @ A.t()
-        for j, part in enumerate(_split(S, factors[0::3], 1)):
-            _, start, stop = places[j]
-            B, shift = factors[3 * j + 1 : 3 * j + 3]
-            if base is None and j == 0:
-                flat = flat.clone()
-            columns = _columns(flat, start, stop)
-            columns.addmm_(part, B.to(part.dtype).t())
-            if shift is not None:
-                columns.add_(shift)
-        y = _no_view(flat, y.shape)
-        needed = ctx.needs_input_grad
-        ctx.places, ctx.pool = places, pool
+        y, S = _forward(base, y, own, term)
+        need_x, _, _, _, need_A, need_B, *_ = ctx.needs_input_grad
+        ctx.scale, ctx.pool = term.scale, pool
         ctx.rewritten = own.mask is not None or own.cast.dtype != x.dtype
         ctx.save_for_backward(
-            own.read if any(needed[FIRST::3]) else None,
-            own.mask if needed[0] else None,
-            W if needed[0] else None,
-            S if any(needed[FIRST + 1 :: 3]) else None,
-            *factors,
+            own.read if need_A else None,
+            own.mask if need_x else None,
+            W if need_x else None,
+            _turned(S, len(B)) if need_B else None,
+            A,
+            B,
+            shift,
         )
         return y
 
@@ -129,93 +124,65 @@ class _Low(torch.autograd.Function):
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dY)
-        read, mask, W, S, *factors = ctx.saved_tensors
-        needed = ctx.needs_input_grad
+        read, mask, W, St, A, B, shift = ctx.saved_tensors
+        need_x, need_y, _, need_bias, need_A, need_B, need_shift, *_ = ctx.needs_input_grad
         d = _rows(dY)
         dtype = d.dtype
-        parts = [
-            _columns(d, start, stop) @ B.to(dtype)
-            for (_, start, stop), B in zip(ctx.places, factors[1::3], strict=True)
-        ]
-        dS = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        grads: list[Tensor | None] = [None] * len(factors)
-        if any(needed[FIRST::3]):
-            for j, dA in enumerate(_split(dS.t() @ _rows(read), factors[0::3], 0)):
-                grads[3 * j] = dA.to(factors[3 * j].dtype).mul_(ctx.places[j][0])
-        if S is not None:
-            for j, thin in enumerate(_split(S, factors[0::3], 1)):
-                columns = _columns(d, *ctx.places[j][1:])
-                grads[3 * j + 1] = torch.empty_like(factors[3 * j + 1]).copy_(
-                    (thin.t() @ columns).t()
-                )
-        for j, (_, start, stop) in enumerate(ctx.places):
-            if needed[FIRST + 3 * j + 2]:
-                shift = factors[3 * j + 2]
-                grads[3 * j + 2] = _columns(d, start, stop).sum(0, dtype=shift.dtype)
-        if needed[0]:
-            A = _scaled(factors[0::3], ctx.places, dtype)
-            ctx.pool.leave(Left(dS, A, mask, d, None if W is None else W.to(dtype)))
-        db = d.sum(0) if needed[3] else None
-        return None, dY if needed[1] else None, None, db, None, *grads
+        dA = dB = None
+        if need_B:
+            dB = torch.empty_like(B).copy_((St @ d).t())
+        if need_A or need_x:
+            dS = d @ B.to(dtype)
+            if need_A:
+                dA = _times(_turned(dS, A.shape[1]) @ _rows(read), ctx.scale, A.dtype)
+            if need_x:
+                W = None if W is None else W.to(dtype)
+                ctx.pool.leave(Left(dS, _times(A, ctx.scale, dtype), mask, d, W))
+        db = d.sum(0) if need_bias else None
+        dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
+        return None, dY if need_y else None, None, db, dA, dB, dshift, None, None, None, None
 
 
 def _differentiable_backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
     """Return the same gradients in steps that can be differentiated again."""
-    read, _, W, _, *factors = ctx.saved_tensors
-    needed = ctx.needs_input_grad
-    if ctx.rewritten or (read is None and any(needed[FIRST + 1 :: 3])):
+    read, _, W, _, A, B, shift = ctx.saved_tensors
+    _, need_y, _, need_bias, _, need_B, need_shift, *_ = ctx.needs_input_grad
+    if ctx.rewritten or (read is None and need_B):
         raise RuntimeError(
             "An adapted linear layer cannot be differentiated twice under dropout or autocast, "
             "nor while its lora_A is frozen.\nFix: call model.eval(), leave autocast or let "
             "lora_A require gradients for a pass that is differentiated twice."
         )
     d = _rows(dY)
-    dX = d.new_zeros(()) if W is None else d @ W
-    grads: list[Tensor | None] = []
-    for j, (scale, start, stop) in enumerate(ctx.places):
-        A, B, shift = factors[3 * j : 3 * j + 3]
-        columns = d[:, start:stop]
-        dS = scale * columns @ B.to(d.dtype)
-        dX = dX + dS @ A.to(d.dtype)
-        dA, dB = None, None
-        if read is not None:
-            x = _rows(read)
-            dA = (dS.t() @ x).to(A.dtype)
-            dB = (scale * columns.t() @ (x @ A.t().to(x.dtype))).to(B.dtype)
-        grads += [dA, dB, columns.sum(0, dtype=shift.dtype) if shift is not None else None]
-    db = d.sum(0) if needed[3] else None
+    dS = ctx.scale * d @ B.to(d.dtype)
+    dX = dS @ A.to(d.dtype)
+    if W is not None:
+        dX = dX + d @ W
+    dA = dB = None
+    if read is not None:
+        x = _rows(read)
+        dA = (dS.t() @ x).to(A.dtype)
+        dB = (ctx.scale * d.t() @ (x @ A.t().to(x.dtype))).to(B.dtype)
+    db = d.sum(0) if need_bias else None
+    dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
     dX = dX.reshape(*dY.shape[:-1], -1)
-    return dX, dY if needed[1] else None, None, db, None, *grads
+    return dX, dY if need_y else None, None, db, dA, dB, dshift, None, None, None, None
 
 
-def _no_view(flat: Tensor, shape: torch.Size) -> Tensor:
-    """Return `flat` in another shape as a tensor that the caller may change in place."""
-    shaped: Tensor = torch.ops.aten._unsafe_view(flat, shape)
-    return shaped
+WIDE = 1024
+"""From this many columns on, the product of a thin matrix turned in memory with a wide one saves
+more than turning costs; measured on CPU in bfloat16."""
+
+
+def _turned(S: Tensor, columns: int) -> Tensor:
+    """Return Sᵀ for a product with a matrix of so many columns."""
+    return S.t().contiguous() if columns > WIDE else S.t()
+
+
+def _times(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return `scale * tensor` in `dtype`, in one pass."""
+    return torch.mul(tensor, scale, out=torch.empty_like(tensor, dtype=dtype))
 
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _columns(x: Tensor, start: int, stop: int) -> Tensor:
-    return x if stop - start == x.shape[1] else x[:, start:stop]
-
-
-def _scaled(
-    As: Sequence[Tensor], places: Sequence[tuple[float, int, int]], dtype: torch.dtype
-) -> Tensor:
-    """Return the s_j A_j (r_j, in) of all terms above each other, cast."""
-    scaled = [
-        torch.mul(A, place[0], out=torch.empty_like(A, dtype=dtype))
-        for A, place in zip(As, places, strict=True)
-    ]
-    return scaled[0] if len(scaled) == 1 else torch.cat(scaled)
-
-
-def _split(S: Tensor, As: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
-    """Return the parts of S (tokens, Σ r_j) or dA (Σ r_j, in) that belong to each term."""
-    if len(As) == 1:
-        return (S,)
-    parts: Sequence[Tensor] = torch.split(S, [len(A) for A in As], dim)
-    return parts

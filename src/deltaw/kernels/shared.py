@@ -93,24 +93,22 @@ class SharedInput:
         self._readers.add(reader)
         return True
 
-    def link(self, x: Tensor) -> Tensor:
-        """Return the input as the readers' nodes take it: what they leave in the pool is summed."""
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return x
-        if self._link is None:
-            self._link = _Link.apply(x, self.pool)  # type: ignore[no-untyped-call]
-        return self._link
-
     def read(self, x: Tensor, p: float, dtype: torch.dtype) -> Input:
-        """Return the input in `dtype`, with dropout; what dropout keeps is not scaled up."""
+        """Return the input in `dtype`, with dropout; what dropout keeps is not scaled up.
+
+        Its `x` is a node of its own, which sums what the readers leave in the pool.
+        """
+        if self._link is None:
+            linked = x.requires_grad and torch.is_grad_enabled()
+            self._link = _Link.apply(x, self.pool) if linked else x  # type: ignore[no-untyped-call]
         cast = self._cast(x, dtype)
         if not p:
-            return Input(x, cast, cast, None)
+            return Input(self._link, cast, cast, None)
         mask = self.mask(x, p)
         key = (rounded(p), dtype)
         if key not in self._dropped:
             self._dropped[key] = cast.detach() * mask
-        return Input(x, cast, self._dropped[key], mask)
+        return Input(self._link, cast, self._dropped[key], mask)
 
     def mask(self, x: Tensor, p: float) -> Tensor:
         """Return which elements dropout keeps, as uint8."""

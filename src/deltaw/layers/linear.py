@@ -77,20 +77,18 @@ class Linear(AdaptedLayer, _Linear):
 
         A frozen dense weight takes part in it; any other base runs on its own before.
         """
-        if not (self.storage or self.plain(self)):
+        if not (self.storage or self.plain(self)) or not x.is_floating_point():
             return None
-        if not (x.is_floating_point() and joinable(x, parts)):
+        if not joinable(x, parts):
             return None
         dtype = compute_dtype(x)
-        shared = self.shared(x)
-        own = shared.read(x, parts[0].p, dtype)._replace(x=shared.link(x))
+        own, pool = self.reading(x, parts[0].p, dtype)
         if self.joins():
-            W, bias = self.whole(), self.bias
-            terms = [_term(part, W.shape[0]) for part in parts]
-            return linear(self.base, own, shared.pool, W, bias, terms)
+            W = self.whole()
+            return linear(self.base, own, pool, W, self.bias, _term(parts, W.shape[0]))
         y = self.base(x)
         if y.is_contiguous() and y.dtype == dtype:
-            return add_low_rank(y, own, shared.pool, [_term(part, y.shape[-1]) for part in parts])
+            return add_low_rank(y, own, pool, _term(parts, y.shape[-1]))
         return self.added(x, y, parts)
 
     def spread(self, v: Tensor, slot: str) -> Tensor:
@@ -108,12 +106,29 @@ class Linear(AdaptedLayer, _Linear):
         return torch.cat((before, part + delta.to(y.dtype), after), dim=-1)
 
 
-def _term(part: Part, rows: int) -> Term:
-    """Return what the kernel adds for a part to an output of that many rows."""
-    shift = part.update.shift
-    if shift is not None and part.weight != 1:
-        shift = shift * part.weight
-    return Term(*factors(part), total_scale(part), *span(part.slot, rows), shift)
+def _term(parts: Sequence[Part], rows: int) -> Term:
+    """Return what the kernel adds to an output of that many rows.
+
+    Several parts are one of the sum of their ranks, with zeros in B beside the rows of a slice.
+    """
+    if len(parts) == 1 and parts[0].slot == WEIGHT and parts[0].weight == 1:
+        return Term(*factors(parts[0]), total_scale(parts[0]), parts[0].update.shift)
+    A = torch.cat([factors(part)[0] * total_scale(part) for part in parts])
+    B = torch.cat([_at(factors(part)[1], part.slot, rows) for part in parts], 1)
+    shifts = [
+        _at(part.update.shift * part.weight, part.slot, rows)
+        for part in parts
+        if part.update.shift is not None
+    ]
+    return Term(A, B, 1.0, torch.stack(shifts).sum(0) if shifts else None)
+
+
+def _at(tensor: Tensor, slot: str, rows: int) -> Tensor:
+    """Return zeros of that many rows with `tensor` where the slot lies."""
+    start, stop = span(slot, rows)
+    if stop - start == rows:
+        return tensor
+    return F.pad(tensor, (*[0, 0] * (tensor.dim() - 1), start, rows - stop))
 
 
 def span(slot: str, rows: int) -> tuple[int, int]:
