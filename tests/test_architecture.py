@@ -20,9 +20,11 @@ ROWS = (
     {
         "switching",
         "attaching",
+        "blocks",
         "capturing",
         "fingerprint",
         "fitting",
+        "fusing",
         "hotswap",
         "loading",
         "merging",

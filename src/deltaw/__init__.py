@@ -17,6 +17,8 @@ _HOME = {
     "configs": "switching",
     "disabled": "switching",
     "capture": "capturing",
+    "fuse_blocks": "blocks",
+    "fuse_loss": "fusing",
     "load": "loading",
     "merge": "merging",
     "merged": "merging",
@@ -40,6 +42,8 @@ __all__ = [
     "configs",
     "detach",
     "disabled",
+    "fuse_blocks",
+    "fuse_loss",
     "load",
     "merge",
     "merged",
@@ -52,9 +56,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from deltaw.attaching import attach, detach
+    from deltaw.blocks import fuse_blocks
     from deltaw.capturing import capture
     from deltaw.config import LoraConfig
     from deltaw.errors import DeltawError
+    from deltaw.fusing import fuse_loss
     from deltaw.loading import load
     from deltaw.merging import merge, merged, unmerge
     from deltaw.planning import plan

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from deltaw.kernels.recipe import Recipe
 from deltaw.kernels.shared import Input, Left, Pool
 
 
@@ -107,16 +108,19 @@ class _Low(torch.autograd.Function):
     ) -> Tensor:
         y, S = _forward(base, y, own, term)
         need_x, _, _, _, need_A, need_B, *_ = ctx.needs_input_grad
+        recipe = own.recipe if need_A else None
         ctx.scale, ctx.pool = term.scale, pool
-        ctx.rewritten = own.mask is not None or own.cast.dtype != x.dtype
+        ctx.make = recipe.make if recipe else None
+        ctx.rewritten = own.mask is not None or own.cast.dtype != x.dtype or recipe is not None
         ctx.save_for_backward(
-            own.read if need_A else None,
-            own.mask if need_x else None,
+            own.read if need_A and recipe is None else None,
+            own.mask if need_x or recipe else None,
             W if need_x else None,
             _turned(S, len(B)) if need_B else None,
             A,
             B,
             shift,
+            *(recipe.of if recipe else ()),
         )
         return y
 
@@ -124,7 +128,7 @@ class _Low(torch.autograd.Function):
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dY)
-        read, mask, W, St, A, B, shift = ctx.saved_tensors
+        read, mask, W, St, A, B, shift, *of = ctx.saved_tensors
         need_x, need_y, _, need_bias, need_A, need_B, need_shift, *_ = ctx.needs_input_grad
         d = _rows(dY)
         dtype = d.dtype
@@ -134,6 +138,9 @@ class _Low(torch.autograd.Function):
         if need_A or need_x:
             dS = d @ B.to(dtype)
             if need_A:
+                if ctx.make is not None:
+                    read = ctx.pool.made(Recipe(ctx.make, tuple(of)))
+                    read = read if mask is None else read * mask
                 dA = _times(_turned(dS, A.shape[1]) @ _rows(read), ctx.scale, A.dtype)
             if need_x:
                 W = None if W is None else W.to(dtype)
@@ -145,13 +152,13 @@ class _Low(torch.autograd.Function):
 
 def _differentiable_backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
     """Return the same gradients in steps that can be differentiated again."""
-    read, _, W, _, A, B, shift = ctx.saved_tensors
+    read, _, W, _, A, B, shift, *_ = ctx.saved_tensors
     _, need_y, _, need_bias, _, need_B, need_shift, *_ = ctx.needs_input_grad
     if ctx.rewritten or (read is None and need_B):
         raise RuntimeError(
-            "An adapted linear layer cannot be differentiated twice under dropout or autocast, "
-            "nor while its lora_A is frozen.\nFix: call model.eval(), leave autocast or let "
-            "lora_A require gradients for a pass that is differentiated twice."
+            "An adapted linear layer cannot be differentiated twice under dropout, under autocast, "
+            "after deltaw.fuse_blocks, or while its lora_A is frozen.\n"
+            "Fix: leave that for a pass which is differentiated twice."
         )
     d = _rows(dY)
     dS = ctx.scale * d @ B.to(d.dtype)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deltaw.kernels.dropout import keep_mask, rounded
+from deltaw.kernels.recipe import Recipe, recipe_of
 
 
 class Left(NamedTuple):
@@ -31,12 +32,16 @@ class Left(NamedTuple):
 
 
 class Input(NamedTuple):
-    """An input: what gradients flow to, what base and adapters read, and the mask between them."""
+    """An input: what gradients flow to, what base and adapters read, and the mask between them.
+
+    `recipe` makes `cast` again.
+    """
 
     x: Tensor
     cast: Tensor
     read: Tensor
     mask: Tensor | None
+    recipe: Recipe | None = None
 
 
 class Pool:
@@ -45,6 +50,7 @@ class Pool:
     def __init__(self) -> None:
         self._task = -1
         self._left: list[Left] = []
+        self._made: tuple[int, Tensor] | None = None
 
     def leave(self, left: Left) -> None:
         """Take the part of one reader; parts of a pass that was broken off are forgotten."""
@@ -53,9 +59,16 @@ class Pool:
             self._task, self._left = task, []
         self._left.append(left)
 
+    def made(self, recipe: Recipe) -> Tensor:
+        """Return the tensor of a recipe, made once for all readers in a backward pass."""
+        task = torch._C._current_graph_task_id()
+        if self._made is None or self._made[0] != task:
+            self._made = task, recipe.make(*recipe.of)
+        return self._made[1]
+
     def take(self) -> Tensor | None:
         """Return dX (tokens, in) of all parts, which are no longer needed, or None without any."""
-        left, self._left = self._left, []
+        left, self._left, self._made = self._left, [], None
         total = None
         while left:
             mask = left[0].mask
@@ -102,13 +115,14 @@ class SharedInput:
             linked = x.requires_grad and torch.is_grad_enabled()
             self._link = _Link.apply(x, self.pool) if linked else x  # type: ignore[no-untyped-call]
         cast = self._cast(x, dtype)
+        recipe = recipe_of(x) if cast is x else None
         if not p:
-            return Input(self._link, cast, cast, None)
+            return Input(self._link, cast, cast, None, recipe)
         mask = self.mask(x, p)
         key = (rounded(p), dtype)
         if key not in self._dropped:
             self._dropped[key] = cast.detach() * mask
-        return Input(self._link, cast, self._dropped[key], mask)
+        return Input(self._link, cast, self._dropped[key], mask, recipe)
 
     def mask(self, x: Tensor, p: float) -> Tensor:
         """Return which elements dropout keeps, as uint8."""
