@@ -45,7 +45,7 @@ ROWS = (
 )
 CELLS = set().union(*ROWS)
 # These see less than their row would allow: data and plain tensors, never a module.
-DATA = {"errors", "config", "state", "patterns", "folder"}
+DATA = {"errors", "kernels/", "config", "state", "patterns", "folder"}
 NARROWER: dict[str, set[str]] = {"formats/": DATA, "combine/": DATA, "kernels/": set()}
 CORE_LIBRARIES = {"torch", "safetensors"}
 LIBRARIES = {

@@ -72,7 +72,7 @@ def attach(
             known = str(Path(known).resolve())
         source = dataclasses.replace(source, base_model_name_or_path=known)
         made = plan(model, source, strict=strict)
-        attach_state(model, initial_state(model, made, generator), name, trainable)
+        attach_state(model, initial_state(model, made, generator), name, trainable, fresh=True)
         return made
     attach_state(model, source, name, trainable)
     return None
@@ -80,11 +80,17 @@ def attach(
 
 @torch.inference_mode(False)
 def attach_state(
-    model: nn.Module, state: State, name: str, trainable: bool, leaving: str | None = None
+    model: nn.Module,
+    state: State,
+    name: str,
+    trainable: bool,
+    leaving: str | None = None,
+    fresh: bool = False,
 ) -> None:
     """Put the adapter `state` on `model` under `name`, or raise and change nothing.
 
-    The adapter `leaving` is about to be detached, and need not share layers with the new one.
+    The adapter `leaving` is about to be detached, and need not share layers with the new one. The
+    tensors of a `fresh` state become the adapter's own; those of others are copied.
     """
     layers = base_modules(model)
     fits, problems = fit(layers, state)
@@ -101,11 +107,11 @@ def attach_state(
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
         rebinds.append(clear_bound_forward(layers[path], path))
-    shared: dict[int, nn.Parameter] = {}
+    builder = _Builder(state.config, trainable, fresh)
     built: dict[str, dict[str, Adapter]] = {}
     for path, (geometry, slots) in fits.items():
         layer = look(layers[path], geometry)
-        built[path] = {s.slot: _build(layer, s, state.config, trainable, shared) for s in slots}
+        built[path] = {s.slot: builder.build(layer, s) for s in slots}
     authority = adopt(model).authority
     _freeze(model, layers, authority)
     for path, (geometry, _) in fits.items():
@@ -221,30 +227,49 @@ def _equip(
     layer.adapter[name].train(layer.training)
 
 
-def _build(
-    layer: AdaptedLayer,
-    fit: Fit,
-    config: LoraConfig,
-    trainable: bool,
-    shared: dict[int, nn.Parameter],
-) -> Adapter:
-    device = device_of(layer)
-    if fit.trained is not None:
-        frozen = layer.frozen(fit.slot)
-        if isinstance(frozen, nn.Parameter):
-            if id(frozen) not in shared:
-                value = own(fit.trained, master_dtype(frozen), device)
-                shared[id(frozen)] = nn.Parameter(value, requires_grad=trainable)
-            return ReplaceAdapter(shared[id(frozen)])
-        return ReplaceAdapter(own(fit.trained, frozen.dtype, device))
-    dtype = master_dtype(layer.frozen("weight"))
-    A, B, bias = (None if t is None else own(t, dtype, device) for t in (fit.A, fit.B, fit.bias))
-    assert A is not None and B is not None
-    extra = {name: own(tensor, dtype, device) for name, tensor in fit.extra.items()}
-    matrix = functools.partial(layer.matrix, fit.slot)
-    parts = Parts(A, B, fit.scale, config.lora_dropout, bias, extra, matrix)
-    adapter = builder_of(config.method)(parts)
-    return adapter.requires_grad_(trainable)
+class _Builder:
+    """Makes the modules of one adapter."""
+
+    def __init__(self, config: LoraConfig, trainable: bool, fresh: bool) -> None:
+        self._config = config
+        self._method = builder_of(config.method)
+        self._trainable = trainable
+        self._fresh = fresh
+        self._taken: set[int] = set()
+        self._copies: dict[int, nn.Parameter] = {}
+
+    def build(self, layer: AdaptedLayer, fit: Fit) -> Adapter:
+        """Return the module of one slot, or of one parameter or buffer trained in full."""
+        device = device_of(layer)
+        if fit.trained is not None:
+            return ReplaceAdapter(self._copy(layer.frozen(fit.slot), fit.trained, device))
+        dtype = master_dtype(layer.frozen("weight"))
+        assert fit.A is not None and fit.B is not None
+        A, B = self._own(fit.A, dtype, device), self._own(fit.B, dtype, device)
+        bias = None if fit.bias is None else self._own(fit.bias, dtype, device)
+        extra = {name: self._own(tensor, dtype, device) for name, tensor in fit.extra.items()}
+        matrix = functools.partial(layer.matrix, fit.slot)
+        parts = Parts(A, B, fit.scale, self._config.lora_dropout, bias, extra, matrix)
+        return self._method(parts).requires_grad_(self._trainable)
+
+    def _copy(self, frozen: Tensor, trained: Tensor, device: torch.device) -> Tensor:
+        """Return the copy that stands in for `frozen`, one for all layers that share it."""
+        if not isinstance(frozen, nn.Parameter):
+            return own(trained, frozen.dtype, device)
+        if id(frozen) not in self._copies:
+            value = own(trained, master_dtype(frozen), device)
+            self._copies[id(frozen)] = nn.Parameter(value, requires_grad=self._trainable)
+        return self._copies[id(frozen)]
+
+    def _own(self, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the tensor itself where it is fresh, whole and not taken yet, else a copy."""
+        memory = tensor.untyped_storage()
+        whole = memory.nbytes() == tensor.nbytes and tensor.is_contiguous()
+        free = whole and memory.data_ptr() not in self._taken and not tensor.is_inference()
+        if not (self._fresh and free):
+            return own(tensor, dtype, device)
+        self._taken.add(memory.data_ptr())
+        return tensor.detach().to(device, dtype)
 
 
 def own(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -71,7 +71,7 @@ def _copied_in_place(model: nn.Module, state: State, name: str, trainable: bool)
 def _replace(model: nn.Module, state: State, name: str, trainable: bool) -> None:
     """Attach first under a spare name, so that a failure leaves the old adapter in place."""
     spare = f"{name} (new)"  # No adapter of a user's can have this name.
-    attach_state(model, state, spare, trainable, leaving=name)
+    attach_state(model, state, spare, trainable, leaving=name, fresh=True)
     detach(model, name)
     authority = require_root(model).authority
     for module in model.modules():

@@ -122,6 +122,10 @@ class AdaptedLayer(Swapped, _Module):
         """
         raise NotImplementedError
 
+    def thin(self, A: Tensor, B: Tensor, slot: str) -> tuple[Tensor, Tensor] | None:
+        """Return L and R with L R = `layout(B A)`, that read as a matrix; None where none are."""
+        return None
+
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Return how the (out, in) matrix M of a slot acts on the input, without bias."""
         raise NotImplementedError

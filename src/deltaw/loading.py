@@ -61,7 +61,7 @@ def load(
     if swap:
         swap_in(model, state, name, trainable)
     else:
-        attach_state(model, state, name, trainable)
+        attach_state(model, state, name, trainable, fresh=True)
 
 
 def _check_base(model: nn.Module, state: State, path: Path) -> None:

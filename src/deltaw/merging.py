@@ -9,12 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from deltaw.adapter import LowRank, Update
 from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
+from deltaw.kernels.merge import add_products, is_finite
 from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded, mixed, weighted
 from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.root import adapted_layers, require_root
+
+ROWS = 16
+"""How many rows tell what rounding takes from a layer's update."""
 
 Shared = dict[tuple[int, str], list[str]]
 
@@ -23,8 +28,8 @@ Shared = dict[tuple[int, str], list[str]]
 class MergeReport:
     """What a merge did.
 
-    `rounding` gives for each layer kept in half precision `‖W'_stored - W'‖ / ‖ΔW‖`, the share of
-    the update lost to rounding; it is empty for float32.
+    `rounding` gives for each layer kept in half precision `‖W'_stored - W'‖ / ‖ΔW‖` over some of
+    its rows, the share of the update lost to rounding; it is empty for float32.
     """
 
     layers: tuple[str, ...]
@@ -86,13 +91,12 @@ def merge(
     rounding: dict[str, float] = {}
     try:
         for path_, layer in layers.items():
-            for name, exact in _exact(path_, layer, active, problems).items():
-                if problems:
-                    continue
-                _write(layer, name, exact, (id(layer), name) in shared)
+            found, lost = _merged(path_, layer, active, problems)
+            for name, new in found.items() if not problems else ():
+                _write(layer, name, new, (id(layer), name) in shared)
                 done[path_, layer, name] = layer.originals[name]
-                if name == WEIGHT and exact.dtype != layer.frozen(name).dtype:
-                    rounding[path_] = _lost(layer, exact)
+            if lost is not None:
+                rounding[path_] = lost
         raise_all(MergeError, "Cannot merge:", problems)
         keep(original, path, list(done))
     except BaseException:
@@ -203,63 +207,111 @@ def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
     return list(names)
 
 
-def _exact(
+def _merged(
     path: str, layer: AdaptedLayer, active: Active, problems: list[str]
-) -> dict[str, Tensor]:
-    """Return the merged tensors of one layer before the last rounding."""
+) -> tuple[dict[str, Tensor], float | None]:
+    """Return the merged tensors of one layer, and the share of ΔW that rounding takes."""
+    lost = None
     try:
         with torch.no_grad():
             new = {
                 name: mixed(layer.frozen(name), layer.copies(name, active))
                 for name in _touched(layer, active)
             }
-            update, shift = _sums(layer, active)
-            if update is not None and layer.storage is None:
-                new[WEIGHT] = new[WEIGHT].to(update.dtype) + update
-            elif update is not None and layer.storage is not None:
-                new |= layer.storage.store(layer, layer.dense().to(update.dtype) + update)
-            if shift is not None:
-                new["bias"] = new["bias"].to(shift.dtype) + shift
+            addition = _addition(layer, active)
+            if addition.products or addition.dense:
+                W = new[WEIGHT] if layer.storage is None else layer.dense()
+                dtype = layer.frozen(WEIGHT).dtype if layer.storage is None else None
+                merged = addition.to(W, dtype)
+                if layer.storage is not None:
+                    new |= layer.storage.store(layer, merged)
+                else:
+                    lost = addition.lost(W, merged)
+                    new[WEIGHT] = merged
+            if addition.shift is not None:
+                new["bias"] = new["bias"].to(addition.shift.dtype) + addition.shift
     except MergeError as problem:
         problems.append(f"{path}: {problem}")
-        return {}
-    for name, tensor in new.items():
-        if not _is_finite(tensor.to(layer.frozen(name).dtype)):
-            problems.append(f"{path}.{name} would hold NaN or Inf")
-    return new
+        return {}, None
+    new = {name: tensor.to(layer.frozen(name).dtype) for name, tensor in new.items()}
+    problems += [
+        f"{path}.{name} would hold NaN or Inf"
+        for name, tensor in new.items()
+        if not is_finite(tensor)
+    ]
+    return new, lost
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Tell whether every element is finite, in one pass without a mask of them all."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+@dataclass(frozen=True)
+class _Addition:
+    """What the active adapters add to one weight: products of thin factors, and whole matrices.
+
+    All are in the layout of the weight, products as one of its readings as a matrix, and in
+    float32 or wider; `shift` is for the bias.
+    """
+
+    products: list[tuple[Tensor, Tensor]]
+    dense: list[Tensor]
+    shift: Tensor | None
+
+    def to(self, W: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Return W + ΔW rounded once to `dtype`, or not at all."""
+        if self.dense:
+            wide = functools.reduce(torch.add, self.dense)
+            W = W.to(wide.dtype) + wide
+        if not self.products:
+            return W if dtype is None else W.to(dtype)
+        L, R = self.products[0]
+        return add_products(W.reshape(len(L), R.shape[1]), self.products, dtype).view(W.shape)
+
+    def lost(self, W: Tensor, merged: Tensor) -> float | None:
+        """Return the share of ΔW that rounding took from some rows; None in full precision."""
+        wide = torch.promote_types(torch.float32, merged.dtype)
+        if wide == merged.dtype or self.dense:
+            return None
+        L, R = self.products[0]
+        shape = (len(L), R.shape[1])
+        rows = torch.linspace(0, len(L) - 1, min(len(L), ROWS), device=W.device).long()
+        some = [(L[rows], R) for L, R in self.products]
+        update = functools.reduce(torch.add, (L @ R for L, R in some))
+        before, stored = W.reshape(shape)[rows].to(wide), merged.reshape(shape)[rows].to(wide)
+        return float((stored - (before + update)).norm() / update.norm().clamp(1e-30))
 
 
-def _sums(layer: AdaptedLayer, active: Active) -> tuple[Tensor | None, Tensor | None]:
-    """Return ΔW in the layout of the weight and what is added to the bias, in float32 or wider."""
-    updates: list[Tensor] = []
+def _addition(layer: AdaptedLayer, active: Active) -> _Addition:
+    products: list[tuple[Tensor, Tensor]] = []
+    dense: list[Tensor] = []
     shifts: list[Tensor] = []
     for key, weight in active:
         for slot, adapter in layer.parts(key).items():
-            if not adapter.replaces:
-                W = layer.matrix(slot)
-                W = W.to(torch.promote_types(torch.float32, W.dtype))
-                updates.append(layer.layout(weighted(adapter.delta(W), weight), slot))
-                own = adapter.bias_delta()
-                if own is not None:
-                    shifts.append(weighted(layer.spread(own, slot), weight))
-    return _total(updates), _total(shifts)
+            if adapter.replaces:
+                continue
+            update: Update = adapter(functools.partial(layer.matrix, slot))
+            thin = _thin(layer, update, slot, weight)
+            if thin is not None:
+                products.append(thin)
+            else:
+                dense.append(layer.layout(weighted(_matrix(update), weight), slot))
+            if update.shift is not None:
+                shifts.append(weighted(layer.spread(update.shift, slot), weight))
+    return _Addition(products, dense, functools.reduce(torch.add, shifts) if shifts else None)
 
 
-def _total(tensors: list[Tensor]) -> Tensor | None:
-    return functools.reduce(torch.add, tensors) if tensors else None
+def _thin(
+    layer: AdaptedLayer, update: Update, slot: str, weight: float
+) -> tuple[Tensor, Tensor] | None:
+    if not isinstance(update, LowRank):
+        return None
+    return layer.thin(update.A, update.B * (update.scale * weight), slot)
 
 
-def _write(layer: AdaptedLayer, name: str, exact: Tensor, tied: bool) -> None:
+def _matrix(update: Update) -> Tensor:
+    return update.scale * update.B @ update.A if isinstance(update, LowRank) else update.M
+
+
+def _write(layer: AdaptedLayer, name: str, new: Tensor, tied: bool) -> None:
     old = layer.frozen(name)
-    new = exact.to(old.dtype).contiguous()
+    new = new.contiguous()
     parameter = old if tied and isinstance(old, nn.Parameter) else None
     if name in layer._buffers or parameter is not None or new.data_ptr() == old.data_ptr():
         new = new.clone()
@@ -289,11 +341,3 @@ def _put_in_place_of(merged: Tensor, original: nn.Parameter, model: nn.Module) -
         for name, parameter in module._parameters.items():
             if parameter is merged:
                 module._parameters[name] = original
-
-
-def _lost(layer: AdaptedLayer, exact: Tensor) -> float:
-    exact = exact.detach()
-    stored = layer.frozen(WEIGHT).to(exact.dtype)
-    before = layer.originals[WEIGHT].tensor
-    assert before is not None
-    return float((stored - exact).norm() / (exact - before.to(exact.dtype)).norm().clamp(1e-30))

@@ -7,6 +7,7 @@ from torch import nn
 
 import deltaw
 from deltaw import LayerState, LoraConfig, State
+from deltaw.attaching import attach_state
 from deltaw.errors import ConfigError, FormatError, StateError
 from deltaw.layer import AdaptedLayer
 
@@ -287,3 +288,35 @@ def test_a_state_without_a_partner_says_which() -> None:
 
 def factors(A: torch.Tensor, B: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"weight.lora_A": A, "weight.lora_B": B}
+
+
+def test_tensors_of_a_fresh_state_are_never_shared() -> None:
+    """A file may hold one tensor for several slots; trained, they must go apart."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(4, 6))
+    A = torch.ones(2, 4)
+    both = torch.zeros(2, 6, 2)
+    layers = {
+        "0": LayerState("linear", {"weight.lora_A": A, "weight.lora_B": both[0]}),
+        "1": LayerState("linear", {"weight.lora_A": A, "weight.lora_B": both[1]}),
+    }
+    state = State(LoraConfig(r=2, target_modules=["0", "1"]), layers)
+    attach_state(model, state, "default", trainable=True, fresh=True)
+    factors = [p for p in model.parameters() if p.requires_grad]
+    assert len({p.untyped_storage().data_ptr() for p in factors}) == 4
+    assert factors[0].data_ptr() == A.data_ptr()
+
+
+def test_activating_visits_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tower()
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["q_proj"]), "second")
+    deltaw.activate(model, "second")
+    visited: list[str] = []
+    for name in ("modules", "named_modules", "children", "named_children", "parameters", "apply"):
+        monkeypatch.setattr(nn.Module, name, lambda self, *_, name=name: visited.append(name))
+    monkeypatch.setattr(nn.Module, "__getattr__", lambda self, name: visited.append(name))
+    monkeypatch.setattr(nn.Parameter, "requires_grad_", lambda *_: visited.append("flag"))
+    deltaw.activate(model, "default")
+    deltaw.activate(model, {"default": 0.5, "second": 2})
+    assert deltaw.active(model) == {"default": 0.5, "second": 2.0}
+    assert visited == []

@@ -470,8 +470,16 @@ def _(patch: Patch) -> None:
     lambda: law04.general_values_are_rounded_once(torch.bfloat16),
 )
 def _(patch: Patch) -> None:
-    real = LoraAdapter.delta
-    patch.setattr(LoraAdapter, "delta", lambda self, W: real(self, W).bfloat16().to(W.dtype))
+    rounded_before_the_sum(patch, torch.bfloat16)
+
+
+def rounded_before_the_sum(patch: Patch, to: torch.dtype) -> None:
+    """Round ΔW before it is added."""
+
+    def add_products(W: Tensor, products: Any, dtype: torch.dtype) -> Tensor:
+        return (W.float() + sum(L @ R for L, R in products).to(to)).to(dtype)
+
+    patch.setattr(deltaw.merging, "add_products", add_products)
 
 
 @mutant(
@@ -480,14 +488,13 @@ def _(patch: Patch) -> None:
     lambda: law04.general_values_are_rounded_once(torch.float16),
 )
 def _(patch: Patch) -> None:
-    real = LoraAdapter.delta
-    patch.setattr(LoraAdapter, "delta", lambda self, W: real(self, W).half().to(W.dtype))
+    rounded_before_the_sum(patch, torch.float16)
 
 
 @mutant("a merge takes the first of a sum", 4, lambda: law04.merged_sum_is_the_oracles())
 def _(patch: Patch) -> None:
-    real = deltaw.merging._sums
-    patch.setattr(deltaw.merging, "_sums", lambda layer, active: real(layer, active[:1]))
+    real = deltaw.merging._addition
+    patch.setattr(deltaw.merging, "_addition", lambda layer, active: real(layer, active[:1]))
 
 
 @mutant("disabled leaks the head", 4, lambda: law04.off_is_the_base(setting("linear", head=True)))
@@ -720,12 +727,7 @@ def _(patch: Patch) -> None:
 
 @mutant("NaN merged", 10, lambda: law10.values_are_checked(float("nan")))
 def _(patch: Patch) -> None:
-    real = deltaw.merging._exact
-    patch.setattr(
-        deltaw.merging,
-        "_exact",
-        lambda path, layer, active, problems: real(path, layer, active, []),
-    )
+    patch.setattr(deltaw.merging, "is_finite", lambda tensor: True)
 
 
 @mutant("any base will do", 10, lambda: in_folder(law10.another_base_is_refused))
@@ -771,12 +773,14 @@ def _(patch: Patch) -> None:
 def stale(patch: Patch) -> None:
     """Keep the cast of A by the version of the parameter, which a fused step does not bump."""
     kept: dict[tuple[int, int], Tensor] = {}
-    real = deltaw.kernels.linear._scaled
+    real = deltaw.kernels.linear._times
 
-    def scaled(As: Any, *of: Any) -> Tensor:
-        return kept.setdefault((id(As[0]), As[0]._version), real(As, *of))
+    def times(tensor: Tensor, *of: Any) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return real(tensor, *of)
+        return kept.setdefault((id(tensor), tensor._version), real(tensor, *of))
 
-    patch.setattr(deltaw.kernels.linear, "_scaled", scaled)
+    patch.setattr(deltaw.kernels.linear, "_times", times)
 
 
 @mutant("a trained copy read once", 11, lambda: freshness("foreach"))

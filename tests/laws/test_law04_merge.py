@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deltaw
+import deltaw.kernels.merge
 from deltaw.errors import MergeError, StateError
 from laws import oracle
 from laws.building import (
@@ -303,3 +304,35 @@ def test_a_tied_weight_gets_its_own_copy_when_asked() -> None:
     deltaw.unmerge(model)
     assert model.out.weight is model.embed.weight
     assert same_bits(model(x), plain)
+
+
+def thin_factors_are_the_layout(setting: Setting) -> None:
+    """L R is ΔW in the layout of the weight, for each slot."""
+    setting = setting.but(dtype=torch.float64, head=False, bias="none")
+    model = adapted(setting)
+    layer = model.layer
+    for slot, adapter, _ in layer.contributors():
+        A, B = adapter.lora_A.detach(), adapter.lora_B.detach()
+        thin = layer.thin(A, B, slot)
+        expected = setting.case.form == "spanning" or layer.layout(B @ A, slot)
+        if thin is None:
+            assert setting.case.form == "spanning"
+        else:
+            L, R = thin
+            assert torch.allclose((L @ R).view(layer.weight.shape), expected, atol=1e-12)
+
+
+@over_pairs(lambda s: s.case.form != "module" and s.method == "lora")
+def test_thin_factors(setting: Setting) -> None:
+    thin_factors_are_the_layout(setting)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_groups_of_rows_change_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    merged = []
+    for size in (1, 100, 1 << 20):
+        monkeypatch.setattr(deltaw.kernels.merge, "GROUP_BYTES", size)
+        model = adapted(setting("fused-101", dtype=dtype))
+        deltaw.merge(model)
+        merged.append(model.layer.weight.detach().clone())
+    assert same_bits(merged[0], merged[1]) and same_bits(merged[1], merged[2])

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deltaw.errors import DeltawError, FormatError, printable, raise_all
+from deltaw.kernels.merge import is_finite
 
 PICKLES = (".bin", ".pt", ".pth")
 
@@ -96,7 +97,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
         if tensor.is_meta
         else f"{name!r} has {int((~torch.isfinite(tensor)).sum())} NaN or Inf of {tensor.numel()}"
         for name, tensor in tensors.items()
-        if tensor.is_meta or (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()))
+        if tensor.is_meta or not is_finite(tensor)
     ]
 
 

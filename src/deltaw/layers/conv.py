@@ -59,6 +59,10 @@ class Conv(AdaptedLayer, _Conv):
         """Return M in the shape of W."""
         return M.reshape(self.dense().shape)
 
+    def thin(self, A: Tensor, B: Tensor, slot: str) -> tuple[Tensor, Tensor] | None:
+        """Return B and A."""
+        return B, A
+
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M in the shape of W."""
         return self.convolve(x, M.to(x.dtype).view(self.dense().shape))

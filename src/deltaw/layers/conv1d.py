@@ -34,3 +34,8 @@ class Conv1D(Linear):
     def layout(self, M: Tensor, slot: str) -> Tensor:
         """Return M (out, in) as the layer stores it, (in, out)."""
         return super().layout(M, slot).T.contiguous()
+
+    def thin(self, A: Tensor, B: Tensor, slot: str) -> tuple[Tensor, Tensor]:
+        """Return Aᵀ, and Bᵀ among columns of zeros."""
+        B, A = super().thin(A, B, slot)
+        return A.T, B.T

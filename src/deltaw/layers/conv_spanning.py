@@ -44,6 +44,9 @@ class SpanningConv(Conv):
             )
         return M[mask].view(self.dense().shape)
 
+    def thin(self, A: Tensor, B: Tensor, slot: str) -> None:
+        """Return None: what lies between groups must be seen."""
+
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Convolve with M over all input channels."""
         return self.convolve(x, M.to(x.dtype).view(M.shape[0], -1, *self.dense().shape[2:]))

@@ -60,6 +60,10 @@ class Embedding(AdaptedLayer, _Embedding):
         keep = torch.arange(M.shape[1], device=M.device) != self.padding_idx
         return torch.where(keep[:, None], M.T, 0)
 
+    def thin(self, A: Tensor, B: Tensor, slot: str) -> tuple[Tensor, Tensor]:
+        """Return Aᵀ, its padding row zero, and Bᵀ."""
+        return self.layout(A, slot), B.T
+
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Return the columns x of M, scaled as the layer scales its rows."""
         return self.scaled(self.look_up(x, M))

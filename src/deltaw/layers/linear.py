@@ -64,6 +64,10 @@ class Linear(AdaptedLayer, _Linear):
         start, stop = span(slot, rows)
         return M if stop - start == rows else F.pad(M, (0, 0, start, rows - stop))
 
+    def thin(self, A: Tensor, B: Tensor, slot: str) -> tuple[Tensor, Tensor]:
+        """Return B among rows of zeros, and A."""
+        return _at(B, slot, self.whole().shape[0]), A
+
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Return M x."""
         return F.linear(x, M.to(x.dtype))

@@ -1,0 +1,45 @@
+"""W + Σ L R, computed in float32 (float64) and rounded once to the dtype of the weight.
+
+Some rows are taken at a time, so that the wide sum stays in the cache of a CPU: W is read once and
+the result written once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+GROUP_BYTES = 1 << 20
+
+
+def add_products(
+    W: Tensor, products: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return `W + Σ L R` for W (rows, columns), L (rows, r) and R (r, columns).
+
+    The sum is in the dtype of L and R, and rounded to `dtype` where that is given.
+    """
+    wide = products[0][0].dtype
+    new = torch.empty(W.shape, dtype=dtype or wide, device=W.device)
+    rows = max(len(W), 1)
+    if W.device.type == "cpu":
+        rows = max(1, min(rows, GROUP_BYTES // max(W.shape[1] * wide.itemsize, 1)))
+    buffer = None if new.dtype == wide else torch.empty_like(new[:rows], dtype=wide)
+    for start in range(0, len(W), rows):
+        into = new[start : start + rows]
+        total = (into if buffer is None else buffer[: len(into)]).copy_(W[start : start + rows])
+        for L, R in products:
+            total.addmm_(L[start : start + rows], R)
+        if total is not into:
+            into.copy_(total)
+    return new
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether every element is finite, in one pass without a mask of them all."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if torch.isfinite(tensor.sum()):
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
