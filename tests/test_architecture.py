@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 ROWS = (
     {"errors", "kernels/"},
     {"config", "state", "patterns", "folder"},
-    {"select", "heads", "adapter", "layer", "authority", "offload", "swap"},
+    {"select", "heads", "adapter", "layer", "authority", "offload", "swap", "rowmap", "rowwise"},
     {"layers/", "quant/", "adapters/", "inits/", "formats/", "combine/", "optim/"},
     {
         "switching",
@@ -28,6 +28,7 @@ ROWS = (
         "hotswap",
         "loading",
         "merging",
+        "mixing",
         "optimizers",
         "originals",
         "planning",

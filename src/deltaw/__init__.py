@@ -24,6 +24,7 @@ _HOME = {
     "merged": "merging",
     "unmerge": "merging",
     "plan": "planning",
+    "rows": "mixing",
     "save": "saving",
     "summary": "summarizing",
     "verify": "verifying",
@@ -48,6 +49,7 @@ __all__ = [
     "merge",
     "merged",
     "plan",
+    "rows",
     "save",
     "summary",
     "unmerge",
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from deltaw.fusing import fuse_loss
     from deltaw.loading import load
     from deltaw.merging import merge, merged, unmerge
+    from deltaw.mixing import rows
     from deltaw.planning import plan
     from deltaw.saving import save
     from deltaw.state import LayerState, State

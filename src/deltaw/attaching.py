@@ -136,6 +136,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         have = ", ".join(configs) or "none"
         raise StateError(f"There is no adapter {name or ''!r} to detach. Adapters: {have}.")
     authority, layers = root.authority, adapted_layers(root)
+    authority.require_shared("detach")
     if authority.merged is not None and name is not None:
         authority.require_unmerged("detach one adapter alone")
     kept = kept_by(layers)
@@ -188,7 +189,7 @@ def check_attachable(model: nn.Module, name: str) -> None:
             "Fix: attach to that part again, or detach it first."
         )
     if root is not None:
-        root.authority.require_unmerged("attach")
+        root.authority.require_changeable("attach")
         if name in root.authority.configs:
             raise StateError(
                 f"There is an adapter {name!r} already.\n"

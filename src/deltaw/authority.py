@@ -4,13 +4,15 @@ It is pure data, shared by reference by all adapted layers of a model, so that s
 layer. It holds no module and adds nothing to `state_dict`. It is not thread-safe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
 from deltaw.config import LoraConfig
 from deltaw.errors import StateError
 from deltaw.kernels.shared import SharedInput
+from deltaw.rowmap import RowMap
 
 Active = tuple[tuple[str, float], ...]
 MOST_SEEN = 100
@@ -29,16 +31,33 @@ class Authority:
         self.fingerprints: dict[str, str | None] = {}
         self.mix = _zeros(0)
         self.shared: SharedInput | None = None
-        self._seen: set[Active] = set()
+        self.rows: RowMap | None = None
+        self._seen: set[Active | tuple[str | None, ...]] = set()
         self._recomputed = False
 
     def current(self) -> Active:
-        """Return the adapters in force now as (name, weight) pairs: none while merged."""
-        return self.active if self.enabled and self.merged is None else ()
+        """Return the adapters in force for all rows as (name, weight) pairs: none while merged."""
+        alike = self.enabled and self.merged is None and self.rows is None
+        return self.active if alike else ()
+
+    def row_map(self) -> RowMap | None:
+        """Return which adapter each row is under, where rows have adapters of their own now."""
+        return self.rows if self.enabled and self.merged is None else None
+
+    @contextmanager
+    def only(self, name: str | None) -> Iterator[None]:
+        """Put one adapter, or none, in force for all rows within a `with` block."""
+        before = self.rows, self.active
+        self.rows, self.active = None, () if name is None else ((name, 1.0),)
+        try:
+            yield
+        finally:
+            self.rows, self.active = before
 
     def several(self) -> bool:
         """Tell whether there is a choice between adapters now."""
-        return len(self.configs) > 1 and self.enabled and self.merged is None
+        alike = self.enabled and self.merged is None and self.rows is None
+        return len(self.configs) > 1 and alike
 
     def add(self, name: str, config: LoraConfig) -> None:
         """Add an adapter, active only if it is the first."""
@@ -60,6 +79,19 @@ class Authority:
         for index, name in enumerate(self.configs):
             self.mix[index] = weights.get(name, 0.0)
 
+    def require_changeable(self, doing: str) -> None:
+        """Raise if the adapters are merged into the weights, or serve rows of their own now."""
+        self.require_shared(doing)
+        self.require_unmerged(doing)
+
+    def require_shared(self, doing: str) -> None:
+        """Raise if rows have adapters of their own now."""
+        if self.rows is not None:
+            raise StateError(
+                f"Cannot {doing} while rows have adapters of their own.\n"
+                "Fix: leave the `with deltaw.rows(...)` block first."
+            )
+
     def require_unmerged(self, doing: str) -> None:
         """Raise if the adapters are merged into the weights."""
         if self.merged is not None:
@@ -78,7 +110,8 @@ class Authority:
         Raises:
             StateError: if the adapters were switched between forward and backward.
         """
-        now = self.current()
+        rows = self.row_map()
+        now = self.current() if rows is None else rows.names
         if torch._C._current_graph_task_id() == -1:
             if self._recomputed or len(self._seen) > MOST_SEEN:
                 self._seen.clear()
@@ -97,6 +130,7 @@ class Authority:
         passing: dict[str, object] = {
             "enabled": True,
             "shared": None,
+            "rows": None,
             "_seen": set(),
             "_recomputed": False,
         }

@@ -20,7 +20,7 @@ def swap_in(model: nn.Module, state: State, name: str, trainable: bool) -> None:
     attached anew.
     """
     authority = require_root(model).authority
-    authority.require_unmerged("swap an adapter")
+    authority.require_changeable("swap an adapter")
     active, order = authority.active, list(authority.configs)
     if not _copied_in_place(model, state, name, trainable):
         _replace(model, state, name, trainable)

@@ -18,6 +18,8 @@ from deltaw.kernels import why_not
 from deltaw.kernels.dropout import rounded
 from deltaw.kernels.shared import Input, Pool, SharedInput, shared_input
 from deltaw.offload import is_placing
+from deltaw.rowmap import Division, RowMap
+from deltaw.rowwise import each_row
 from deltaw.state import LayerState
 from deltaw.swap import Swapped
 
@@ -164,7 +166,14 @@ class AdaptedLayer(Swapped, _Module):
         return None
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base and add what the active adapters contribute, in one kernel if possible."""
+        """Run the base and add what the active adapters contribute, or those of each row."""
+        rows = self.authority.row_map()
+        if rows is not None:
+            return each_row(self, rows, args, kwargs)
+        return self.alike(*args, **kwargs)
+
+    def alike(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base and add the active adapters for all rows, in one kernel if possible."""
         parts = self.contributions()
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         if parts and len(args) + len(kwargs) == 1:
@@ -239,17 +248,28 @@ class AdaptedLayer(Swapped, _Module):
             return [(name, authority.mix[i]) for i, name in enumerate(authority.configs)]
         return list(authority.current())
 
-    def contributors(self) -> Iterator[tuple[str, Adapter, float | Tensor]]:
-        """Yield (slot, adapter, weight) of the low-rank adapters in force."""
+    def fused_rows(self, x: Tensor, rows: RowMap, division: Division) -> Tensor | None:
+        """Return the base's output with each row under its own adapter, from a kernel.
+
+        None where no kernel applies.
+        """
+        return None
+
+    def contributors(
+        self, active: Iterable[tuple[str, float | Tensor]] | None = None
+    ) -> Iterator[tuple[str, Adapter, float | Tensor]]:
+        """Yield (slot, adapter, weight) of the low-rank adapters in force, or of those given."""
         held = self.adapter._modules
-        for name, weight in self.in_force():
+        for name, weight in self.in_force() if active is None else active:
             if name in held:
                 for slot, adapter in cast(dict[str, Adapter], held[name]._modules).items():
                     if not adapter.replaces:
                         yield slot, adapter, weight
 
-    def contributions(self) -> list[Part]:
-        """Return what the adapters in force add in this forward pass."""
+    def contributions(
+        self, active: Iterable[tuple[str, float | Tensor]] | None = None
+    ) -> list[Part]:
+        """Return what the adapters in force, or those given, add in this forward pass."""
         return [
             Part(
                 slot,
@@ -257,7 +277,7 @@ class AdaptedLayer(Swapped, _Module):
                 weight,
                 adapter.dropout if adapter.training else 0.0,
             )
-            for slot, adapter, weight in self.contributors()
+            for slot, adapter, weight in self.contributors(active)
         ]
 
     @staticmethod

@@ -49,7 +49,7 @@ def load(
     if swap and not exists:
         raise StateError(f"There is no adapter {name!r} to swap. Fix: load without swap.")
     if root is not None and swap:
-        root.authority.require_unmerged("swap an adapter")
+        root.authority.require_changeable("swap an adapter")
         model = root
     if not swap:
         check_attachable(model, name)

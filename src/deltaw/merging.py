@@ -72,7 +72,7 @@ def merge(
     """
     root = require_root(model)
     authority = root.authority
-    authority.require_unmerged("merge")
+    authority.require_changeable("merge")
     active = authority.current()
     layers = {
         p: m

@@ -27,7 +27,7 @@ def activate(model: nn.Module, which: str | Mapping[str, float] | None) -> None:
         StateError: listing every unknown name or weight that is not finite, or if merged.
     """
     authority = require_root(model).authority
-    authority.require_unmerged("activate")
+    authority.require_changeable("activate")
     if which is not None and not isinstance(which, (str, Mapping)):
         raise StateError(f"Cannot activate {which!r}. Fix: give a name, {{name: weight}} or None.")
     pairs: Active = ((which, 1.0),) if isinstance(which, str) else tuple((which or {}).items())

@@ -33,7 +33,7 @@ def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | N
             not train them; or if none is active, trainable, or holding its values.
     """
     root = require_root(model)
-    root.authority.require_unmerged("verify")
+    root.authority.require_changeable("verify")
     found = dict(_active(adapted_layers(root)))
     _require_trainable(found)
     problems = _optimizer_problems(found, optimizer)

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaw.kernels import compute_dtype
+from deltaw.kernels import rows as row_kernels
 from deltaw.kernels.linear import Term, add_low_rank, linear
+from deltaw.kernels.rows import Bank
 from deltaw.layer import WEIGHT, AdaptedLayer, Part, factors, joinable, total_scale
+from deltaw.rowmap import Division, RowMap
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
 
@@ -95,6 +98,42 @@ class Linear(AdaptedLayer, _Linear):
             return add_low_rank(y, own, pool, _term(parts, y.shape[-1]))
         return self.added(x, y, parts)
 
+    def fused_rows(self, x: Tensor, rows: RowMap, division: Division) -> Tensor | None:
+        """Return the base's output with each row under its own adapter, from a kernel."""
+        if not (self.storage or self.plain(self)) or not x.is_floating_point():
+            return None
+        dtype = compute_dtype(x)
+        key = (id(self), dtype)
+        if key in rows.banks and not torch.is_grad_enabled():
+            return self._banked(x.to(dtype), rows.banks[key], division)
+        found = [self.contributions([(name, 1.0)]) for name in division.distinct]
+        parts = [part for own in found for part in own]
+        copies = any(a.replaces for n in division.distinct for a in self.parts(n).values())
+        if copies or not joinable(x, parts):
+            return None
+        own, _ = self.reading(x, parts[0].p, dtype)
+        out = self.shape(WEIGHT)[0]
+        terms = [_term(own_parts, out) if own_parts else None for own_parts in found]
+        trained = [t.requires_grad for part in parts for t in factors(part)]
+        if torch.is_grad_enabled() and (x.requires_grad or any(trained)):
+            W, y = (self.whole(), None) if self.joins() else (None, self.base(x))
+            return row_kernels.segments(self.base, own, W, self.bias, y, _placed(terms, division))
+        if id(self) in rows.passed and not any(trained):
+            rows.banks[key] = row_kernels.stacked(terms, dtype)
+            return self._banked(own.read, rows.banks[key], division)
+        rows.passed.add(id(self))
+        y = self.base(x)
+        row_kernels.add_segments(y, own.read, _placed(terms, division))
+        return y
+
+    def _banked(self, x: Tensor, bank: Bank, division: Division) -> Tensor:
+        y = self.base(x)
+        if division.together:
+            row_kernels.add_batched(y, x, bank)
+        else:
+            row_kernels.add_masked(y, x, bank, division.index.to(x.device))
+        return y
+
     def spread(self, v: Tensor, slot: str) -> Tensor:
         """Return zeros with v where the slot lies."""
         rows = self.whole().shape[0]
@@ -125,6 +164,12 @@ def _term(parts: Sequence[Part], rows: int) -> Term:
         if part.update.shift is not None
     ]
     return Term(A, B, 1.0, torch.stack(shifts).sum(0) if shifts else None)
+
+
+def _placed(terms: Sequence[Term | None], division: Division) -> list[row_kernels.Term]:
+    """Return the terms with the rows they are for."""
+    pairs = zip(terms, division.runs, strict=True)
+    return [row_kernels.Term(run.rows, *term) for term, run in pairs if term is not None]
 
 
 def _at(tensor: Tensor, slot: str, rows: int) -> Tensor:

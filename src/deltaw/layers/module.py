@@ -18,7 +18,7 @@ class TrainedModule(AdaptedLayer):
         """Take whatever is asked for by kind: any module has parameters."""
         return like.kind == cls.kind
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def alike(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the original forward, which reads the trained copies."""
         return self.base(*args, **kwargs)
 

@@ -1,0 +1,453 @@
+"""Rows of one batch under adapters of their own: equal to each row alone, trained too."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
+
+import deltaw
+from deltaw.errors import StateError
+from deltaw.kernels import rows as kernels
+from laws.building import adapt, base, fill
+from laws.cases import CASES, Case, Stack
+from laws.product import Setting
+from laws.running import over_cases
+from laws.test_law03_oracle import close
+
+transformers = pytest.importorskip("transformers")
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+Names = Sequence[str | None]
+MIXES: dict[str, Names] = {
+    "each its own": ("a", "b", "c", "d"),
+    "in equal groups": ("b", "b", "a", "a"),
+    "in unequal groups": ("a", "a", "a", "c"),
+    "mixed up": ("b", "a", "b", "c"),
+    "some under none": (None, "b", None, "a"),
+    "all the same": ("c", "c", "c", "c"),
+    "none": (None, None, None, None),
+}
+MIX = pytest.mark.parametrize("names", MIXES.values(), ids=MIXES)
+
+
+def alone(model: nn.Module, x: Tensor, names: Names, times: int = 1) -> Tensor:
+    """Each row by itself, under its own adapter."""
+    outputs = []
+    for row, part in enumerate(x.split(times)):
+        deltaw.activate(model, names[row])
+        outputs.append(model(part))
+    return torch.cat(outputs)
+
+
+def four(setting: Setting, trainable: bool = True) -> nn.Module:
+    """A layer with adapters a, b, c and d, of other ranks where the geometry has one."""
+    model = base(setting)
+    for seed, name in enumerate("abcd"):
+        own = setting.but(rank=(seed + 1, 5.0 - seed)) if setting.case.form == "config" else setting
+        fill(adapt(model, own, name, seed), name, seed)
+    return model.requires_grad_(trainable)
+
+
+def low_rank(case: Case) -> bool:
+    return case.name != "embedding-max-norm"
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+@over_cases(low_rank)
+def test_every_layer(case: Case, bias: str) -> None:
+    """With k rows for each row of the batch, and in the second pass as in the first."""
+    form = case.form == "config"
+    setting = Setting(
+        case, torch.float64, bias=bias if form else "none", lora_bias=case.file == "linear"
+    )
+    for trainable in (True, False):
+        model = four(setting, trainable)
+        for names in MIXES.values():
+            for times in (1, 3):
+                x = torch.cat([case.x(torch.float64, seed)[:2] for seed in range(2 * times)])
+                expected = alone(model, x, names, times).detach()
+                with deltaw.rows(model, names):
+                    for _ in range(3):
+                        close(model(x), expected, 1e-12)
+                        with torch.no_grad():
+                            close(model(x), expected, 1e-12)
+
+
+@MIX
+def test_half_precision(names: Names) -> None:
+    setting = Setting(CASES[0], torch.bfloat16)
+    model = four(setting, trainable=False)
+    x = torch.cat([setting.case.x(torch.bfloat16, seed) for seed in range(2)])
+    expected = alone(model, x, names)
+    with torch.no_grad(), deltaw.rows(model, names):
+        for _ in range(2):
+            assert model(x).dtype == torch.bfloat16
+            close(model(x), expected, 3e-2)
+
+
+def test_the_ways_agree() -> None:
+    """Segments, batched and masked, on rows that all three can do."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    terms = [
+        kernels.Term(slice(2 * k, 2 * k + 2), noise(r, 5), noise(7, r), 0.5 + k, shift)
+        for k, (r, shift) in enumerate(((3, None), (1, noise(7)), (4, None)))
+    ]
+    x, y = noise(6, 2, 5), noise(6, 2, 7)
+    bank = kernels.stacked(terms, torch.float64)
+    index = torch.tensor([0, 0, 1, 1, 2, 2])
+    found = [y.clone() for _ in range(3)]
+    kernels.add_segments(found[0], x, terms)
+    kernels.add_batched(found[1], x, bank)
+    kernels.add_masked(found[2], x, bank, index)
+    close(found[1], found[0], 1e-13)
+    close(found[2], found[0], 1e-13)
+    assert not torch.allclose(found[0], y)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    return {n: p.grad for n, p in model.named_parameters() if ".adapter." in n}
+
+
+@MIX
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.name in ("linear", "fused-101", "gpt2", "conv1d", "embedding")],
+    ids=str,
+)
+def test_each_row_trains_its_own_adapter(case: Case, names: Names) -> None:
+    """As alone; what has no row has no gradient and does not move, bit for bit."""
+    setting = Setting(case, torch.float64)
+    model = four(setting)
+    for parameter in (p for n, p in model.named_parameters() if ".adapter." not in n):
+        parameter.requires_grad_(False)
+    x = torch.cat([case.x(torch.float64, seed)[:2] for seed in range(2)])
+    x = x.requires_grad_() if x.is_floating_point() else x
+
+    def loss(y: Tensor) -> Tensor:
+        return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape) + y * y).sum()
+
+    expected = loss(alone(model, x, names))
+    if expected.requires_grad:
+        expected.backward()
+    wanted = gradients(model)
+    wanted_x, x.grad = x.grad, None
+    model.zero_grad()
+    with deltaw.rows(model, names):
+        total = loss(model(x))
+        if total.requires_grad:
+            total.backward()
+    for name, gradient in gradients(model).items():
+        if name.split(".adapter.")[1].split(".")[0] in names:
+            close(gradient, wanted[name], 1e-11)
+        else:
+            assert gradient is None and wanted[name] is None
+    if wanted_x is not None:
+        close(x.grad, wanted_x, 1e-11)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    held = [p for p in model.parameters() if p.requires_grad]
+    torch.optim.AdamW(held, lr=0.1, weight_decay=0.5).step()
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved == (parameter.grad is not None)
+
+
+def test_dropout_masks_each_row_of_its_own() -> None:
+    """In training, with the mask of a plain pass over the same input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4)).double()
+    config = deltaw.LoraConfig(r=2, target_modules=["0"], lora_dropout=0.4)
+    for seed, name in enumerate("ab"):
+        deltaw.attach(model, config, name)
+        fill(model, name, seed)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    whole = {}
+    for name in "ab":
+        deltaw.activate(model, name)
+        torch.manual_seed(7)
+        whole[name] = model.train()(x.clone())
+    torch.manual_seed(7)
+    with deltaw.rows(model, ["a", "b", None, "a"]):
+        y = model(x)
+    close(y[[0, 3]], whole["a"][[0, 3]], 1e-12)
+    close(y[1], whole["b"][1], 1e-12)
+    close(y[2], model[0].base(x)[2], 1e-12)
+
+
+def test_checkpointing() -> None:
+    model = four(Setting(CASES[0], torch.float64))
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for checkpointed in (False, True):
+        with deltaw.rows(model, ["a", "b", None, "a"]):
+            y = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
+            y.square().sum().backward()
+        found.append({n: g for n, g in gradients(model).items() if g is not None})
+        model.zero_grad()
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    with deltaw.rows(model, ["a", "b", None, "a"]):
+        y = checkpoint(model, x, use_reentrant=False)
+    with pytest.raises(StateError, match="backward"):
+        y.sum().backward()
+
+
+def bert() -> BertForSequenceClassification:
+    """Two adapters, each with a head of its own."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=32,
+        hidden_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=28,
+        num_labels=3,
+    )
+    model = BertForSequenceClassification(config).double().eval()
+    for seed, name in enumerate("ab"):
+        deltaw.attach(model, deltaw.LoraConfig(r=2, bias="lora_only"), name)
+        fill(model, name, seed)
+    return model
+
+
+def test_a_head_for_each_adapter() -> None:
+    model = bert()
+    ids = torch.arange(12).view(4, 3)
+    names = ["b", None, "a", "b"]
+    expected = alone(lambda_(model), ids, names)
+    with deltaw.rows(model, names):
+        close(model(ids).logits, expected, 1e-12)
+    assert not torch.allclose(expected[0], expected[3])
+
+
+def lambda_(model: nn.Module) -> nn.Module:
+    """The model with its logits as output; adapters are found inside."""
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.model(ids).logits
+
+    return Logits()
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=37,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_embd=24, n_head=2, vocab_size=37, n_positions=64, pad_token_id=0
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation(make: Callable[[], nn.Module], beams: int) -> None:
+    model = make()
+    for seed, name in enumerate("ab"):
+        deltaw.attach(model, deltaw.LoraConfig(r=2 + seed), name, trainable=False)
+        fill(model, name, seed, size=0.4)
+    ids = torch.randint(1, 37, (4, 5), generator=torch.Generator().manual_seed(2))
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+    names = ["b", None, "a", "b"]
+    expected = []
+    for name, row in zip(names, ids, strict=True):
+        deltaw.activate(model, name)
+        expected.append(model.generate(row[None], **options))
+    with deltaw.rows(model, names):
+        found = model.generate(ids, **options)
+    assert torch.equal(found, torch.cat(expected))
+    assert len({tuple(row.tolist()) for row in found[:, 5:]}) > 1
+
+
+def test_flattened_tokens() -> None:
+    """A layer that sees batch x sequence rows takes those of each row one after another."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(0, 1)).view(*x.shape[:2], -1)
+
+    model = Flat().double()
+    for seed, name in enumerate("ab"):
+        deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=["layer"]), name)
+        fill(model, name, seed)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    names = ["b", "a", None, "b"]
+    expected = alone(model, x, names)
+    with deltaw.rows(model, names):
+        close(model(x), expected, 1e-12)
+
+
+def test_compiled() -> None:
+    """One graph for any assignment of the same adapters."""
+    model = four(Setting(CASES[0]), trainable=False)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    x = torch.randn(4, 3, 5)
+    with torch.no_grad():
+        for names in (["a", "b", None, "a"], ["a", "b", "b", None], ["a", None, None, "b"]):
+            with deltaw.rows(model, names):
+                found = compiled(x)
+            close(found, alone(model, x, names), 1e-5)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_values_of_trained_adapters_are_never_kept() -> None:
+    """A step within the block counts in the next pass, also without gradients."""
+    model = four(Setting(CASES[0], torch.float64))
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    names = ["a", "b", "c", "d"]
+    with deltaw.rows(model, names), torch.no_grad():
+        for _ in range(2):
+            model(x)
+        for parameter in model.parameters():
+            parameter.data.mul_(1.5)
+        found = model(x)
+    with torch.no_grad():
+        close(found, alone(model, x, names), 1e-12)
+
+
+def test_a_block_can_be_entered_again_and_nested() -> None:
+    model = four(Setting(CASES[0], torch.float64), trainable=False)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    first, second = ["a", "b", "c", "d"], ["d", "c", None, "a"]
+    outer, inner = deltaw.rows(model, first), deltaw.rows(model, second)
+    with torch.no_grad():
+        expected = [alone(model, x, names) for names in (first, second)]
+        deltaw.activate(model, "b")
+        whole = model(x)
+        for _ in range(2):
+            with outer:
+                close(model(x), expected[0], 1e-12)
+                with inner:
+                    close(model(x), expected[1], 1e-12)
+                close(model(x), expected[0], 1e-12)
+                with deltaw.disabled(model):
+                    close(model(x), model.shift(model.layer.base(x)), 1e-12)
+            assert torch.equal(model(x), whole)
+        for parameter in model.parameters():
+            parameter.data.mul_(1.5)
+        with outer:
+            close(model(x), alone_outside(model, x, first), 1e-12)
+
+
+def alone_outside(model: nn.Module, x: Tensor, names: Names) -> Tensor:
+    return alone(copy.deepcopy(model), x, names)
+
+
+def test_copies_are_outside_the_block() -> None:
+    model = four(Setting(CASES[0], torch.float64))
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    with deltaw.rows(model, ["a", "b", "c", "d"]):
+        other = copy.deepcopy(model)
+    assert torch.equal(other(x), model(x))
+
+
+def test_an_exception_leaves_the_block_behind() -> None:
+    model = four(Setting(CASES[0]))
+    with pytest.raises(ZeroDivisionError), deltaw.rows(model, ["a"]):
+        _ = 1 / 0
+    assert model.authority.rows is None
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "attach": lambda m: deltaw.attach(m, deltaw.LoraConfig(target_modules=["layer"]), "new"),
+    "detach": lambda m: deltaw.detach(m, "a"),
+    "activate": lambda m: deltaw.activate(m, "a"),
+    "merge": lambda m: deltaw.merge(m),
+    "verify": lambda m: deltaw.verify(m, torch.ones(4, 5)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_nothing_is_changed_within_a_block(change: Callable[[nn.Module], object]) -> None:
+    model = four(Setting(CASES[0]))
+    with (
+        deltaw.rows(model, ["a", "b"]),
+        pytest.raises(StateError, match=r"while rows have adapters of their own.*\n.*leave"),
+    ):
+        change(model)
+
+
+def test_what_cannot_be_given() -> None:
+    model = four(Setting(CASES[0]))
+    with pytest.raises(StateError, match=r"'x'\n.*'y'\nFix: the adapters are: a, b, c, d"):
+        deltaw.rows(model, ["a", "x", None, "y", "x"])
+    for nonsense in ("a", [], ()):
+        with pytest.raises(StateError, match="Rows need one adapter"):
+            deltaw.rows(model, nonsense)
+    with pytest.raises(StateError, match="no adapters"):
+        deltaw.rows(nn.Linear(2, 2), ["a"])
+    rows = deltaw.rows(model, ["a", "b"])
+    with deltaw.merged(model), pytest.raises(StateError, match="merged"), rows:
+        pass
+    deltaw.detach(model, "b")
+    with pytest.raises(StateError, match="there is no adapter 'b'"), rows:
+        pass
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_rows_that_do_not_match_name_the_module(count: int) -> None:
+    model = Stack().eval()
+    deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=["embed", "up"]), "a")
+    message = rf"embed got {count} rows, and 3 rows of the batch.*\nFix: give deltaw.rows one entry"
+    with pytest.raises(StateError, match=message), deltaw.rows(model, ["a", None, "a"]):
+        model(torch.ones(count, 7, dtype=torch.int64))
+
+
+def test_a_layer_with_several_inputs_says_so() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = Add()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x, x)
+
+    class Add(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(5))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y + self.bias
+
+    model = Two()
+    deltaw.attach(model, deltaw.LoraConfig(target_modules=None, modules_to_save=["head"]), "a")
+    with pytest.raises(StateError, match="head has several inputs"), deltaw.rows(model, ["a"] * 4):
+        model(torch.ones(4, 5))
