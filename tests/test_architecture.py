@@ -34,6 +34,7 @@ ROWS = (
         "planning",
         "root",
         "saving",
+        "serving",
         "snapshot",
         "starting",
         "summarizing",

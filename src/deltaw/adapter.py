@@ -15,7 +15,7 @@ class LowRank(NamedTuple):
 
     A: Tensor
     B: Tensor
-    scale: float
+    scale: float | Tensor
     shift: Tensor | None = None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deltaw.adapter import Adapter
 from deltaw.adapters import Parts, builder_of
+from deltaw.adapters._reserved import ReservedLora
 from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
 from deltaw.config import LoraConfig
@@ -23,6 +24,7 @@ from deltaw.originals import kept_by, restored
 from deltaw.planning import Plan, base_modules, look, plan
 from deltaw.quant import storage_of
 from deltaw.root import AdaptedPart, adapted_layers, adopt, find_root
+from deltaw.serving import USUAL, Serving
 from deltaw.starting import initial_state
 from deltaw.state import State
 from deltaw.swap import clear_bound_forward, refuse_hidden_names, swap, unswap
@@ -86,6 +88,7 @@ def attach_state(
     trainable: bool,
     leaving: str | None = None,
     fresh: bool = False,
+    serving: Serving = USUAL,
 ) -> None:
     """Put the adapter `state` on `model` under `name`, or raise and change nothing.
 
@@ -103,11 +106,12 @@ def attach_state(
     refuse_mixed(layers, fits, leaving)
     refuse_loaded_as_one(model, fits)
     builder_of(state.config.method)
+    serving.require_possible(state.config, fits, trainable)
     rebinds = []
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
         rebinds.append(clear_bound_forward(layers[path], path))
-    builder = _Builder(state.config, trainable, fresh)
+    builder = _Builder(state.config, trainable, fresh, serving)
     built: dict[str, dict[str, Adapter]] = {}
     for path, (geometry, slots) in fits.items():
         layer = look(layers[path], geometry)
@@ -231,8 +235,9 @@ def _equip(
 class _Builder:
     """Makes the modules of one adapter."""
 
-    def __init__(self, config: LoraConfig, trainable: bool, fresh: bool) -> None:
+    def __init__(self, config: LoraConfig, trainable: bool, fresh: bool, serving: Serving) -> None:
         self._config = config
+        self._serving = serving
         self._method = builder_of(config.method)
         self._trainable = trainable
         self._fresh = fresh
@@ -244,14 +249,16 @@ class _Builder:
         device = device_of(layer)
         if fit.trained is not None:
             return ReplaceAdapter(self._copy(layer.frozen(fit.slot), fit.trained, device))
-        dtype = master_dtype(layer.frozen("weight"))
+        dtype = self._serving.dtype or master_dtype(layer.frozen("weight"))
         assert fit.A is not None and fit.B is not None
         A, B = self._own(fit.A, dtype, device), self._own(fit.B, dtype, device)
         bias = None if fit.bias is None else self._own(fit.bias, dtype, device)
         extra = {name: self._own(tensor, dtype, device) for name, tensor in fit.extra.items()}
         matrix = functools.partial(layer.matrix, fit.slot)
         parts = Parts(A, B, fit.scale, self._config.lora_dropout, bias, extra, matrix)
-        return self._method(parts).requires_grad_(self._trainable)
+        reserve = self._serving.reserve
+        adapter = ReservedLora(parts, reserve) if reserve else self._method(parts)
+        return adapter.requires_grad_(self._trainable)
 
     def _copy(self, frozen: Tensor, trained: Tensor, device: torch.device) -> Tensor:
         """Return the copy that stands in for `frozen`, one for all layers that share it."""

@@ -1,77 +1,146 @@
 """Replacing an adapter by another from disk while everything else stays."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from deltaw.adapter import Adapter
+from deltaw.adapters._reserved import ReservedLora
+from deltaw.adapters.lora import LoraAdapter
 from deltaw.attaching import attach_state, detach
-from deltaw.fitting import fit
+from deltaw.errors import StateError, raise_all
+from deltaw.fitting import Fit, Fits, fit
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
 from deltaw.planning import base_modules
-from deltaw.root import require_root
+from deltaw.root import adapted_layers, require_root
+from deltaw.serving import USUAL, Serving
 from deltaw.state import State
 
+Places = dict[tuple[str, str], Adapter]
+"""The adapter's modules by path and slot."""
 
-def swap_in(model: nn.Module, state: State, name: str, trainable: bool) -> None:
+
+def swap_in(
+    model: nn.Module, state: State, name: str, trainable: bool, serving: Serving = USUAL
+) -> None:
     """Put `state` in the place of the adapter `name`, which keeps its part in the active sum.
 
-    Where every tensor has the shape of the one there and none is offloaded, values are copied in
-    place and a compiled model is not compiled again; otherwise the adapter is taken off and
-    attached anew.
+    Where every tensor has the shape of the one there, or there is a reserve, and none is offloaded,
+    values are copied in place and a compiled model is not compiled again; otherwise the adapter is
+    taken off and attached anew.
+
+    Raises:
+        StateError: listing what a reserve has no room for; nothing is changed.
     """
     authority = require_root(model).authority
     authority.require_changeable("swap an adapter")
     active, order = authority.active, list(authority.configs)
-    if not _copied_in_place(model, state, name, trainable):
-        _replace(model, state, name, trainable)
+    places = _places(model, name)
+    lean = _lean_dtype(places)
+    asked = serving != USUAL or (trainable and lean is not None)
+    same_method = authority.configs[name].method == state.config.method
+    if asked or not same_method or not _copied_in_place(model, state, places, trainable):
+        kept = Serving(dtype=None if trainable else lean)
+        _replace(model, state, name, trainable, serving if asked else kept)
     authority.configs[name] = state.config
     authority.configs = {key: authority.configs[key] for key in order}
     authority.fingerprints.pop(name, None)
     authority.activate(active)
 
 
-def _copied_in_place(model: nn.Module, state: State, name: str, trainable: bool) -> bool:
-    if require_root(model).authority.configs[name].method != state.config.method:
-        return False
+def _places(model: nn.Module, name: str) -> Places:
+    layers = adapted_layers(require_root(model))
+    return {(p, slot): part for p, m in layers.items() for slot, part in m.parts(name).items()}
+
+
+def _lean_dtype(places: Places) -> torch.dtype | None:
+    """Return the dtype of factors that are kept in less than float32."""
+    factors = [place.lora_A for place in places.values() if isinstance(place, LoraAdapter)]
+    return next((A.dtype for A in factors if A.element_size() < 4), None)
+
+
+def _copied_in_place(model: nn.Module, state: State, places: Places, trainable: bool) -> bool:
     layers = base_modules(model)
-    old = {p for p, m in layers.items() if isinstance(m, AdaptedLayer) and name in m.adapter}
     fits, _ = fit(layers, state)
-    if old != set(fits):
+    found = {(path, one.slot): one for path, (_, slots) in fits.items() for one in slots}
+    if any(isinstance(place, ReservedLora) for place in places.values()):
+        _require_room(found, places, trainable)
+    elif places.keys() != found.keys():
         return False
-    pairs = []
-    for path, (geometry, slots) in fits.items():
-        layer = layers[path]
-        assert isinstance(layer, AdaptedLayer)
-        entry = layer.parts(name)
-        if geometry not in (TrainedModule, type(layer).mixin):
-            return False
-        if set(entry) != {fit.slot for fit in slots}:
-            return False
-        for fit_ in slots:
-            adapter = entry[fit_.slot]
-            new = fit_.tensors()
-            own = dict(adapter.named_parameters()) | dict(adapter.named_buffers())
-            if {k: t.shape for k, t in new.items()} != {k: t.shape for k, t in own.items()}:
-                return False
-            if any(tensor.is_meta for tensor in own.values()):
-                return False
-            if fit_.trained is None and (
-                adapter.scale != fit_.scale or adapter.dropout != state.config.lora_dropout
-            ):
-                return False
-            pairs += [(own[key], tensor) for key, tensor in new.items()]
-    with torch.no_grad():
-        for target, tensor in pairs:
-            target.copy_(tensor)
-            if isinstance(target, nn.Parameter):
-                target.requires_grad_(trainable)
+    if not (_same_geometry(layers, fits) and all(map(_is_here, places.values()))):
+        return False
+    if not all(_fits_into(places[key], new) for key, new in found.items()):
+        return False
+    for key, place in places.items():
+        _put(place, found.get(key), state.config.lora_dropout)
+        place.requires_grad_(trainable)
     return True
 
 
-def _replace(model: nn.Module, state: State, name: str, trainable: bool) -> None:
+def _same_geometry(layers: dict[str, nn.Module], fits: Fits) -> bool:
+    return all(
+        geometry is TrainedModule or geometry is getattr(type(layers[path]), "mixin", None)
+        for path, (geometry, _) in fits.items()
+    )
+
+
+def _is_here(place: Adapter) -> bool:
+    return not any(p.is_meta for p in (*place.parameters(), *place.buffers()))
+
+
+def _fits_into(place: Adapter, new: Fit) -> bool:
+    shapes = {name: tensor.shape for name, tensor in new.tensors().items()}
+    own = {n: t.shape for n, t in (*place.named_parameters(), *place.named_buffers())}
+    if isinstance(place, ReservedLora):
+        return shapes.keys() == own.keys()
+    return shapes == own
+
+
+@torch.no_grad()
+def _put(place: Adapter, new: Fit | None, dropout: float) -> None:
+    if isinstance(place, ReservedLora):
+        if new is None:
+            place.clear()
+            return
+        assert new.A is not None and new.B is not None
+        place.put(new.A, new.B, new.scale, new.bias)
+    elif new is not None:
+        own: dict[str, Tensor] = dict(place.named_parameters()) | dict(place.named_buffers())
+        for name, tensor in new.tensors().items():
+            own[name].copy_(tensor)
+    if isinstance(place, LoraAdapter) and new is not None:
+        place.scale, place.dropout = new.scale, dropout
+
+
+def _require_room(found: dict[tuple[str, str], Fit], places: Places, trainable: bool) -> None:
+    """Raise where a reserved adapter has no room for what comes."""
+    problems = ["it would be trained"] if trainable else []
+    for (path, slot), new in found.items():
+        place, where = places.get((path, slot)), path if slot == "weight" else f"{path} {slot}"
+        if place is None:
+            problems.append(f"{where}: the adapter that is there has no part in it")
+        elif isinstance(place, ReservedLora) and new.A is not None:
+            if new.A.shape[0] > place.reserve:
+                problems.append(f"{where}: rank {new.A.shape[0]}, reserved are {place.reserve}")
+            if (new.bias is None) != (place.lora_B_bias is None):
+                problems.append(f"{where}: one of both has a bias on B, the other has none")
+    problems += [
+        f"{'.'.join(key)}: is trained in full, and the new adapter has none of it"
+        for key, place in places.items()
+        if key not in found and not isinstance(place, ReservedLora)
+    ]
+    raise_all(
+        StateError,
+        "The reserved adapter has no room for this one:",
+        problems,
+        "detach it and load the new one with a larger reserve; a compiled model compiles again.",
+    )
+
+
+def _replace(model: nn.Module, state: State, name: str, trainable: bool, serving: Serving) -> None:
     """Attach first under a spare name, so that a failure leaves the old adapter in place."""
     spare = f"{name} (new)"  # No adapter of a user's can have this name.
-    attach_state(model, state, spare, trainable, leaving=name, fresh=True)
+    attach_state(model, state, spare, trainable, leaving=name, fresh=True, serving=serving)
     detach(model, name)
     authority = require_root(model).authority
     for module in model.modules():

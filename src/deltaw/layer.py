@@ -132,7 +132,7 @@ class AdaptedLayer(Swapped, _Module):
         """Return how the (out, in) matrix M of a slot acts on the input, without bias."""
         raise NotImplementedError
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Return `act(x, scale * B A)` without forming B A, computed in the dtype of the base."""
         raise NotImplementedError
 
@@ -344,7 +344,8 @@ def factors(part: Part) -> tuple[Tensor, Tensor]:
 
 def total_scale(part: Part) -> float:
     """Return what a kernel multiplies B A by, which scales up what dropout keeps too."""
-    assert isinstance(part.update, LowRank) and isinstance(part.weight, float)
+    assert isinstance(part.update, LowRank)
+    assert isinstance(part.update.scale, float) and isinstance(part.weight, float)
     return part.update.scale * part.weight / (1 - rounded(part.p))
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from deltaw.attaching import attach_state, check_attachable
@@ -12,6 +13,7 @@ from deltaw.formats import format_of, sniff
 from deltaw.hotswap import swap_in
 from deltaw.planning import base_modules
 from deltaw.root import find_root
+from deltaw.serving import Serving
 from deltaw.state import State
 
 
@@ -24,6 +26,8 @@ def load(
     swap: bool = False,
     check_base: bool = True,
     format: str | None = None,
+    dtype: torch.dtype | None = None,
+    reserve: int | None = None,
 ) -> None:
     """Put the adapter at `path` on `model`.
 
@@ -38,10 +42,16 @@ def load(
         check_base: compare the base's bits with those the adapter was trained on, where the file
             says so and the dtype is the same.
         format: a file of `deltaw/formats`; None finds out.
+        dtype: what to keep A and B in if they are not trained; None is float32, or float64 for a
+            base in float64. In the base's own dtype they take half the memory and no cast.
+        reserve: the highest rank that may come by `swap`. Swapping then changes rank, alpha and
+            which of the layers have a part in place, and a compiled model is not compiled again.
+            Leave it and `dtype` out with `swap` to keep what is there.
 
     Raises:
         FormatError: listing every tensor that does not fit, or if the base is another one.
-        StateError: if the name is taken and `swap` is False, or the adapters are merged.
+        StateError: if the name is taken and `swap` is False, or the adapters are merged; listing
+            what a reserve has no room for.
     """
     path = Path(path)
     root = find_root(model)
@@ -58,10 +68,11 @@ def load(
     state = reader.read(path, lambda shapes: fit(layers, shapes)[1])
     if check_base:
         _check_base(model, state, path)
+    serving = Serving(dtype, reserve)
     if swap:
-        swap_in(model, state, name, trainable)
+        swap_in(model, state, name, trainable, serving)
     else:
-        attach_state(model, state, name, trainable, fresh=True)
+        attach_state(model, state, name, trainable, fresh=True, serving=serving)
 
 
 def _check_base(model: nn.Module, state: State, path: Path) -> None:

@@ -19,7 +19,8 @@ def state_of(
     model: nn.Module, layers: Mapping[str, AdaptedLayer], authority: Authority, name: str
 ) -> State:
     """Return the adapter `name` as tensors, which share memory with the model's, and settings."""
-    states = {p: _layer_state(m, name) for p, m in layers.items() if name in m.adapter}
+    held = {p: _layer_state(m, name) for p, m in layers.items() if name in m.adapter}
+    states = {path: state for path, state in held.items() if state.tensors}
     if name not in authority.fingerprints and authority.merged is None:
         low_rank = [path for path, state in states.items() if state.kind != "module"]
         authority.fingerprints[name] = fingerprint(model, low_rank)
@@ -32,9 +33,12 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
     enabled: tuple[bool, ...] = ()
     for slot, adapter in layer.parts(name).items():
         if isinstance(adapter, LoraAdapter):
+            if not (rank := adapter.rank):
+                continue
             kind, scale = layer.kind, adapter.scale
             outer, enabled = _outer(slot, enabled)
-            A, B = layer.pack(_values(adapter, "lora_A"), _values(adapter, "lora_B"))
+            A, B = _values(adapter, "lora_A")[:rank], _values(adapter, "lora_B")[:, :rank]
+            A, B = layer.pack(A, B)
             tensors[f"{outer}.lora_A"], tensors[f"{outer}.lora_B"] = A, B
             tensors |= {
                 f"{outer}.{key}": _values(adapter, key)

@@ -19,6 +19,7 @@ import deltaw.attaching
 import deltaw.fingerprint
 import deltaw.inits.kaiming
 import deltaw.kernels.linear
+import deltaw.kernels.rows
 import deltaw.kernels.shared
 import deltaw.layers.conv
 import deltaw.layers.embedding
@@ -27,6 +28,7 @@ import deltaw.originals
 import deltaw.snapshot
 import deltaw.verifying
 from deltaw.adapter import Adapter, LowRank
+from deltaw.adapters._reserved import ReservedLora
 from deltaw.adapters.lora import LoraAdapter
 from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
@@ -38,6 +40,7 @@ from deltaw.layers.conv import Conv
 from deltaw.layers.conv_spanning import SpanningConv
 from deltaw.layers.embedding import Embedding
 from deltaw.layers.linear import Linear
+from deltaw.rowmap import Division, RowMap
 from deltaw.state import LayerState, State
 from laws import (
     test_kernels as kernels,
@@ -74,6 +77,12 @@ from laws import (
 )
 from laws import (
     test_law11_freshness as law11,
+)
+from laws import (
+    test_reserve as reserve,
+)
+from laws import (
+    test_rows as rows,
 )
 from laws.cases import BY_NAME
 from laws.product import setting
@@ -260,7 +269,7 @@ def _(patch: Patch) -> None:
 @mutant("the first slice only", 3, forward("fused-101"))
 def _(patch: Patch) -> None:
     real = AdaptedLayer.contributors
-    patch.setattr(AdaptedLayer, "contributors", lambda self: iter(list(real(self))[:1]))
+    patch.setattr(AdaptedLayer, "contributors", lambda self, *of: iter(list(real(self, *of))[:1]))
 
 
 @mutant("dropout into the base", 3, forward("linear", dropout=0.25))
@@ -278,7 +287,9 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     real = AdaptedLayer.contributions
     patch.setattr(
-        AdaptedLayer, "contributions", lambda self: [part._replace(p=0.25) for part in real(self)]
+        AdaptedLayer,
+        "contributions",
+        lambda self, *of: [part._replace(p=0.25) for part in real(self, *of)],
     )
 
 
@@ -360,7 +371,7 @@ def _(patch: Patch) -> None:
     patch.setattr(
         AdaptedLayer,
         "contributors",
-        lambda self: real(self) if torch.is_grad_enabled() else iter(()),
+        lambda self, *of: real(self, *of) if torch.is_grad_enabled() else iter(()),
     )
 
 
@@ -437,7 +448,9 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     real = AdaptedLayer.contributors
     patch.setattr(
-        AdaptedLayer, "contributors", lambda self: ((s, a, 1.0) for s, a, _ in real(self))
+        AdaptedLayer,
+        "contributors",
+        lambda self, *of: ((s, a, 1.0) for s, a, _ in real(self, *of)),
     )
 
 
@@ -449,6 +462,45 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     real = Authority.current
     patch.setattr(Authority, "current", lambda self: real(self)[:1])
+
+
+@mutant("a row under its neighbour's adapter", 3, lambda: rows.every_way(BY_NAME["linear"]))
+def _(patch: Patch) -> None:
+    real = Division._rows
+
+    def neighbour(self: Division, place: int) -> Any:
+        return real(self, (place + 1) % len(self.distinct))
+
+    patch.setattr(Division, "_rows", neighbour)
+
+
+@mutant("all adapters on every row", 3, lambda: rows.every_way(BY_NAME["linear"]))
+def _(patch: Patch) -> None:
+    real = deltaw.kernels.rows.add_masked
+
+    def add_masked(y: Tensor, x: Tensor, bank: Any, index: Tensor) -> None:
+        for place in range(len(bank.A)):
+            real(y, x, bank, torch.full_like(index, place))
+
+    patch.setattr(deltaw.kernels.rows, "add_masked", add_masked)
+
+
+@mutant("equal groups out of order", 3, lambda: rows.every_way(BY_NAME["linear"]))
+def _(patch: Patch) -> None:
+    real = deltaw.kernels.rows.add_batched
+    patch.setattr(
+        deltaw.kernels.rows,
+        "add_batched",
+        lambda y, x, bank: real(y, x, bank._replace(A=bank.A.flip(0))),
+    )
+
+
+@mutant("beams taken for rows", 3, lambda: rows.every_way(BY_NAME["linear"]))
+def _(patch: Patch) -> None:
+    def divide(self: RowMap, count: int) -> Division:
+        return Division(self.index.repeat(count // len(self.index)), self.distinct)
+
+    patch.setattr(RowMap, "divide", divide)
 
 
 # Law 4
@@ -623,8 +675,8 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     real = AdaptedLayer.contributors
 
-    def contributors(self: AdaptedLayer) -> Iterator[tuple[str, Adapter, float]]:
-        yield from real(self)
+    def contributors(self: AdaptedLayer, *of: Any) -> Iterator[tuple[str, Adapter, float]]:
+        yield from real(self, *of)
         for name in self.adapter:
             if name not in dict(self.authority.current()):
                 yield "weight", self.adapter[name]["weight"], 0.0
@@ -689,6 +741,35 @@ def _(patch: Patch) -> None:
 )
 def _(patch: Patch) -> None:
     patch.setattr("deltaw.hotswap._copied_in_place", lambda *args: True)
+
+
+def swapped() -> None:
+    """Law 8 for adapters of other ranks."""
+    in_folder(lambda folder: reserve.in_place_of_another(BY_NAME["linear"], folder))
+
+
+@mutant("a reserve keeps what a higher rank left", 8, swapped)
+def _(patch: Patch) -> None:
+    real = ReservedLora.put
+
+    def put(self: ReservedLora, *of: Any) -> None:
+        before = self.lora_A.clone(), self.lora_B.clone()
+        real(self, *of)
+        with torch.no_grad():
+            self.lora_A[self.rank :] = before[0][self.rank :]
+            self.lora_B[:, self.rank :] = before[1][:, self.rank :]
+
+    patch.setattr(ReservedLora, "put", put)
+
+
+@mutant("a reserve keeps its scale", 8, swapped)
+def _(patch: Patch) -> None:
+    real = ReservedLora.put
+
+    def put(self: ReservedLora, A: Tensor, B: Tensor, scale: float, bias: Tensor | None) -> None:
+        real(self, A, B, float(self.gain) or scale, bias)
+
+    patch.setattr(ReservedLora, "put", put)
 
 
 # Law 9
@@ -781,6 +862,11 @@ def stale(patch: Patch) -> None:
         return kept.setdefault((id(tensor), tensor._version), real(tensor, *of))
 
     patch.setattr(deltaw.kernels.linear, "_times", times)
+
+
+@mutant("stacked factors kept for the next block", 11, rows.blocks_are_fresh)
+def _(patch: Patch) -> None:
+    patch.setattr(RowMap, "forget", lambda self: None)
 
 
 @mutant("a trained copy read once", 11, lambda: freshness("foreach"))

@@ -66,6 +66,10 @@ def low_rank(case: Case) -> bool:
 @pytest.mark.parametrize("bias", ["none", "all"])
 @over_cases(low_rank)
 def test_every_layer(case: Case, bias: str) -> None:
+    every_way(case, bias)
+
+
+def every_way(case: Case, bias: str = "none") -> None:
     """With k rows for each row of the batch, and in the second pass as in the first."""
     form = case.form == "config"
     setting = Setting(
@@ -343,6 +347,10 @@ def test_values_of_trained_adapters_are_never_kept() -> None:
 
 
 def test_a_block_can_be_entered_again_and_nested() -> None:
+    blocks_are_fresh()
+
+
+def blocks_are_fresh() -> None:
     model = four(Setting(CASES[0], torch.float64), trainable=False)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     first, second = ["a", "b", "c", "d"], ["d", "c", None, "a"]

@@ -30,6 +30,11 @@ class LoraAdapter(Adapter):
         self.scale = scale
         self.dropout = dropout
 
+    @property
+    def rank(self) -> int:
+        """Return r."""
+        return self.lora_A.shape[0]
+
     def delta(self, W: Tensor) -> Tensor:
         """Return ΔW = s B A, (out, in), in the dtype of W."""
         return (self.lora_B.to(W.dtype) * self.scale) @ self.lora_A.to(W.dtype)
@@ -48,4 +53,4 @@ class LoraAdapter(Adapter):
 
     def extra_repr(self) -> str:
         """Show rank and scale where the model is printed."""
-        return f"r={self.lora_A.shape[0]}, scale={self.scale:g}"
+        return f"r={self.rank}, scale={self.scale:g}"

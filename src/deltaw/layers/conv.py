@@ -67,7 +67,7 @@ class Conv(AdaptedLayer, _Conv):
         """Convolve with M in the shape of W."""
         return self.convolve(x, M.to(x.dtype).view(self.dense().shape))
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Convolve with A in each group, then mix the r channels of each with its rows of B."""
         W = self.dense()
         kernels = A.to(x.dtype).view(-1, *W.shape[1:]).repeat(self.groups, *[1] * (W.dim() - 1))

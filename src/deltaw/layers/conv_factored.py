@@ -37,7 +37,7 @@ class FactoredConv(Conv):
         """Return W reshaped."""
         return self.dense().reshape(self.shape(slot))
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Convolve with scale B A, which has no cheaper form in this shape."""
         return self.act(x, (B.to(x.dtype) * scale) @ A.to(x.dtype), slot)
 

@@ -51,7 +51,7 @@ class SpanningConv(Conv):
         """Convolve with M over all input channels."""
         return self.convolve(x, M.to(x.dtype).view(M.shape[0], -1, *self.dense().shape[2:]))
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Convolve with A over all channels; each group then sees its own part of the R."""
         W = self.dense()
         S = self.convolve(x, A.to(x.dtype).view(A.shape[0], -1, *W.shape[2:]))

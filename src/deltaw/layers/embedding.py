@@ -68,7 +68,7 @@ class Embedding(AdaptedLayer, _Embedding):
         """Return the columns x of M, scaled as the layer scales its rows."""
         return self.scaled(self.look_up(x, M))
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Return B times the columns x of A."""
         dtype = self.dense().dtype
         return self.scaled(F.linear(self.look_up(x, A).to(dtype) * scale, B.to(dtype)))

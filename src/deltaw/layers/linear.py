@@ -75,7 +75,7 @@ class Linear(AdaptedLayer, _Linear):
         """Return M x."""
         return F.linear(x, M.to(x.dtype))
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, slot: str) -> Tensor:
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Return B (scale A x)."""
         return F.linear(F.linear(x, A.to(x.dtype)) * scale, B.to(x.dtype))
 
