@@ -11,6 +11,7 @@ import deltaw
 from deltaw.compat.peft_config import LoraConfig
 from deltaw.compat.peft_hub import adapter_folder
 from deltaw.compat.peft_merging import MergingModel
+from deltaw.compat.peft_rows import MixedBatchModel
 from deltaw.compat.peft_targets import default_targets, heads
 from deltaw.compat.peft_trainer import prepare_trainer
 from deltaw.errors import ConfigError, raise_all
@@ -19,7 +20,7 @@ from deltaw.layer import AdaptedLayer
 from deltaw.swap import swap
 
 
-class PeftModel(MergingModel):
+class PeftModel(MergingModel, MixedBatchModel):
     """Mixin of an adapted model that gives it PEFT's methods."""
 
     @staticmethod
