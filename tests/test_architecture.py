@@ -15,7 +15,19 @@ SOURCE = Path(__file__).parents[1] / "src"
 ROWS = (
     {"errors", "kernels/"},
     {"config", "state", "patterns", "folder"},
-    {"select", "heads", "adapter", "layer", "authority", "offload", "swap", "rowmap", "rowwise"},
+    {
+        "select",
+        "heads",
+        "adapter",
+        "layer",
+        "authority",
+        "mismatch",
+        "offload",
+        "parts",
+        "swap",
+        "rowmap",
+        "rowwise",
+    },
     {"layers/", "quant/", "adapters/", "inits/", "formats/", "combine/", "optim/"},
     {
         "switching",

@@ -6,18 +6,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.adapter import Adapter, LowRank, Update
-from deltaw.authority import Authority
+from deltaw.adapter import Adapter, LowRank
+from deltaw.authority import Active, Authority
+from deltaw.errors import DeltawError, StateError
 from deltaw.kernels import why_not
 from deltaw.kernels.dropout import rounded
 from deltaw.kernels.shared import Input, Pool, SharedInput, shared_input
+from deltaw.mismatch import explain
 from deltaw.offload import is_placing
+from deltaw.parts import Part, mixed, weighted
 from deltaw.rowmap import Division, RowMap
 from deltaw.rowwise import each_row
 from deltaw.state import LayerState
@@ -41,15 +44,6 @@ class Original:
     file: Path | None = None
     key: str | None = None
     bits: str | None = None
-
-
-class Part(NamedTuple):
-    """What one adapter in force adds in one slot: its ΔW, its weight, and its dropout now."""
-
-    slot: str
-    update: Update
-    weight: float | Tensor
-    p: float
 
 
 class Storage(ABC):
@@ -167,10 +161,28 @@ class AdaptedLayer(Swapped, _Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base and add what the active adapters contribute, or those of each row."""
-        rows = self.authority.row_map()
-        if rows is not None:
-            return each_row(self, rows, args, kwargs)
-        return self.alike(*args, **kwargs)
+        authority = self.authority
+        if authority.merged is not None and self.training and torch.is_grad_enabled():
+            self._refuse_training(authority.merged)
+        rows = authority.row_map()
+        try:
+            if rows is not None:
+                return each_row(self, rows, args, kwargs)
+            return self.alike(*args, **kwargs)
+        except RuntimeError as problem:
+            if not isinstance(problem, DeltawError):
+                explain(self, next(iter((*args, *kwargs.values())), None))
+            raise
+
+    def _refuse_training(self, merged: Active) -> None:
+        """Raise where adapters that are merged would be trained, and get no gradient."""
+        if any(parameter.requires_grad for parameter in self.adapter.parameters()):
+            raise StateError(
+                f"Cannot train: adapter {', '.join(name for name, _ in merged)} is merged into the "
+                "weights, and would get no gradient.\n"
+                "Fix: to train, call deltaw.unmerge(model) first; to predict, call model.eval() or "
+                "use torch.no_grad()."
+            )
 
     def alike(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base and add the active adapters for all rows, in one kernel if possible."""
@@ -325,50 +337,7 @@ class AdaptedLayer(Swapped, _Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def joinable(x: Tensor, parts: Sequence[Part]) -> bool:
-    """Tell whether one kernel can take all parts: low-rank ones with the same dropout."""
-    for part in parts:
-        update = part.update
-        if type(update) is not LowRank or part.p != parts[0].p:
-            return False
-        if why_not(x, update.A, update.B, update.shift):
-            return False
-    return True
-
-
-def factors(part: Part) -> tuple[Tensor, Tensor]:
-    """Return A and B of a low-rank part."""
-    assert isinstance(part.update, LowRank)
-    return part.update.A, part.update.B
-
-
-def total_scale(part: Part) -> float:
-    """Return what a kernel multiplies B A by, which scales up what dropout keeps too."""
-    assert isinstance(part.update, LowRank)
-    assert isinstance(part.update.scale, float) and isinstance(part.weight, float)
-    return part.update.scale * part.weight / (1 - rounded(part.p))
-
-
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether a tensor is a DTensor, without importing what defines it, which takes long."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
-
-
-def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor:
-    """Return `(1 - Σ weight) P + Σ weight copy`, or the only copy itself under weight 1."""
-    if not copies:
-        return frozen
-    first, weight = copies[0]
-    if len(copies) == 1 and isinstance(weight, float) and weight == 1:
-        return first
-    rest = 1 - sum(weight for _, weight in copies)
-    wide = frozen.to(torch.promote_types(frozen.dtype, first.dtype))
-    return sum((weighted(copy, weight) for copy, weight in copies), rest * wide)
-
-
-def weighted(tensor: Tensor, weight: float | Tensor) -> Tensor:
-    """Return `weight * tensor`; what has weight 0 counts as nothing, NaN included."""
-    if isinstance(weight, Tensor):
-        return torch.where(weight != 0, tensor * weight, 0)
-    return tensor if weight == 1 else tensor * weight

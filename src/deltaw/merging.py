@@ -14,8 +14,9 @@ from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
 from deltaw.kernels.merge import add_products, is_finite
-from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded, mixed, weighted
+from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded
 from deltaw.originals import check_kept, keep, kept_by, restored
+from deltaw.parts import mixed, weighted
 from deltaw.root import adapted_layers, require_root
 
 ROWS = 16

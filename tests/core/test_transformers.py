@@ -306,7 +306,9 @@ def test_tied_embeddings_run_and_refuse_to_merge() -> None:
 def test_scaled_embeddings_scale_their_delta() -> None:
     from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-    model = nn.Sequential(Gemma3TextScaledWordEmbedding(11, 6, padding_idx=0, embed_scale=2.5))
+    model = nn.Sequential(
+        Gemma3TextScaledWordEmbedding(11, 6, padding_idx=0, embed_scale=2.5)
+    ).eval()
     deltaw.attach(model, LoraConfig(r=2, lora_alpha=3, target_modules=["0"]))
     shake(model)
     ids = torch.tensor([[0, 4, 10]])

@@ -5,6 +5,8 @@ import itertools
 import pytest
 
 from deltaw import adapters, inits
+from deltaw.folder import classes_in
+from deltaw.layer import AdaptedLayer
 from laws.cases import CASES, FILES
 from laws.product import domains, everything, pairwise
 
@@ -16,6 +18,13 @@ def test_every_layer_file_has_a_case() -> None:
 def test_every_start_and_method_is_in_the_product() -> None:
     assert {row.init for row in pairwise()} >= set(inits.names())
     assert {row.method for row in pairwise()} >= set(adapters.names())
+
+
+def test_no_layer_goes_past_what_every_forward_checks() -> None:
+    """Rows of their own and training while merged are seen to in one place."""
+    kinds = classes_in("deltaw.layers", AdaptedLayer)
+    assert len(kinds) >= len(FILES)
+    assert all(kind.forward is AdaptedLayer.forward for kind in kinds)
 
 
 def test_names_are_unique() -> None:

@@ -290,7 +290,7 @@ def test_a_tied_weight_gets_its_own_copy_when_asked() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.out(self.embed(x))
 
-    model = Tied()
+    model = Tied().eval()
     deltaw.attach(model, deltaw.LoraConfig(target_modules=["out"]))
     fill(model)
     x = torch.arange(7)

@@ -1,6 +1,7 @@
 """Law 10: what would go wrong in silence raises one error that lists all problems and the fix, and
 changes nothing."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from deltaw.errors import (
     TargetError,
 )
 from laws.building import adapt, adapted, assert_same_state, base, fill, parts, source
-from laws.cases import Stack
+from laws.cases import Case, Stack
 from laws.product import Setting, setting
 from laws.running import over_cases
 
@@ -407,3 +408,44 @@ def test_an_optimizer_built_before_attach() -> None:
     )
     model(x).sum().backward()
     refused(model, StateError, optimizer.step, "Fix: build it after")
+
+
+UNMERGEABLE = ("embedding-max-norm", "linear-without-bias")
+
+
+@over_cases(lambda case: case.form == "config" and case.name not in UNMERGEABLE)
+def test_training_with_merged_weights(case: Case) -> None:
+    """Refused before anything is computed; predicting, and training after unmerging, is not."""
+    s = Setting(case)
+    model, x = adapted(s).train(), case.x(s.dtype)
+    deltaw.merge(model)
+    refused(model, StateError, lambda: model(x), "default is merged", "unmerge", "model.eval()")
+    with torch.no_grad():
+        model(x)
+    model.eval()(x)
+    deltaw.unmerge(model)
+    model.train()(x).sum().backward()
+
+
+@over_cases(lambda case: case.name in ("linear", "conv2d", "gpt2", "fused-101"))
+def test_tensors_that_do_not_go_together(case: Case) -> None:
+    """The layer, the input and what differs are named, with rows of their own too."""
+    s = Setting(case)
+    model, x = adapted(s), case.x(torch.float32)[:2]
+    for rows in (contextlib.nullcontext, lambda: deltaw.rows(model, ["default", None])):
+        with rows():
+            for trained in (True, False):
+                with torch.set_grad_enabled(trained):
+                    refused(
+                        model, StateError, lambda: model(x.double()), "float64", "weight is", "Fix"
+                    )
+                    if case.name != "conv2d":  # torch itself convolves what lies on meta
+                        refused(
+                            model,
+                            StateError,
+                            lambda: model(x.to("meta")),
+                            "float32 on meta",
+                            "weight lies on cpu",
+                            "lora_A lies on cpu",
+                        )
+            model(x)

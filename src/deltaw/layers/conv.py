@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from deltaw.kernels import compute_dtype
 from deltaw.kernels.conv import Setting, Term, conv
-from deltaw.layer import AdaptedLayer, Part, factors, joinable, total_scale
+from deltaw.layer import AdaptedLayer
+from deltaw.parts import Part, factors, joinable, total_scale
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from deltaw.layer import Part
 from deltaw.layers.conv import CONVOLUTIONS, Conv, factored
+from deltaw.parts import Part
 from deltaw.state import LayerState
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from deltaw.errors import MergeError
 from deltaw.kernels.conv import Term
-from deltaw.layer import Part, factors, total_scale
 from deltaw.layers.conv import CONVOLUTIONS, Conv, mix, same_group, spans
+from deltaw.parts import Part, factors, total_scale
 from deltaw.state import LayerState
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaw.kernels.embedding import Term, embedding
-from deltaw.layer import AdaptedLayer, Part, factors, joinable, total_scale
+from deltaw.layer import AdaptedLayer
+from deltaw.parts import Part, factors, joinable, total_scale
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
 

@@ -12,7 +12,8 @@ from deltaw.kernels import compute_dtype
 from deltaw.kernels import rows as row_kernels
 from deltaw.kernels.linear import Term, add_low_rank, linear
 from deltaw.kernels.rows import Bank
-from deltaw.layer import WEIGHT, AdaptedLayer, Part, factors, joinable, total_scale
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.parts import Part, factors, joinable, total_scale
 from deltaw.rowmap import Division, RowMap
 from deltaw.state import LayerState
 from deltaw.swap import origin_of

@@ -1,0 +1,36 @@
+"""What to say where a layer cannot be computed since its tensors do not go together."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deltaw.errors import StateError, raise_all
+
+if TYPE_CHECKING:
+    from deltaw.layer import AdaptedLayer
+
+
+def explain(layer: "AdaptedLayer", x: object) -> None:
+    """Raise a StateError that lists what lies elsewhere than the input or has another dtype.
+
+    Do nothing where all go together, so that the error at hand can be raised on.
+    """
+    if not isinstance(x, Tensor):
+        return
+    own = {n: p for n, p in layer.named_parameters() if not p.is_meta}
+    problems = [f"{n} lies on {p.device}" for n, p in own.items() if p.device != x.device]
+    autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(
+        x.device.type
+    )
+    weight = own.get("weight", x) if layer.storage is None else x
+    if x.is_floating_point() and weight.dtype != x.dtype and not autocast:
+        problems.append(f"weight is {weight.dtype}")
+    raise_all(
+        StateError,
+        f"{type(layer).__name__}({layer.extra_repr()}) cannot take its input, {x.dtype} on "
+        f"{x.device}:",
+        problems,
+        "put model and input on one device and in one dtype; adapters go with their layer and "
+        "compute in the dtype of its input.",
+    )
