@@ -33,6 +33,7 @@ class Authority:
         self.shared: SharedInput | None = None
         self.rows: RowMap | None = None
         self._seen: set[Active | tuple[str | None, ...]] = set()
+        self._last: Active | tuple[str | None, ...] | None = None
         self._recomputed = False
 
     def current(self) -> Active:
@@ -101,18 +102,24 @@ class Authority:
                 "Fix: call deltaw.unmerge(model) first."
             )
 
-    def note_forward(self) -> None:
-        """Record a forward pass; in a checkpoint's recomputation compare with what was recorded.
+    def note_forward(self) -> Active:
+        """Record a forward pass, or compare a checkpoint's recomputation with what was recorded.
 
         A recomputation under other adapters than those of its forward would give wrong gradients in
         silence. Forwards under several settings before one backward are all accepted.
 
+        Returns:
+            What is in force for all rows.
+
         Raises:
             StateError: if the adapters were switched between forward and backward.
         """
-        rows = self.row_map()
-        now = self.current() if rows is None else rows.names
+        active, rows = self.current(), self.row_map()
+        now = active if rows is None else rows.names
         if torch._C._current_graph_task_id() == -1:
+            if now is self._last:
+                return active
+            self._last = now
             if self._recomputed or len(self._seen) > MOST_SEEN:
                 self._seen.clear()
                 self._recomputed = False
@@ -124,7 +131,8 @@ class Authority:
                 "Fix: call backward before you switch, merge or disable adapters."
             )
         else:
-            self._recomputed = True
+            self._recomputed, self._last = True, None
+        return active
 
     def __getstate__(self) -> dict[str, object]:
         passing: dict[str, object] = {
@@ -132,6 +140,7 @@ class Authority:
             "shared": None,
             "rows": None,
             "_seen": set(),
+            "_last": None,
             "_recomputed": False,
         }
         return vars(self) | passing

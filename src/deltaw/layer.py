@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from deltaw.adapter import Adapter, LowRank
 from deltaw.authority import Active, Authority
 from deltaw.errors import DeltawError, StateError
-from deltaw.kernels import why_not
+from deltaw.kernels import PLAIN, why_not
 from deltaw.kernels.dropout import rounded
 from deltaw.kernels.shared import Input, Pool, SharedInput, shared_input
 from deltaw.mismatch import explain
 from deltaw.offload import is_placing
 from deltaw.parts import Part, mixed, weighted
-from deltaw.rowmap import Division, RowMap
+from deltaw.rowmap import Division, Seen
 from deltaw.rowwise import each_row
 from deltaw.state import LayerState
 from deltaw.swap import Swapped
@@ -216,7 +216,7 @@ class AdaptedLayer(Swapped, _Module):
             and self.plain(self)
             and WEIGHT not in type(self).overridden
             and not self.frozen(WEIGHT).requires_grad
-            and not why_not(self.frozen(WEIGHT))
+            and type(self.frozen(WEIGHT)) in PLAIN
         )
 
     def dropped(self, x: Tensor, parts: Sequence[Part]) -> dict[float, Tensor]:
@@ -247,7 +247,7 @@ class AdaptedLayer(Swapped, _Module):
         held = self.adapter[name].items() if name in self.adapter else ()  # type: ignore[operator]
         return dict(held)
 
-    def in_force(self) -> list[tuple[str, float | Tensor]]:
+    def in_force(self) -> Sequence[tuple[str, float | Tensor]]:
         """Return the (adapter name, weight) pairs that count now.
 
         In a compiled graph without gradients these are all adapters, each under a weight kept in a
@@ -255,12 +255,12 @@ class AdaptedLayer(Swapped, _Module):
         """
         authority = self.authority
         if not torch.compiler.is_compiling():
-            authority.note_forward()
-        elif authority.several() and not torch.is_grad_enabled():
+            return authority.note_forward()
+        if authority.several() and not torch.is_grad_enabled():
             return [(name, authority.mix[i]) for i, name in enumerate(authority.configs)]
-        return list(authority.current())
+        return authority.current()
 
-    def fused_rows(self, x: Tensor, rows: RowMap, division: Division) -> Tensor | None:
+    def fused_rows(self, x: Tensor, seen: Seen, division: Division) -> Tensor | None:
         """Return the base's output with each row under its own adapter, from a kernel.
 
         None where no kernel applies.

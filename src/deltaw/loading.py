@@ -43,7 +43,7 @@ def load(
             says so and the dtype is the same.
         format: a file of `deltaw/formats`; None finds out.
         dtype: what to keep A and B in if they are not trained; None is float32, or float64 for a
-            base in float64. In the base's own dtype they take half the memory and no cast.
+            base in float64. In half precision they take half the memory.
         reserve: the highest rank that may come by `swap`. Swapping then changes rank, alpha and
             which of the layers have a part in place, and a compiled model is not compiled again.
             Leave it and `dtype` out with `swap` to keep what is there.

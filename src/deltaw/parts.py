@@ -40,8 +40,9 @@ def factors(part: Part) -> tuple[Tensor, Tensor]:
 def total_scale(part: Part) -> float:
     """Return what a kernel multiplies B A by, which scales up what dropout keeps too."""
     assert isinstance(part.update, LowRank)
-    assert isinstance(part.update.scale, float) and isinstance(part.weight, float)
-    return part.update.scale * part.weight / (1 - rounded(part.p))
+    scale = part.update.scale * part.weight
+    assert isinstance(scale, float)
+    return scale / (1 - rounded(part.p)) if part.p else scale
 
 
 def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor:

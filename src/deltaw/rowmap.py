@@ -1,6 +1,7 @@
 """Which adapter each row of a batch is under: pure data, worked out once per number of rows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -44,11 +45,25 @@ class Division:
         return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
+@dataclass
+class Seen:
+    """What is known of one layer as long as a block lasts.
+
+    `held` are the adapters of the map that it has, `copies` tells whether one of them trained a
+    parameter in full, `passed` whether it ran without gradients, and `banks` hold stacked factors.
+    """
+
+    held: tuple[str, ...]
+    copies: bool
+    passed: bool = False
+    banks: dict[torch.dtype, Bank] = field(default_factory=dict)
+
+
 class RowMap:
     """The adapter, or None, of each row of a batch.
 
-    `index` is the place of each row's adapter in `distinct`, one beyond for none. `banks` holds
-    what a layer, known by a number, stacked of frozen adapters; `passed` the layers that ran.
+    `index` is the place of each row's adapter in `distinct`, one beyond for none; `seen` is kept
+    by the identity of the layer.
     """
 
     def __init__(self, names: Sequence[str | None]) -> None:
@@ -56,14 +71,12 @@ class RowMap:
         self.distinct = tuple(dict.fromkeys(name for name in names if name is not None))
         places = {name: place for place, name in enumerate((*self.distinct, None))}
         self.index = torch.tensor([places[name] for name in names], dtype=torch.int64)
-        self.banks: dict[tuple[int, torch.dtype], Bank] = {}
-        self.passed: set[int] = set()
+        self.seen: dict[int, Seen] = {}
         self._divisions: dict[int, Division] = {}
 
     def forget(self) -> None:
-        """Forget what was stacked of the adapters."""
-        self.banks.clear()
-        self.passed.clear()
+        """Forget what is known of the layers."""
+        self.seen.clear()
 
     def divide(self, count: int) -> Division:
         """Return how `count` rows divide, a multiple of the map's.

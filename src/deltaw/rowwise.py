@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deltaw.errors import StateError
-from deltaw.rowmap import Division, RowMap
+from deltaw.rowmap import Division, RowMap, Seen
 
 if TYPE_CHECKING:
     from deltaw.layer import AdaptedLayer
@@ -30,8 +30,11 @@ def each_row(
     Raises:
         RowError: if the layer has several inputs, or as many rows as no multiple of the map's.
     """
-    held = [name for name in rows.distinct if name in layer.adapter]
-    if not held:
+    compiling = torch.compiler.is_compiling()
+    seen = _look(layer, rows) if compiling else rows.seen.get(id(layer))
+    if seen is None:
+        seen = rows.seen[id(layer)] = _look(layer, rows)
+    if not seen.held:
         return layer.base(*args, **kwargs)
     if len(args) + len(kwargs) != 1:
         raise RowError(layer, "has several inputs, so its rows cannot be told apart")
@@ -44,18 +47,22 @@ def each_row(
             "their own; it can be as many, or a multiple: each row several times (beams), or its "
             "tokens one after another",
         )
-    copies = any(part.replaces for name in held for part in layer.parts(name).values())
-    if torch.compiler.is_compiling() and not copies:
+    if compiling and not seen.copies:
         return _at_once(layer, x, rows)
     division = rows.divide(count)
     if len(division.distinct) == 1 and division.together:
-        with layer.authority.only(held[0]):
+        with layer.authority.only(seen.held[0]):
             return layer.alike(x)
     layer.authority.note_forward()
-    if copies:
+    if seen.copies:
         return _in_turn(layer, x, division)
-    output = layer.fused_rows(x, rows, division)
+    output = layer.fused_rows(x, seen, division)
     return _one_by_one(layer, x, division) if output is None else output
+
+
+def _look(layer: "AdaptedLayer", rows: RowMap) -> Seen:
+    held = tuple(name for name in rows.distinct if name in layer.adapter)
+    return Seen(held, any(part.replaces for n in held for part in layer.parts(n).values()))
 
 
 def _in_turn(layer: "AdaptedLayer", x: Tensor, division: Division) -> Tensor:

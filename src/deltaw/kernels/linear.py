@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from deltaw.kernels import factor_dtype
 from deltaw.kernels.recipe import Recipe
 from deltaw.kernels.shared import Input, Left, Pool
 
@@ -50,7 +52,7 @@ def linear(
         term: what is added.
     """
     if pool is None:
-        return _forward(base, None, own, term)[0]
+        return _without_gradients(base, None, own, term)
     output: Tensor = _Low.apply(
         own.x, None, W, bias, term.A, term.B, term.shift, term, own, base, pool
     )  # type: ignore[no-untyped-call]
@@ -60,11 +62,30 @@ def linear(
 def add_low_rank(y: Tensor, own: Input, pool: Pool | None, term: Term) -> Tensor:
     """Return the term plus `y`, the output of a base that knows its own gradients."""
     if pool is None:
-        return _forward(None, y, own, term)[0]
+        return _without_gradients(None, y, own, term)
     output: Tensor = _Low.apply(
         own.x, y, None, None, term.A, term.B, term.shift, term, own, None, pool
     )  # type: ignore[no-untyped-call]
     return output
+
+
+def _without_gradients(
+    base: Callable[[Tensor], Tensor] | None, y: Tensor | None, own: Input, term: Term
+) -> Tensor:
+    """Return the sum, in float32 until it is added to y where that is faster."""
+    read = own.read
+    dtype = factor_dtype(read)
+    if dtype == read.dtype:
+        return _forward(base, y, own, term)[0]
+    A, B, scale, shift = term
+    S = F.linear(read.to(dtype), _in(A, dtype))
+    if base is not None:
+        y = base(own.cast)
+    else:
+        assert y is not None
+        y = y.clone()
+    y.add_(F.linear(S, _in(B, dtype)), alpha=scale)
+    return y if shift is None else y.add_(shift)
 
 
 def _forward(
@@ -189,6 +210,10 @@ def _turned(S: Tensor, columns: int) -> Tensor:
 def _times(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Return `scale * tensor` in `dtype`, in one pass."""
     return torch.mul(tensor, scale, out=torch.empty_like(tensor, dtype=dtype))
+
+
+def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from deltaw.kernels import factor_dtype
 from deltaw.kernels.shared import Input
 
 Rows = slice | Tensor
@@ -64,12 +65,23 @@ def stacked(terms: Sequence[Any], dtype: torch.dtype) -> Bank:
     return bank
 
 
+def bank_dtype(x: Tensor, n: int, together: bool) -> torch.dtype:
+    """Return the dtype in which n stacked adapters multiply the rows of `x`, together or masked.
+
+    Batched products are faster in float32 up to 4 rows per adapter, masked ones up to 8 in all.
+    """
+    return factor_dtype(x, 4 * n if together else 8)
+
+
 def add_batched(y: Tensor, x: Tensor, bank: Bank) -> None:
     """Add to `y` in place, for rows that lie together in n equal groups."""
-    n = len(bank.A)
+    n, dtype = len(bank.A), bank.A.dtype
     groups = y.view(n, -1, y.shape[-1])
-    S = torch.bmm(x.reshape(n, -1, x.shape[-1]), bank.A.mT)
-    groups.baddbmm_(S, bank.B)
+    S = torch.bmm(x.reshape(n, -1, x.shape[-1]).to(dtype), bank.A.mT)
+    if dtype == y.dtype:
+        groups.baddbmm_(S, bank.B)
+    else:
+        groups.add_(torch.bmm(S, bank.B))
     if bank.shift is not None:
         groups.add_(bank.shift)
 
@@ -77,11 +89,15 @@ def add_batched(y: Tensor, x: Tensor, bank: Bank) -> None:
 def add_masked(y: Tensor, x: Tensor, bank: Bank, index: Tensor) -> None:
     """Add to `y` in place; `index` (rows,) is the adapter of each row, n for none."""
     n, rank, width = bank.A.shape
-    own = F.one_hot(index, n + 1)[:, :n].to(x.dtype)
-    S = x.reshape(-1, width) @ bank.A.view(-1, width).t()
+    dtype = bank.A.dtype
+    own = F.one_hot(index, n + 1)[:, :n].to(dtype)
+    S = x.reshape(-1, width).to(dtype) @ bank.A.view(-1, width).t()
     S.view(len(index), -1, n, rank).mul_(own[:, None, :, None])
-    flat = y.view(-1, y.shape[-1])
-    flat.addmm_(S, bank.B.view(n * rank, -1))
+    flat, B = y.view(-1, y.shape[-1]), bank.B.view(n * rank, -1)
+    if dtype == y.dtype:
+        flat.addmm_(S, B)
+    else:
+        flat.add_(S @ B)
     if bank.shift is not None:
         y.view(len(index), -1, y.shape[-1]).add_((own @ bank.shift.squeeze(1)).unsqueeze(1))
 

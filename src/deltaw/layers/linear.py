@@ -14,7 +14,7 @@ from deltaw.kernels.linear import Term, add_low_rank, linear
 from deltaw.kernels.rows import Bank
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.parts import Part, factors, joinable, total_scale
-from deltaw.rowmap import Division, RowMap
+from deltaw.rowmap import Division, Seen
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
 
@@ -99,18 +99,19 @@ class Linear(AdaptedLayer, _Linear):
             return add_low_rank(y, own, pool, _term(parts, y.shape[-1]))
         return self.added(x, y, parts)
 
-    def fused_rows(self, x: Tensor, rows: RowMap, division: Division) -> Tensor | None:
+    def fused_rows(self, x: Tensor, seen: Seen, division: Division) -> Tensor | None:
         """Return the base's output with each row under its own adapter, from a kernel."""
         if not (self.storage or self.plain(self)) or not x.is_floating_point():
             return None
         dtype = compute_dtype(x)
-        key = (id(self), dtype)
-        if key in rows.banks and not torch.is_grad_enabled():
-            return self._banked(x.to(dtype), rows.banks[key], division)
+        n = len(division.distinct)
+        read = x if x.dtype == dtype else x.to(dtype)
+        kept = row_kernels.bank_dtype(read, n, division.together)
+        if kept in seen.banks and not torch.is_grad_enabled():
+            return self._banked(read, seen.banks[kept], division)
         found = [self.contributions([(name, 1.0)]) for name in division.distinct]
         parts = [part for own in found for part in own]
-        copies = any(a.replaces for n in division.distinct for a in self.parts(n).values())
-        if copies or not joinable(x, parts):
+        if not joinable(x, parts):
             return None
         own, _ = self.reading(x, parts[0].p, dtype)
         out = self.shape(WEIGHT)[0]
@@ -119,10 +120,10 @@ class Linear(AdaptedLayer, _Linear):
         if torch.is_grad_enabled() and (x.requires_grad or any(trained)):
             W, y = (self.whole(), None) if self.joins() else (None, self.base(x))
             return row_kernels.segments(self.base, own, W, self.bias, y, _placed(terms, division))
-        if id(self) in rows.passed and not any(trained):
-            rows.banks[key] = row_kernels.stacked(terms, dtype)
-            return self._banked(own.read, rows.banks[key], division)
-        rows.passed.add(id(self))
+        if seen.passed and not any(trained):
+            seen.banks[kept] = row_kernels.stacked(terms, kept)
+            return self._banked(own.read, seen.banks[kept], division)
+        seen.passed = True
         y = self.base(x)
         row_kernels.add_segments(y, own.read, _placed(terms, division))
         return y
