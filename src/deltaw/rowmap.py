@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltaw.kernels.rows import Bank
+from deltaw.kernels.bank import Bank
 
 Rows = slice | Tensor
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import deltaw.attaching
 import deltaw.fingerprint
 import deltaw.inits.kaiming
+import deltaw.kernels.batched
 import deltaw.kernels.linear
-import deltaw.kernels.rows
 import deltaw.kernels.shared
 import deltaw.layers.conv
 import deltaw.layers.embedding
@@ -476,22 +476,32 @@ def _(patch: Patch) -> None:
 
 @mutant("all adapters on every row", 3, lambda: rows.every_way(BY_NAME["linear"]))
 def _(patch: Patch) -> None:
-    real = deltaw.kernels.rows.add_masked
+    real = linear.add_masked
 
     def add_masked(y: Tensor, x: Tensor, bank: Any, index: Tensor) -> None:
         for place in range(len(bank.A)):
             real(y, x, bank, torch.full_like(index, place))
 
-    patch.setattr(deltaw.kernels.rows, "add_masked", add_masked)
+    patch.setattr(linear, "add_masked", add_masked)
 
 
 @mutant("equal groups out of order", 3, lambda: rows.every_way(BY_NAME["linear"]))
 def _(patch: Patch) -> None:
-    real = deltaw.kernels.rows.add_batched
+    real = linear.add_batched
     patch.setattr(
-        deltaw.kernels.rows,
+        linear,
         "add_batched",
         lambda y, x, bank: real(y, x, bank._replace(A=bank.A.flip(0))),
+    )
+
+
+@mutant("groups trained crosswise", 6, rows.groups_train_their_own)
+def _(patch: Patch) -> None:
+    real = deltaw.kernels.batched._stacked
+    patch.setattr(
+        deltaw.kernels.batched,
+        "_stacked",
+        lambda *of: tuple(whole.flip(0) for whole in real(*of)),
     )
 
 

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import deltaw
 from deltaw.errors import StateError
+from deltaw.kernels import bank as banks
 from deltaw.kernels import rows as kernels
 from laws.building import adapt, base, fill
 from laws.cases import CASES, Case, Stack
@@ -112,19 +113,61 @@ def test_the_ways_agree() -> None:
         for k, (r, shift) in enumerate(((3, None), (1, noise(7)), (4, None)))
     ]
     x, y = noise(6, 2, 5), noise(6, 2, 7)
-    bank = kernels.stacked(terms, torch.float64)
+    bank = banks.stacked(terms, torch.float64)
     index = torch.tensor([0, 0, 1, 1, 2, 2])
     found = [y.clone() for _ in range(3)]
     kernels.add_segments(found[0], x, terms)
-    kernels.add_batched(found[1], x, bank)
-    kernels.add_masked(found[2], x, bank, index)
+    banks.add_batched(found[1], x, bank)
+    banks.add_masked(found[2], x, bank, index)
     close(found[1], found[0], 1e-13)
     close(found[2], found[0], 1e-13)
     assert not torch.allclose(found[0], y)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
-    return {n: p.grad for n, p in model.named_parameters() if ".adapter." in n}
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+def loss(y: Tensor) -> Tensor:
+    return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape) + y * y).sum()
+
+
+def same_gradients(model: nn.Module, x: Tensor, names: Names) -> None:
+    """All gradients are those of the rows alone; what has none there has none."""
+    expected = loss(alone(model, x, names))
+    if expected.requires_grad:
+        expected.backward()
+    wanted = gradients(model)
+    wanted_x, x.grad = x.grad, None
+    model.zero_grad()
+    with deltaw.rows(model, names):
+        total = loss(model(x))
+        if total.requires_grad:
+            total.backward()
+    for name, gradient in gradients(model).items():
+        if wanted[name] is None:
+            assert gradient is None, name
+        else:
+            close(gradient, wanted[name], 1e-11)
+    if wanted_x is not None:
+        close(x.grad, wanted_x, 1e-11)
+
+
+@MIX
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("linear", "gpt2")], ids=str)
+def test_what_trains_in_part(case: Case, names: Names) -> None:
+    """One factor alone, a bias on B, the base's bias; and without a gradient for the input."""
+    setting = Setting(case, torch.float64, lora_bias=case.file == "linear")
+    model = four(setting)
+    for name, parameter in model.named_parameters():
+        frozen = "a.weight.lora_A" in name or "b.weight.lora_B" in name or "c.weight" in name
+        parameter.requires_grad_(not frozen and not name.endswith("layer.weight"))
+    x = torch.cat([case.x(torch.float64, seed)[:2] for seed in range(2)])
+    same_gradients(model, x.requires_grad_(), names)
+    model.zero_grad()
+    same_gradients(model, x.detach(), names)
+    model.zero_grad()
+    same_gradients(model.requires_grad_(True), x.detach(), names)
 
 
 @MIX
@@ -141,33 +184,18 @@ def test_each_row_trains_its_own_adapter(case: Case, names: Names) -> None:
         parameter.requires_grad_(False)
     x = torch.cat([case.x(torch.float64, seed)[:2] for seed in range(2)])
     x = x.requires_grad_() if x.is_floating_point() else x
-
-    def loss(y: Tensor) -> Tensor:
-        return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape) + y * y).sum()
-
-    expected = loss(alone(model, x, names))
-    if expected.requires_grad:
-        expected.backward()
-    wanted = gradients(model)
-    wanted_x, x.grad = x.grad, None
-    model.zero_grad()
-    with deltaw.rows(model, names):
-        total = loss(model(x))
-        if total.requires_grad:
-            total.backward()
-    for name, gradient in gradients(model).items():
-        if name.split(".adapter.")[1].split(".")[0] in names:
-            close(gradient, wanted[name], 1e-11)
-        else:
-            assert gradient is None and wanted[name] is None
-    if wanted_x is not None:
-        close(x.grad, wanted_x, 1e-11)
+    same_gradients(model, x, names)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     held = [p for p in model.parameters() if p.requires_grad]
     torch.optim.AdamW(held, lr=0.1, weight_decay=0.5).step()
     for name, parameter in model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == (parameter.grad is not None)
+
+
+def groups_train_their_own() -> None:
+    model = four(Setting(CASES[0], torch.float64))
+    same_gradients(model, torch.randn(4, 3, 5, dtype=torch.float64), MIXES["each its own"])
 
 
 def test_dropout_masks_each_row_of_its_own() -> None:
@@ -190,6 +218,31 @@ def test_dropout_masks_each_row_of_its_own() -> None:
     close(y[[0, 3]], whole["a"][[0, 3]], 1e-12)
     close(y[1], whole["b"][1], 1e-12)
     close(y[2], model[0].base(x)[2], 1e-12)
+
+
+def test_dropout_masks_the_gradients_of_groups() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4)).double().train()
+    config = deltaw.LoraConfig(r=2, target_modules=["0"], lora_dropout=0.4)
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    for seed, name in enumerate("ab"):
+        deltaw.attach(model, config, name)
+        fill(model, name, seed)
+    wanted = torch.zeros_like(x)
+    for name, rows in (("a", slice(0, 2)), ("b", slice(2, 4))):
+        deltaw.activate(model, name)
+        torch.manual_seed(7)
+        model(x)[rows].square().sum().backward()
+        wanted[rows], x.grad = x.grad[rows], None
+    factors = gradients(model)
+    model.zero_grad()
+    torch.manual_seed(7)
+    with deltaw.rows(model, ["a", "a", "b", "b"]):
+        model(x).square().sum().backward()
+    close(x.grad, wanted, 1e-12)
+    for name, gradient in gradients(model).items():
+        if factors[name] is not None:
+            close(gradient, factors[name], 1e-12)
 
 
 def test_checkpointing() -> None:

@@ -2,11 +2,9 @@
 
 Three ways, each equal to doing the rows of every adapter alone:
 
-- segments: two products per adapter on its rows; the only one that trains;
-- batched: with A (n, r, in) and B (n, r, out) stacked, two batched products over n equal groups of
-  rows that lie together;
-- masked: S = x [A_1; ...; A_n]ᵀ for all rows, zero where an adapter is another row's, then
-  S [B_1; ...; B_n]: two products whatever n is, n times the multiplications.
+- segments, in this file: two products per adapter on its rows, wherever they lie;
+- batched, in `batched.py`: two batched products over n equal groups of rows that lie together;
+- masked, in `bank.py`: two products whatever n is, with n times the multiplications.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from deltaw.kernels import factor_dtype
 from deltaw.kernels.shared import Input
 
 Rows = slice | Tensor
@@ -31,75 +27,6 @@ class Term(NamedTuple):
     B: Tensor
     scale: float
     shift: Tensor | None = None
-
-
-class Bank(NamedTuple):
-    """Factors of n adapters stacked, in the dtype that is computed in; ranks are padded with zeros.
-
-    A (n, r, in) with its scale, B (n, r, out), and `shift` (n, 1, out) where any adapter has one.
-    """
-
-    A: Tensor
-    B: Tensor
-    shift: Tensor | None
-
-
-def stacked(terms: Sequence[Any], dtype: torch.dtype) -> Bank:
-    """Return A, B, scale and shift of all terms in one bank; None adds nothing."""
-    known = [term for term in terms if term is not None]
-    rank = max(len(term.A) for term in known)
-    bank = Bank(
-        known[0].A.new_zeros((len(terms), rank, known[0].A.shape[1]), dtype=dtype),
-        known[0].B.new_zeros((len(terms), rank, len(known[0].B)), dtype=dtype),
-        known[0].B.new_zeros((len(terms), 1, len(known[0].B)), dtype=dtype)
-        if any(term.shift is not None for term in known)
-        else None,
-    )
-    for place, term in enumerate(terms):
-        if term is not None:
-            r = len(term.A)
-            torch.mul(term.A, term.scale, out=bank.A[place, :r])
-            bank.B[place, :r].copy_(term.B.t())
-            if term.shift is not None and bank.shift is not None:
-                bank.shift[place, 0].copy_(term.shift)
-    return bank
-
-
-def bank_dtype(x: Tensor, n: int, together: bool) -> torch.dtype:
-    """Return the dtype in which n stacked adapters multiply the rows of `x`, together or masked.
-
-    Batched products are faster in float32 up to 4 rows per adapter, masked ones up to 8 in all.
-    """
-    return factor_dtype(x, 4 * n if together else 8)
-
-
-def add_batched(y: Tensor, x: Tensor, bank: Bank) -> None:
-    """Add to `y` in place, for rows that lie together in n equal groups."""
-    n, dtype = len(bank.A), bank.A.dtype
-    groups = y.view(n, -1, y.shape[-1])
-    S = torch.bmm(x.reshape(n, -1, x.shape[-1]).to(dtype), bank.A.mT)
-    if dtype == y.dtype:
-        groups.baddbmm_(S, bank.B)
-    else:
-        groups.add_(torch.bmm(S, bank.B))
-    if bank.shift is not None:
-        groups.add_(bank.shift)
-
-
-def add_masked(y: Tensor, x: Tensor, bank: Bank, index: Tensor) -> None:
-    """Add to `y` in place; `index` (rows,) is the adapter of each row, n for none."""
-    n, rank, width = bank.A.shape
-    dtype = bank.A.dtype
-    own = F.one_hot(index, n + 1)[:, :n].to(dtype)
-    S = x.reshape(-1, width).to(dtype) @ bank.A.view(-1, width).t()
-    S.view(len(index), -1, n, rank).mul_(own[:, None, :, None])
-    flat, B = y.view(-1, y.shape[-1]), bank.B.view(n * rank, -1)
-    if dtype == y.dtype:
-        flat.addmm_(S, B)
-    else:
-        flat.add_(S @ B)
-    if bank.shift is not None:
-        y.view(len(index), -1, y.shape[-1]).add_((own @ bank.shift.squeeze(1)).unsqueeze(1))
 
 
 def add_segments(y: Tensor, x: Tensor, terms: Sequence[Term]) -> None:
@@ -118,8 +45,8 @@ def segments(
 ) -> Tensor:
     """Return the base's output plus the terms, each added to its own rows, with gradients.
 
-    W (out, in) is the frozen weight that `base` multiplies by; without it `y` is the output of a
-    base that knows its own gradients. It can be differentiated once.
+    W (out, in) is the frozen weight that `base` multiplies by, and adds `bias` to; without it `y`
+    is the output of a base that knows its own gradients. It can be differentiated once.
     """
     plan = tuple((term.rows, term.scale) for term in terms)
     factors = (tensor for term in terms for tensor in (term.A, term.B, term.shift))

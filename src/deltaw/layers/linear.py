@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from deltaw.kernels import compute_dtype
 from deltaw.kernels import rows as row_kernels
+from deltaw.kernels.bank import Bank, add_batched, add_masked, bank_dtype, stacked
+from deltaw.kernels.batched import batched
 from deltaw.kernels.linear import Term, add_low_rank, linear
-from deltaw.kernels.rows import Bank
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.parts import Part, factors, joinable, total_scale
 from deltaw.rowmap import Division, Seen
@@ -106,7 +107,7 @@ class Linear(AdaptedLayer, _Linear):
         dtype = compute_dtype(x)
         n = len(division.distinct)
         read = x if x.dtype == dtype else x.to(dtype)
-        kept = row_kernels.bank_dtype(read, n, division.together)
+        kept = bank_dtype(read, n, division.together)
         if kept in seen.banks and not torch.is_grad_enabled():
             return self._banked(read, seen.banks[kept], division)
         found = [self.contributions([(name, 1.0)]) for name in division.distinct]
@@ -118,10 +119,13 @@ class Linear(AdaptedLayer, _Linear):
         terms = [_term(own_parts, out) if own_parts else None for own_parts in found]
         trained = [t.requires_grad for part in parts for t in factors(part)]
         if torch.is_grad_enabled() and (x.requires_grad or any(trained)):
-            W, y = (self.whole(), None) if self.joins() else (None, self.base(x))
-            return row_kernels.segments(self.base, own, W, self.bias, y, _placed(terms, division))
+            joins = self.joins()
+            W, bias, y = (self.whole(), self.bias, None) if joins else (None, None, self.base(x))
+            if division.together:
+                return batched(self.base, own, W, bias, y, terms)
+            return row_kernels.segments(self.base, own, W, bias, y, _placed(terms, division))
         if seen.passed and not any(trained):
-            seen.banks[kept] = row_kernels.stacked(terms, kept)
+            seen.banks[kept] = stacked(terms, kept)
             return self._banked(own.read, seen.banks[kept], division)
         seen.passed = True
         y = self.base(x)
@@ -131,9 +135,9 @@ class Linear(AdaptedLayer, _Linear):
     def _banked(self, x: Tensor, bank: Bank, division: Division) -> Tensor:
         y = self.base(x)
         if division.together:
-            row_kernels.add_batched(y, x, bank)
+            add_batched(y, x, bank)
         else:
-            row_kernels.add_masked(y, x, bank, division.index.to(x.device))
+            add_masked(y, x, bank, division.index.to(x.device))
         return y
 
     def spread(self, v: Tensor, slot: str) -> Tensor:
