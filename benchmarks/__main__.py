@@ -9,6 +9,7 @@ import argparse
 import importlib
 from pathlib import Path
 
+from benchmarks.headlines import summary
 from benchmarks.results import Results
 
 HERE = Path(__file__).parent
@@ -17,6 +18,7 @@ HEADER = """# Benchmarks
 
 Everything on this page is written by `python -m benchmarks` from the files in
 `benchmarks/results/`, which also say on what machine and with which versions they were measured.
+A ratio is shown as its median with the smallest and the largest of all rounds.
 """
 
 
@@ -39,13 +41,14 @@ def main() -> None:
     if not asked.report:
         for name in asked.names or [n for n, m in modules.items() if asked.all or m.QUICK]:
             modules[name].run(Results(name))
-    parts = [HEADER]
+    results = {name: Results(name) for name in modules}
+    parts = [HEADER, summary(results)]
     for name, module in modules.items():
-        results = Results(name)
-        if results.entries:
-            parts.append(f"## {module.TITLE}\n\n{module.report(results)}\n\n{results.footer()}\n")
+        own = results[name]
+        if own.entries:
+            parts.append(f"## {module.TITLE}\n\n{module.report(own)}\n\n{own.footer()}\n")
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join(parts))
+    PAGE.write_text("\n".join(part for part in parts if part))
 
 
 if __name__ == "__main__":

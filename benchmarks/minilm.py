@@ -6,21 +6,19 @@ machine only adds to it; the tables show medians over rounds, and ratios within 
 """
 
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from benchmarks import rounds
 from benchmarks.results import Results
+from benchmarks.tables import median, spread, table
+from benchmarks.timing import fastest
 
 TITLE = "deltaw and PEFT on MiniLM"
-QUICK = True
-ROUNDS = 5
+QUICK = False
 CONTESTANTS = ("deltaw", "peft", "full", "frozen")
 OPERATIONS = {
     "attach": "attach, all linear layers, r=8",
@@ -33,65 +31,36 @@ OPERATIONS = {
 
 
 def run(results: Results) -> None:
-    """Measure every contestant in every round that is not there yet."""
-    for number in range(ROUNDS):
-        for name in CONTESTANTS:
-            key = f"round={number}/{name}"
-            if key not in results.entries:
-                found = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.minilm", name],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                    cwd=Path(__file__).parents[1],
-                )
-                results.add(key, json.loads(found.stdout.splitlines()[-1]))
-                print(key, found.stdout.splitlines()[-1], flush=True)
+    """Measure every contestant in every round."""
+    rounds.measure(results, CONTESTANTS)
 
 
 def report(results: Results) -> str:
     """Return the table of medians and of ratios to deltaw."""
-    rounds = [
-        {name: results.entries[f"round={n}/{name}"] for name in CONTESTANTS}
-        for n in range(ROUNDS)
-        if all(f"round={n}/{name}" in results.entries for name in CONTESTANTS)
-    ]
-    if not rounds:
-        return "Not complete."
-    lines = [
-        "all-MiniLM-L6-v2 with a classification head, float32, two threads, no dropout. Times in "
-        "milliseconds, medians of "
-        f"{len(rounds)} interleaved rounds; ratios are medians of PEFT's time by deltaw's in the "
-        "same round, with the smallest and the largest. `frozen` is the forward and the backward "
-        "to the activations without any adapter, the floor; `full` trains every weight.\n",
-        "| | deltaw | PEFT | PEFT / deltaw |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for key, title in OPERATIONS.items():
-        ours = [r["deltaw"][key] * 1e3 for r in rounds]
-        theirs = [r["peft"][key] * 1e3 for r in rounds]
-        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-        lines.append(
-            f"| {title} | {statistics.median(ours):.3g} | {statistics.median(theirs):.3g} "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        ours, theirs = (rounds.values(results, name, key) for name in ("deltaw", "peft"))
+        rows.append(
+            (
+                title,
+                median(ours.values(), 1e3),
+                median(theirs.values(), 1e3),
+                spread(rounds.ratios(theirs, ours)),
+            )
         )
-    for name in ("full", "frozen"):
-        step = [r[name]["step"] / r["deltaw"]["step"] for r in rounds]
-        lines.append(
-            f"\nA step of `{name}` takes {statistics.median(step):.2f} times that of deltaw "
-            f"({min(step):.2f} to {max(step):.2f})."
-        )
-    return "\n".join(lines)
-
-
-def fastest(action: Callable[[], object], times: int) -> float:
-    """Return the least seconds that `action` took."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    steps = {name: rounds.values(results, name, "step") for name in CONTESTANTS}
+    full, frozen = (
+        spread(rounds.ratios(steps[name], steps["deltaw"])) for name in ("full", "frozen")
+    )
+    return (
+        "all-MiniLM-L6-v2 with a classification head, float32, two threads, no dropout. Times in "
+        f"milliseconds, medians of {rounds.done(results)} interleaved rounds; ratios are medians "
+        "of PEFT's time by deltaw's in the same round, with the smallest and the largest. `frozen` "
+        "is the forward and the backward to the activations without any adapter, the floor; "
+        "`full` trains every weight.\n\n"
+        + table(("", "deltaw", "PEFT", "PEFT / deltaw"), rows)
+        + f"\n\nA step of `full` / deltaw's: {full}; of `frozen` / deltaw's: {frozen}."
+    )
 
 
 def measure(name: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from deltaw.offload import stored
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-ROWS = 16
+ROWS = 8
 """How many rows of each weight its fingerprint looks at, or up to twice as many."""
 
 
@@ -44,8 +44,8 @@ def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:
     """Return `dtype/rows:digest` over rows of the frozen weights of the modules at `paths`.
 
     Some rows of each weight are looked at, at equal distances: another base differs in all of them,
-    and a model of any size takes milliseconds. None where there are no
-    such weights, or they are on the meta device. A table with `max_norm` is left out: torch
+    and a model of any size takes milliseconds. None where there are no such weights, or they are on
+    the meta device. A table with `max_norm` is left out: torch
     renormalises its rows whenever they are looked up.
     """
     weights: dict[str, Tensor] = {}

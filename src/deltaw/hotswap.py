@@ -11,8 +11,7 @@ from deltaw.errors import StateError, raise_all
 from deltaw.fitting import Fit, Fits, fit
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
-from deltaw.planning import base_modules
-from deltaw.root import adapted_layers, require_root
+from deltaw.root import require_root
 from deltaw.serving import USUAL, Serving
 from deltaw.state import State
 
@@ -21,13 +20,18 @@ Places = dict[tuple[str, str], Adapter]
 
 
 def swap_in(
-    model: nn.Module, state: State, name: str, trainable: bool, serving: Serving = USUAL
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    state: State,
+    name: str,
+    trainable: bool,
+    serving: Serving,
 ) -> None:
     """Put `state` in the place of the adapter `name`, which keeps its part in the active sum.
 
-    Where every tensor has the shape of the one there, or there is a reserve, and none is offloaded,
-    values are copied in place and a compiled model is not compiled again; otherwise the adapter is
-    taken off and attached anew.
+    `layers` are the modules of the base by path. Where every tensor has the shape of the one there,
+    or there is a reserve, and none is offloaded, values are copied in place and a compiled model is
+    not compiled again; otherwise the adapter is taken off and attached anew.
 
     Raises:
         StateError: listing what a reserve has no room for; nothing is changed.
@@ -35,11 +39,11 @@ def swap_in(
     authority = require_root(model).authority
     authority.require_changeable("swap an adapter")
     active, order = authority.active, list(authority.configs)
-    places = _places(model, name)
+    places = _places(layers, name)
     lean = _lean_dtype(places)
     asked = serving != USUAL or (trainable and lean is not None)
     same_method = authority.configs[name].method == state.config.method
-    if asked or not same_method or not _copied_in_place(model, state, places, trainable):
+    if asked or not same_method or not _copied_in_place(layers, state, places, trainable):
         kept = Serving(dtype=None if trainable else lean)
         _replace(model, state, name, trainable, serving if asked else kept)
     authority.configs[name] = state.config
@@ -48,9 +52,9 @@ def swap_in(
     authority.activate(active)
 
 
-def _places(model: nn.Module, name: str) -> Places:
-    layers = adapted_layers(require_root(model))
-    return {(p, slot): part for p, m in layers.items() for slot, part in m.parts(name).items()}
+def _places(layers: dict[str, nn.Module], name: str) -> Places:
+    adapted = {path: m for path, m in layers.items() if isinstance(m, AdaptedLayer)}
+    return {(p, slot): part for p, m in adapted.items() for slot, part in m.parts(name).items()}
 
 
 def _lean_dtype(places: Places) -> torch.dtype | None:
@@ -59,8 +63,9 @@ def _lean_dtype(places: Places) -> torch.dtype | None:
     return next((A.dtype for A in factors if A.element_size() < 4), None)
 
 
-def _copied_in_place(model: nn.Module, state: State, places: Places, trainable: bool) -> bool:
-    layers = base_modules(model)
+def _copied_in_place(
+    layers: dict[str, nn.Module], state: State, places: Places, trainable: bool
+) -> bool:
     fits, _ = fit(layers, state)
     found = {(path, one.slot): one for path, (_, slots) in fits.items() for one in slots}
     if any(isinstance(place, ReservedLora) for place in places.values()):

@@ -70,7 +70,7 @@ def load(
         _check_base(model, state, path)
     serving = Serving(dtype, reserve)
     if swap:
-        swap_in(model, state, name, trainable, serving)
+        swap_in(model, layers, state, name, trainable, serving)
     else:
         attach_state(model, state, name, trainable, fresh=True, serving=serving)
 

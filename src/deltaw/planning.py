@@ -142,13 +142,14 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return path -> module of the base model, its root under "", without what adapters brought."""
-    brought = {
-        id(part)
-        for layer in model.modules()
-        if isinstance(layer, AdaptedLayer)
-        for part in layer.adapter.modules()
-    }
-    return {path: m for path, m in model.named_modules() if id(m) not in brought}
+    found: dict[str, nn.Module] = {}
+    brought: set[int] = set()
+    for path, module in model.named_modules():
+        if id(module) not in brought:
+            found[path] = module
+            if isinstance(module, AdaptedLayer):
+                brought |= {id(part) for part in module.adapter.modules()}
+    return found
 
 
 def _targets(

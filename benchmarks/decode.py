@@ -1,0 +1,158 @@
+"""A decoding step of a Llama of TinyLlama-1.1B's shape under adapters that differ by row.
+
+What is measured is called `ROWS/ADAPTERS/CONTESTANT`: `8/200/deltaw` has 200 adapters registered,
+of which every row uses another one.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from benchmarks import rounds, shapes
+from benchmarks.contestants import ALPHA, RANK, peft_config
+from benchmarks.results import Results
+from benchmarks.tables import median, spread, table
+from benchmarks.timing import seconds
+
+TITLE = "Decoding, TinyLlama-1.1B's shape, bfloat16"
+QUICK = False
+CONTEXT = 64
+WARMUP, MEASURED = 3, 12
+CASES = {
+    "8/0/base": "8 rows, no adapter",
+    "8/1/deltaw": "8 rows, one adapter, deltaw",
+    "8/1/peft": "8 rows, one adapter, PEFT",
+    "8/8/deltaw": "8 rows, 8 adapters, deltaw",
+    "8/8/peft": "8 rows, 8 adapters, PEFT",
+    "8/200/deltaw": "8 rows, 8 of 200 adapters, deltaw",
+    "64/0/base": "64 rows, no adapter",
+    "64/64/deltaw": "64 rows, 64 adapters, deltaw",
+    "64/64/peft": "64 rows, 64 adapters, PEFT",
+}
+PAIRS = (
+    ("8/1/deltaw", "8/0/base"),
+    ("8/1/peft", "8/1/deltaw"),
+    ("8/8/deltaw", "8/0/base"),
+    ("8/8/peft", "8/0/base"),
+    ("8/8/peft", "8/8/deltaw"),
+    ("8/200/deltaw", "8/8/deltaw"),
+    ("64/64/deltaw", "64/0/base"),
+    ("64/64/peft", "64/0/base"),
+    ("64/64/peft", "64/64/deltaw"),
+)
+"""What is divided by what."""
+
+
+def run(results: Results) -> None:
+    """Measure every case in every round."""
+    rounds.measure(results, tuple(CASES))
+
+
+def measure(which: str, shape: str = "tinyllama-1.1b") -> dict[str, float]:
+    """Measure one case."""
+    import torch
+
+    torch.set_num_threads(2)
+    rows, adapters, name = which.split("/")
+    model = shapes.build(shape).eval()
+    decoders = {"base": by_base, "deltaw": by_deltaw, "peft": by_peft}
+    forward = decoders[name](model, int(rows), int(adapters))
+    step, restore = stepper(forward, model.config, int(rows))
+    with torch.no_grad():
+        seconds(step, WARMUP, restore)
+        restore()
+        taken = seconds(step, MEASURED, restore)
+    return {"fastest": min(taken), "median": statistics.median(taken)}
+
+
+def by_base(model: Any, rows: int, adapters: int) -> Callable[..., object]:
+    """Return the forward of the model as it is."""
+    return model
+
+
+def by_deltaw(model: Any, rows: int, adapters: int) -> Callable[..., object]:
+    """Return the forward of deltaw, within a block that gives every row its adapter.
+
+    Many adapters are loaded in the dtype of the base, as a server would that is short of memory.
+    """
+    import torch
+
+    import deltaw
+
+    dtype = torch.bfloat16 if adapters > 1 else None
+    with tempfile.TemporaryDirectory() as folder:
+        deltaw.attach(model, deltaw.LoraConfig(r=RANK, lora_alpha=ALPHA))
+        shapes.randomise(model)
+        deltaw.save(model, folder)
+        deltaw.detach(model)
+        for number in range(adapters):
+            deltaw.load(model, folder, f"a{number}", dtype=dtype, check_base=number == 0)
+    if adapters > 1:
+        deltaw.rows(model, spaced(adapters, rows)).__enter__()
+    return model
+
+
+def by_peft(model: Any, rows: int, adapters: int) -> Callable[..., object]:
+    """Return the forward of PEFT."""
+    import peft
+
+    tuned = peft.get_peft_model(model, peft_config(), "a0")
+    for number in range(1, adapters):
+        tuned.add_adapter(f"a{number}", peft_config())
+    tuned.eval()
+    return tuned if adapters == 1 else partial(tuned, adapter_names=spaced(adapters, rows))
+
+
+def spaced(adapters: int, rows: int) -> list[str]:
+    """Return a name for each row, as far apart as can be."""
+    return [f"a{row * adapters // rows}" for row in range(rows)]
+
+
+def stepper(
+    forward: Callable[..., object], config: Any, rows: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return a step of one new token per row, and what takes that token out of the cache again."""
+    import torch
+    from transformers import DynamicCache
+
+    generator = torch.Generator().manual_seed(0)
+    cache = DynamicCache(config=config)
+    size = (rows, config.num_key_value_heads, CONTEXT, config.head_dim)
+    for layer in range(config.num_hidden_layers):
+        keys, values = torch.randn(2, *size, generator=generator).to(torch.bfloat16)
+        cache.update(keys, values, layer)
+    token = torch.randint(0, config.vocab_size, (rows, 1), generator=generator)
+    step = partial(forward, input_ids=token, cache=cache, use_cache=True)
+    return step, partial(cache.crop, -1)
+
+
+def report(results: Results) -> str:
+    """Return the times of a step, and the ratios."""
+    known = {name: rounds.values(results, name, "fastest") for name in CASES}
+    middle = {name: rounds.values(results, name, "median") for name in CASES}
+    times = [
+        (title, median(known[name].values(), 1e3), median(middle[name].values(), 1e3))
+        for name, title in CASES.items()
+        if known[name]
+    ]
+    pairs = [
+        (CASES[above], CASES[below], spread(found))
+        for above, below in PAIRS
+        if (found := rounds.ratios(known[above], known[below]))
+    ]
+    return (
+        f"One new token per row after {CONTEXT} tokens in the cache, without gradients; adapters "
+        "of r=16 on all linear layers but the head. The fastest step of a process, and its median; "
+        f"medians of {rounds.done(results)} interleaved rounds, ratios within a round.\n\n"
+        + table(("", "step, ms", "median, ms"), times)
+        + "\n\n"
+        + table(("divided", "by", "step"), pairs)
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1])))

@@ -1,0 +1,49 @@
+"""Training steps of a Llama of 88M parameters in bfloat16."""
+
+import json
+import sys
+
+from benchmarks import rounds, training
+from benchmarks.results import Results
+from benchmarks.training import Batch, Training
+
+TITLE = "Training step, Llama of 88M, bfloat16"
+QUICK = True
+TRAINING = Training(
+    shape="llama-88m",
+    dtype="bfloat16",
+    batches={
+        "4x256": Batch(
+            2,
+            5,
+            (
+                "floor",
+                "floor-loss",
+                "deltaw",
+                "deltaw-loss",
+                "deltaw-lean",
+                "peft",
+                "peft-bf16",
+                "loralib",
+                "deltaw-dropout",
+                "peft-dropout",
+            ),
+        ),
+        "4x512": Batch(1, 4, ("floor", "deltaw", "deltaw-loss", "deltaw-lean", "peft", "full")),
+    },
+)
+
+
+def run(results: Results) -> None:
+    """Measure every contestant with every batch."""
+    rounds.measure(results, TRAINING.names())
+
+
+def report(results: Results) -> str:
+    """Return tables and plots."""
+    what = "Hidden 768, ffn 2048, 12 layers, 12 / 4 heads, vocabulary 8192; random weights."
+    return f"{what} {training.report(results, TRAINING)}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(TRAINING.measure(sys.argv[1])))
