@@ -75,22 +75,16 @@ def by_base(model: Any, rows: int, adapters: int) -> Callable[..., object]:
 
 
 def by_deltaw(model: Any, rows: int, adapters: int) -> Callable[..., object]:
-    """Return the forward of deltaw, within a block that gives every row its adapter.
-
-    Many adapters are loaded in the dtype of the base, as a server would that is short of memory.
-    """
-    import torch
-
+    """Return the forward of deltaw, within a block that gives every row its adapter."""
     import deltaw
 
-    dtype = torch.bfloat16 if adapters > 1 else None
     with tempfile.TemporaryDirectory() as folder:
         deltaw.attach(model, deltaw.LoraConfig(r=RANK, lora_alpha=ALPHA))
         shapes.randomise(model)
         deltaw.save(model, folder)
         deltaw.detach(model)
         for number in range(adapters):
-            deltaw.load(model, folder, f"a{number}", dtype=dtype, check_base=number == 0)
+            deltaw.load(model, folder, f"a{number}", check_base=number == 0)
     if adapters > 1:
         deltaw.rows(model, spaced(adapters, rows)).__enter__()
     return model

@@ -26,10 +26,10 @@ class Headline(NamedTuple):
 
 HEADLINES = (
     Headline(
-        "llama88m", STEP, "PEFT", LEAN, ("4x512/peft", "fastest"), ("4x512/deltaw-lean", "fastest")
+        "llama88m", STEP, "PEFT", "deltaw", ("4x512/peft", "fastest"), ("4x512/deltaw", "fastest")
     ),
     Headline(
-        "llama88m", STEP, "PEFT", "deltaw", ("4x512/peft", "fastest"), ("4x512/deltaw", "fastest")
+        "llama88m", STEP, "PEFT", LEAN, ("4x512/peft", "fastest"), ("4x512/deltaw-lean", "fastest")
     ),
     Headline(
         "llama88m",
@@ -47,6 +47,7 @@ HEADLINES = (
         ("4x512/deltaw", "fastest"),
         ("4x512/floor", "fastest"),
     ),
+    Headline("llama88m", PEAK, "PEFT", "deltaw", ("4x512/peft", "peak"), ("4x512/deltaw", "peak")),
     Headline("llama88m", PEAK, "PEFT", LEAN, ("4x512/peft", "peak"), ("4x512/deltaw-lean", "peak")),
     Headline(
         "saved_bytes", SAVED, "PEFT", "deltaw", ("blocks/peft", "bytes"), ("blocks/deltaw", "bytes")

@@ -49,6 +49,7 @@ def report(results: Results) -> str:
         for name, title in CONTESTANTS.items()
     ]
     return (
+        "PEFT imports transformers and accelerate, which many scripts import anyway. "
         f"A fresh process each, medians of {rounds.done(results)} interleaved rounds with the "
         "files in the cache of the system; ratios within a round.\n\n"
         + table(("", "ms", "time / deltaw's"), rows)

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ class Results:
         data = {"machines": self.machines, "entries": dict(sorted(self.entries.items()))}
         partial.write_text(json.dumps(data, indent=1) + "\n")
         os.replace(partial, self.path)
+
+    def is_of_now(self, entry: dict[str, Any]) -> bool:
+        """Tell whether an entry is of this commit, machine and set of versions."""
+        return entry["commit"] == commit() and self.machines[entry["machine"]] == machine()
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop entries, on disk when the next one is kept."""
+        for key in keys:
+            self.entries.pop(key, None)
 
     def footer(self) -> str:
         """Return one line on machine, versions and commits for each set of them."""

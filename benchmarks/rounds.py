@@ -20,8 +20,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def measure(results: Results, contestants: Sequence[str], rounds: int = ROUNDS) -> None:
-    """Measure every contestant in every round that is not there yet; odd rounds go backwards."""
+    """Measure every contestant in every round that is not there yet; odd rounds go backwards.
+
+    A round that was left half done by another commit or on another machine is measured anew.
+    """
     for number in range(rounds):
+        keys = [f"round={number}/{name}" for name in contestants]
+        known = [results.entries[key] for key in keys if key in results.entries]
+        if len(known) < len(keys) and not all(map(results.is_of_now, known)):
+            results.forget(keys)
         for name in contestants if number % 2 == 0 else contestants[::-1]:
             key = f"round={number}/{name}"
             if key not in results.entries:

@@ -78,6 +78,15 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_the_guide_to_speed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for _, code in BLOCK.findall((ROOT / "docs" / "speed.md").read_text()):
+        exec(compile(code, "docs/speed.md", "exec"), names)
+    assert deltaw.active(names["model"]) == {"serving": 1.0}
+
+
 def test_the_page_of_methods_is_what_the_docstrings_say() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "methods.py"))["page"]()
     assert made == (ROOT / "docs" / "methods.md").read_text(), "run: python docs/methods.py"

@@ -32,6 +32,7 @@ class Authority:
         self.mix = _zeros(0)
         self.shared: SharedInput | None = None
         self.rows: RowMap | None = None
+        self._alone = False
         self._seen: set[Active | tuple[str | None, ...]] = set()
         self._last: Active | tuple[str | None, ...] | None = None
         self._recomputed = False
@@ -48,16 +49,16 @@ class Authority:
     @contextmanager
     def only(self, name: str | None) -> Iterator[None]:
         """Put one adapter, or none, in force for all rows within a `with` block."""
-        before = self.rows, self.active
-        self.rows, self.active = None, () if name is None else ((name, 1.0),)
+        before = self.rows, self.active, self._alone
+        self.rows, self.active, self._alone = None, () if name is None else ((name, 1.0),), True
         try:
             yield
         finally:
-            self.rows, self.active = before
+            self.rows, self.active, self._alone = before
 
     def several(self) -> bool:
         """Tell whether there is a choice between adapters now."""
-        alike = self.enabled and self.merged is None and self.rows is None
+        alike = self.enabled and self.merged is None and self.rows is None and not self._alone
         return len(self.configs) > 1 and alike
 
     def add(self, name: str, config: LoraConfig) -> None:
@@ -139,6 +140,7 @@ class Authority:
             "enabled": True,
             "shared": None,
             "rows": None,
+            "_alone": False,
             "_seen": set(),
             "_last": None,
             "_recomputed": False,

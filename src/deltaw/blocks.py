@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from deltaw.errors import TargetError
+from deltaw.errors import TargetError, raise_all
 from deltaw.kernels import why_not
 from deltaw.kernels.gated import gated
 from deltaw.kernels.rms_norm import rms_norm
@@ -38,7 +38,8 @@ class LeanNorm(Swapped, _Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the norm of the input."""
         weight, eps = cast(Tensor, self.weight), _eps(self)
-        if weight.requires_grad or eps is None or not _lean(hidden_states, weight):
+        alike = hidden_states.dtype == weight.dtype and not weight.requires_grad
+        if not alike or eps is None or not _lean(hidden_states, weight):
             output: Tensor = self.origin.forward(self, hidden_states)
             return output
         return rms_norm(hidden_states, weight, eps, self.remakes)
@@ -57,6 +58,8 @@ class LeanMLP(Swapped, _Module):
             return False
         first = next(module.gate_proj.parameters(), None)
         if first is None or list(module._parameters):
+            return False
+        if isinstance(module.act_fn, nn.Module) and any(True for _ in module.act_fn.parameters()):
             return False
         x = _probe(first, getattr(module.gate_proj, "in_features", 0))
         return _same(module, x, lambda: _mlp(module, x, False))
@@ -108,8 +111,11 @@ def fuse_blocks(model: nn.Module, *, remake: bool = False) -> Lean:
             instead of keeping it, which takes less memory and more time.
 
     Raises:
-        TargetError: if the model has no such module.
+        TargetError: if the model has no such module, or they are fused already, or something else
+            replaced their forward.
     """
+    if any(isinstance(module, (LeanNorm, LeanMLP)) for module in model.modules()):
+        raise TargetError(f"The blocks of this {type(model).__name__} are fused already.")
     found: dict[type[LeanNorm | LeanMLP], list[nn.Module]] = {LeanNorm: [], LeanMLP: []}
     for module in model.modules():
         for mixin, taken in found.items():
@@ -120,6 +126,17 @@ def fuse_blocks(model: nn.Module, *, remake: bool = False) -> Lean:
         raise TargetError(
             f"{type(model).__name__} has no RMSNorm and no gated MLP that could keep less."
         )
+    hidden = [
+        path
+        for path, m in model.named_modules()
+        if m in (*lean.norms, *lean.mlps) and "forward" in vars(m)
+    ]
+    raise_all(
+        TargetError,
+        "An instance-level `forward` hides the class of these modules:",
+        hidden,
+        "call fuse_blocks before whatever replaced it, such as accelerate's hooks.",
+    )
     for mixin, taken in found.items():
         for module in taken:
             swap(module, mixin)

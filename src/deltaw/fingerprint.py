@@ -18,7 +18,9 @@ ROWS = 8
 
 
 def bits(tensor: Tensor) -> str:
-    """Return a digest that changes when bits of `tensor` change or change places.
+    """Return a digest that changes when bits of `tensor` change or rows or columns change places.
+
+    Contrived exchanges that leave all sums of rows and of columns as they are go unseen.
 
     The tensor is read as a matrix of integers, as wide as its rows allow, whose rows and columns
     are summed on its device at the speed of memory; only these sums go through SHA-256.

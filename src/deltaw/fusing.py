@@ -32,23 +32,35 @@ class Logits(Tensor):
     hidden: Tensor
     head: nn.Linear
     wide: bool
+    modes: tuple[bool, torch.dtype | None]
     _known: Tensor | None
 
     @staticmethod
-    def of(head: nn.Linear, hidden: Tensor, dtype: torch.dtype, wide: bool = False) -> "Logits":
-        """Return what stands for the logits of `hidden`; `wide` ones are cast to float32."""
+    def of(head: nn.Linear, hidden: Tensor, cast: torch.dtype | None) -> "Logits":
+        """Return what stands for the logits of `hidden`, computed in autocast's `cast` if any."""
+        return Logits._of(head, hidden, (torch.is_grad_enabled(), cast), False)
+
+    @staticmethod
+    def _of(
+        head: nn.Linear, hidden: Tensor, modes: tuple[bool, torch.dtype | None], wide: bool
+    ) -> "Logits":
         size = (*hidden.shape[:-1], head.out_features)
+        dtype = torch.float32 if wide else modes[1] or hidden.dtype
         kept: Logits = Tensor._make_wrapper_subclass(
-            Logits, size, dtype=torch.float32 if wide else dtype, device=hidden.device
+            Logits, size, dtype=dtype, device=hidden.device
         )
-        kept.head, kept.hidden, kept.wide, kept._known = head, hidden, wide, None
+        kept.head, kept.hidden, kept.modes, kept.wide, kept._known = head, hidden, modes, wide, None
         return kept
 
     def values(self) -> Tensor:
-        """Return the logits themselves."""
+        """Return the logits themselves, computed as the head would have done when it was called."""
         if self._known is None:
-            output: Tensor = type(self.head).origin.forward(self.head, self.hidden)  # type: ignore[attr-defined]
-            self._known = output.float() if self.wide else output
+            graded, cast = self.modes
+            device = self.hidden.device.type
+            autocast = torch.autocast(device, cast, enabled=cast is not None)
+            with torch.set_grad_enabled(graded), autocast:
+                output: Tensor = type(self.head).origin.forward(self.head, self.hidden)  # type: ignore[attr-defined]
+                self._known = output.float() if self.wide else output
         return self._known
 
     @classmethod
@@ -63,7 +75,7 @@ class Logits(Tensor):
             if func in DESCRIBING:
                 return func(*args, **(kwargs or {}))
             if func is Tensor.float and args[0]._known is None:
-                return cls.of(args[0].head, args[0].hidden, torch.float32, wide=True)
+                return cls._of(args[0].head, args[0].hidden, args[0].modes, True)
             args, kwargs = tree_map_only(cls, cls.values, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -82,12 +94,13 @@ class WaitingHead(Swapped, _Linear):
             w is not None and w.requires_grad for w in weights
         )
         rows = input.numel() // max(input.shape[-1], 1)
-        if rows < WORTH or trained or why_not(input, *weights):
+        if rows < WORTH or trained or input.is_meta or why_not(input, *weights):
             output: Tensor = type(self).origin.forward(self, input)
             return output
         autocast = torch.is_autocast_enabled(input.device.type)
-        dtype = torch.get_autocast_dtype(input.device.type) if autocast else input.dtype
-        return Logits.of(self, input, dtype)
+        return Logits.of(
+            self, input, torch.get_autocast_dtype(input.device.type) if autocast else None
+        )
 
 
 class ChunkedLoss:
@@ -161,6 +174,11 @@ def fuse_loss(model: Any) -> Fused:
         raise TargetError(
             f"{type(model).__name__} has no linear output head with transformers' causal loss.\n"
             "Fix: give the causal language model itself, such as AutoModelForCausalLM loads."
+        )
+    if "forward" in vars(head):
+        raise TargetError(
+            "An instance-level `forward` hides the class of the output head.\n"
+            "Fix: call fuse_loss before whatever replaced it, such as accelerate's hooks."
         )
     if isinstance(head, AdaptedLayer):
         raise TargetError(

@@ -30,8 +30,9 @@ def swap_in(
     """Put `state` in the place of the adapter `name`, which keeps its part in the active sum.
 
     `layers` are the modules of the base by path. Where every tensor has the shape of the one there,
-    or there is a reserve, and none is offloaded, values are copied in place and a compiled model is
-    not compiled again; otherwise the adapter is taken off and attached anew.
+    or there is a reserve, and none is offloaded, values are copied in place; a compiled model is
+    not compiled again but for another scale without a reserve. Otherwise the adapter is taken off
+    and attached anew.
 
     Raises:
         StateError: listing what a reserve has no room for; nothing is changed.
@@ -40,6 +41,8 @@ def swap_in(
     authority.require_changeable("swap an adapter")
     active, order = authority.active, list(authority.configs)
     places = _places(layers, name)
+    if any(isinstance(place, ReservedLora) for place in places.values()):
+        _require_room(layers, state, places, trainable, serving)
     lean = _lean_dtype(places)
     asked = serving != USUAL or (trainable and lean is not None)
     same_method = authority.configs[name].method == state.config.method
@@ -67,10 +70,9 @@ def _copied_in_place(
     layers: dict[str, nn.Module], state: State, places: Places, trainable: bool
 ) -> bool:
     fits, _ = fit(layers, state)
-    found = {(path, one.slot): one for path, (_, slots) in fits.items() for one in slots}
-    if any(isinstance(place, ReservedLora) for place in places.values()):
-        _require_room(found, places, trainable)
-    elif places.keys() != found.keys():
+    found = _by_place(fits)
+    reserved = any(isinstance(place, ReservedLora) for place in places.values())
+    if not reserved and places.keys() != found.keys():
         return False
     if not (_same_geometry(layers, fits) and all(map(_is_here, places.values()))):
         return False
@@ -80,6 +82,10 @@ def _copied_in_place(
         _put(place, found.get(key), state.config.lora_dropout)
         place.requires_grad_(trainable)
     return True
+
+
+def _by_place(fits: Fits) -> dict[tuple[str, str], Fit]:
+    return {(path, one.slot): one for path, (_, slots) in fits.items() for one in slots}
 
 
 def _same_geometry(layers: dict[str, nn.Module], fits: Fits) -> bool:
@@ -117,13 +123,31 @@ def _put(place: Adapter, new: Fit | None, dropout: float) -> None:
         place.scale, place.dropout = new.scale, dropout
 
 
-def _require_room(found: dict[tuple[str, str], Fit], places: Places, trainable: bool) -> None:
+def _require_room(
+    layers: dict[str, nn.Module],
+    state: State,
+    places: Places,
+    trainable: bool,
+    serving: Serving,
+) -> None:
     """Raise where a reserved adapter has no room for what comes."""
     problems = ["it would be trained"] if trainable else []
+    if serving != USUAL:
+        problems.append("reserve and dtype were given again")
+    if state.config.method != "lora":
+        problems.append(f"its method is {state.config.method}")
+    if not all(map(_is_here, places.values())):
+        problems.append("the adapter that is there is offloaded")
+    fits, _ = fit(layers, state)
+    if not _same_geometry(layers, fits):
+        problems.append("it reads a layer's weight in another way")
+    found = _by_place(fits)
     for (path, slot), new in found.items():
         place, where = places.get((path, slot)), path if slot == "weight" else f"{path} {slot}"
         if place is None:
             problems.append(f"{where}: the adapter that is there has no part in it")
+        elif isinstance(place, ReservedLora) and new.A is None:
+            problems.append(f"{where}: trained in full, and not by factors")
         elif isinstance(place, ReservedLora) and new.A is not None:
             if new.A.shape[0] > place.reserve:
                 problems.append(f"{where}: rank {new.A.shape[0]}, reserved are {place.reserve}")

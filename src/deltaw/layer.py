@@ -22,7 +22,7 @@ from deltaw.mismatch import explain
 from deltaw.offload import is_placing
 from deltaw.parts import Part, mixed, weighted
 from deltaw.rowmap import Division, Seen
-from deltaw.rowwise import each_row
+from deltaw.rowwise import RowError, each_row
 from deltaw.state import LayerState
 from deltaw.swap import Swapped
 
@@ -170,7 +170,7 @@ class AdaptedLayer(Swapped, _Module):
                 return each_row(self, rows, args, kwargs)
             return self.alike(*args, **kwargs)
         except RuntimeError as problem:
-            if not isinstance(problem, DeltawError):
+            if not isinstance(problem, (DeltawError, torch.OutOfMemoryError)):
                 explain(self, next(iter((*args, *kwargs.values())), None))
             raise
 
@@ -308,6 +308,9 @@ class AdaptedLayer(Swapped, _Module):
             frozen.is_meta or is_sharded(frozen) or is_placing()
         ):
             return frozen
+        rows = self.authority.row_map()
+        if rows is not None and self.copies(name, [(key, 1.0) for key in rows.distinct]):
+            raise RowError(self, f"has its {name} read past its forward, where rows look alike")
         return mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
 
     def dense(self) -> Tensor:
@@ -332,7 +335,7 @@ class AdaptedLayer(Swapped, _Module):
         ]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.authority.require_unmerged("load a checkpoint")
+        self.authority.require_changeable("load a checkpoint")
         self.authority.fingerprints.clear()
         super()._load_from_state_dict(state_dict, prefix, *args)
 

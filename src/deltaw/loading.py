@@ -44,8 +44,8 @@ def load(
         format: a file of `deltaw/formats`; None finds out.
         dtype: what to keep A and B in if they are not trained; None is float32, or float64 for a
             base in float64. In half precision they take half the memory.
-        reserve: the highest rank that may come by `swap`. Swapping then changes rank, alpha and
-            which of the layers have a part in place, and a compiled model is not compiled again.
+        reserve: the highest rank that may come by `swap`. An adapter of another rank or alpha, or
+            of fewer layers, then comes in place, and a compiled model is not compiled again.
             Leave it and `dtype` out with `swap` to keep what is there.
 
     Raises:

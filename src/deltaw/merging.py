@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapter import LowRank, Update
+from deltaw.adapter import Dense, LowRank, Update
 from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
@@ -287,7 +287,8 @@ def _addition(layer: AdaptedLayer, active: Active) -> _Addition:
         for slot, adapter in layer.parts(key).items():
             if adapter.replaces:
                 continue
-            update: Update = adapter(functools.partial(layer.matrix, slot))
+            wide = torch.promote_types(torch.float32, layer.frozen(WEIGHT).dtype)
+            update = _widened(adapter(functools.partial(layer.matrix, slot)), wide)
             thin = _thin(layer, update, slot, weight)
             if thin is not None:
                 products.append(thin)
@@ -296,6 +297,14 @@ def _addition(layer: AdaptedLayer, active: Active) -> _Addition:
             if update.shift is not None:
                 shifts.append(weighted(layer.spread(update.shift, slot), weight))
     return _Addition(products, dense, functools.reduce(torch.add, shifts) if shifts else None)
+
+
+def _widened(update: Update, dtype: torch.dtype) -> Update:
+    """Return the same in `dtype`, whatever its factors are kept in."""
+    shift = None if update.shift is None else update.shift.to(dtype)
+    if isinstance(update, LowRank):
+        return LowRank(update.A.to(dtype), update.B.to(dtype), update.scale, shift)
+    return Dense(update.M.to(dtype), shift)
 
 
 def _thin(

@@ -53,7 +53,8 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Rows:
         y_i = W x_i + s_k B_k A_k x_i        k = names[i]; the base alone for None
 
     A layer may see k times as many rows: those of the batch k times each (beams), or the tokens of
-    each row one after another. The base is read once for all rows, in training too: every row's
+    each row one after another; a first dimension that is a multiple for another reason is taken for
+    that. The base is read once for all rows, in training too: every row's
     loss trains its own adapter, and adapters without rows do not move. Of frozen adapters the
     factors are stacked for the second and further passes within a block; do not write into them
     there.

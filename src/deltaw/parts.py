@@ -26,6 +26,8 @@ def joinable(x: Tensor, parts: Sequence[Part]) -> bool:
         update = part.update
         if type(update) is not LowRank or part.p != parts[0].p:
             return False
+        if isinstance(update.scale, Tensor):
+            return False
         if why_not(x, update.A, update.B, update.shift):
             return False
     return True

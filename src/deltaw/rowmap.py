@@ -50,13 +50,14 @@ class Seen:
     """What is known of one layer as long as a block lasts.
 
     `held` are the adapters of the map that it has, `copies` tells whether one of them trained a
-    parameter in full, `passed` whether it ran without gradients, and `banks` hold stacked factors.
+    parameter in full, `passed` whether it ran without gradients, and `banks` hold
+    stacked factors by dtype and by whether the layer is in training mode.
     """
 
     held: tuple[str, ...]
     copies: bool
     passed: bool = False
-    banks: dict[torch.dtype, Bank] = field(default_factory=dict)
+    banks: dict[tuple[torch.dtype, bool], Bank] = field(default_factory=dict)
 
 
 class RowMap:
@@ -72,18 +73,20 @@ class RowMap:
         places = {name: place for place, name in enumerate((*self.distinct, None))}
         self.index = torch.tensor([places[name] for name in names], dtype=torch.int64)
         self.seen: dict[int, Seen] = {}
-        self._divisions: dict[int, Division] = {}
+        self._divisions: dict[tuple[int, torch.device], Division] = {}
 
     def forget(self) -> None:
-        """Forget what is known of the layers."""
+        """Forget what is known of the layers and of their inputs."""
         self.seen.clear()
+        self._divisions.clear()
 
-    def divide(self, count: int) -> Division:
-        """Return how `count` rows divide, a multiple of the map's.
+    def divide(self, count: int, device: torch.device) -> Division:
+        """Return how `count` rows on a device divide, a multiple of the map's.
 
         k x rows are each row k times: beams, or the tokens of a flattened sequence.
         """
-        if count not in self._divisions:
-            index = self.index.repeat_interleave(count // len(self.index))
-            self._divisions[count] = Division(index, self.distinct)
-        return self._divisions[count]
+        key = count, device
+        if key not in self._divisions:
+            index = self.index.repeat_interleave(count // len(self.index)).to(device)
+            self._divisions[key] = Division(index, self.distinct)
+        return self._divisions[key]

@@ -49,7 +49,7 @@ def each_row(
         )
     if compiling and not seen.copies:
         return _at_once(layer, x, rows)
-    division = rows.divide(count)
+    division = rows.divide(count, x.device)
     if len(division.distinct) == 1 and division.together:
         with layer.authority.only(seen.held[0]):
             return layer.alike(x)
@@ -70,7 +70,7 @@ def _in_turn(layer: "AdaptedLayer", x: Tensor, division: Division) -> Tensor:
     places = [(name, place) for place, name in enumerate((*division.distinct, None))]
     found: list[tuple[Tensor, Tensor]] = []
     for name, place in places:
-        rows = (division.index == place).nonzero().squeeze(1).to(x.device)
+        rows = (division.index == place).nonzero().squeeze(1)
         if len(rows):
             with layer.authority.only(name):
                 found.append((rows, layer.alike(x[rows])))

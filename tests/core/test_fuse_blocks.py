@@ -121,8 +121,9 @@ def test_rows_that_lie_apart_in_memory() -> None:
     w = torch.randn(7)
     dense = x.detach().contiguous().requires_grad_()
     assert torch.equal(rms_norm(x, w, 1e-6), rms_norm(dense, w, 1e-6))
-    rms_norm(x, w, 1e-6).sum().backward()
-    rms_norm(dense, w, 1e-6).sum().backward()
+    rms_norm(x, w, 1e-6).square().sum().backward()
+    rms_norm(dense, w, 1e-6).square().sum().backward()
+    assert torch.equal(x.grad, dense.grad)
 
 
 @REMAKE
@@ -186,3 +187,46 @@ def test_the_base_survives_attach_and_detach() -> None:
     deltaw.detach(model)
     assert list(model.state_dict()) == keys
     assert sum(isinstance(m, LeanNorm) for m in model.modules()) == 5
+
+
+def test_weights_in_another_dtype_than_the_input() -> None:
+    """The norm's own promotion stays, as under autocast."""
+    for fused in (False, True):
+        model = llama()
+        if fused:
+            deltaw.fuse_blocks(model)
+        norm = model.model.norm
+        x = torch.randn(3, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+        y = norm(x.requires_grad_())
+        assert y.dtype == torch.float32
+    assert isinstance(norm, LeanNorm)
+
+
+@REMAKE
+def test_an_activation_that_returns_its_input(remake: bool) -> None:
+    found = []
+    for lean in (False, True):
+        model = llama(act="linear")
+        if lean:
+            deltaw.fuse_blocks(model, remake=remake)
+        found.append(result(model, **batch()))
+    assert abs(found[0][0] - found[1][0]) <= 1e-5
+    assert_close(found[1][1], found[0][1], 1e-4)
+
+
+def test_an_activation_that_trains_is_left_alone() -> None:
+    model = llama()
+    for layer in model.model.layers:
+        layer.mlp.act_fn = nn.PReLU()
+    assert not deltaw.fuse_blocks(model).mlps
+
+
+def test_fusing_twice_and_behind_a_hook() -> None:
+    model = llama()
+    model.model.norm.forward = model.model.norm.forward
+    with pytest.raises(TargetError, match=r"model\.norm\n.*before whatever replaced it"):
+        deltaw.fuse_blocks(model)
+    del model.model.norm.forward
+    deltaw.fuse_blocks(model)
+    with pytest.raises(TargetError, match="fused already"):
+        deltaw.fuse_blocks(model)

@@ -86,7 +86,7 @@ def test_it_is_the_models_own_loss(dtype: torch.dtype, tolerance: float, more: d
     deltaw.fuse_loss(model)
     fused, found = result(model, **batch(), **more)
     assert fused.dtype == torch.float32
-    assert abs(fused - loss) <= 1e-5 * loss if dtype == torch.float32 else 1e-3 * loss
+    assert abs(fused - loss) <= (1e-5 if dtype == torch.float32 else 1e-3) * loss
     assert_close(found, gradients, tolerance)
 
 
@@ -283,4 +283,29 @@ def test_what_cannot_be_fused() -> None:
     model = llama()
     deltaw.fuse_loss(model)
     with pytest.raises(TargetError, match="fused already"):
+        deltaw.fuse_loss(model)
+
+
+def test_logits_that_are_read_first_without_gradients_have_them_still() -> None:
+    """As those of the plain head, whoever reads them first, and in the dtype of the forward."""
+    found = []
+    for fused in (False, True):
+        model = llama()
+        if fused:
+            deltaw.fuse_loss(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(**batch())
+        with torch.no_grad():
+            seen = output.logits.argmax(-1)
+        assert output.logits.argmax(-1).equal(seen)
+        total = output.loss + output.logits.float().logsumexp(-1).mean()
+        held = [p for p in model.parameters() if p.requires_grad]
+        found.append([total.detach(), *torch.autograd.grad(total, held)])
+    assert_close(found[1], found[0], 3e-2)
+
+
+def test_a_head_with_a_forward_of_its_own() -> None:
+    model = llama()
+    model.lm_head.forward = model.lm_head.forward
+    with pytest.raises(TargetError, match="before whatever replaced it"):
         deltaw.fuse_loss(model)

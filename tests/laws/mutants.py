@@ -507,7 +507,7 @@ def _(patch: Patch) -> None:
 
 @mutant("beams taken for rows", 3, lambda: rows.every_way(BY_NAME["linear"]))
 def _(patch: Patch) -> None:
-    def divide(self: RowMap, count: int) -> Division:
+    def divide(self: RowMap, count: int, device: torch.device) -> Division:
         return Division(self.index.repeat(count // len(self.index)), self.distinct)
 
     patch.setattr(RowMap, "divide", divide)

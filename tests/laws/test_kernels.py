@@ -1,5 +1,7 @@
 """What kernels promise beside law 3: what they keep and share, and where they step back."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -456,3 +458,55 @@ def test_the_output_can_be_changed_in_place(name: str) -> None:
             found.append(torch.autograd.grad(loss(y), held(model.layer)))
     for fast, slow in zip(*found, strict=True):
         close(fast, slow, 1e-11)
+
+
+class InPlace(nn.Module):
+    """A residual stream that is written to in place between the blocks that read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.ModuleList(nn.Linear(5, 4) for _ in range(3))
+        self.write = nn.ModuleList(nn.Linear(4, 5) for _ in range(3))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for read, write in zip(self.read, self.write, strict=True):
+            h += write(torch.tanh(read(h)))
+        return h
+
+
+@pytest.mark.parametrize(("autocast", "p"), [(False, 0.25), (True, 0.0), (True, 0.25)])
+@pytest.mark.parametrize("graded", [False, True])
+def test_an_input_that_is_changed_in_place_is_another_one(
+    autocast: bool, p: float, graded: bool
+) -> None:
+    """Where a cast or a mask is kept instead of it, which lets plain steps go on too."""
+    found = []
+    for steps in (nullcontext(), plain_steps()):
+        torch.manual_seed(0)
+        model = InPlace().double() if not autocast else InPlace()
+        config = deltaw.LoraConfig(r=2, target_modules=r"read\..*", lora_dropout=p)
+        deltaw.attach(model, config)
+        fill(model, size=0.5).train()
+        dtype = torch.float32 if autocast else torch.float64
+        x = torch.linspace(-1, 2, 30, dtype=dtype).view(2, 3, 5).requires_grad_(graded)
+        with steps, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            torch.manual_seed(3)
+            y = model(x * 1.0)
+            found.append((y.detach(), *torch.autograd.grad(loss(y), held(model))))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= (5e-2 if autocast else 1e-11) * b.norm()
+
+
+def test_what_readers_share_goes_with_their_input() -> None:
+    """A pass whose loss is dropped leaves nothing behind, and no input waits for the next."""
+    model = readers(0.25)
+    first = nn.Linear(5, 5).double()
+    x = first(leaf())
+    gone = weakref.ref(x)
+    y = model(x)
+    own = model.layers[0].authority.shared
+    assert own._masks and own._link is not None
+    del x, y
+    gc.collect()
+    assert gone() is None
+    assert not own._masks and own._link is None

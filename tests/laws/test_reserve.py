@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ def test_what_cannot_be_reserved(tmp_path: Path) -> None:
         deltaw.load(model, file, reserve=4, trainable=True)
     with pytest.raises(StateError, match=r"reserve=0"):
         deltaw.load(model, file, reserve=0)
-    assert not list(parts(model)) if hasattr(model.layer, "adapter") else True
+    assert not hasattr(model.layer, "adapter")
     spanning = next(case for case in CASES if case.name.startswith("spanning"))
     own = Setting(spanning)
     deltaw.save(fill(adapt(base(own), own)), tmp_path / "spanning")
@@ -217,3 +218,60 @@ def test_lean_factors(tmp_path: Path) -> None:
         deltaw.load(model, files[0], "more", dtype=torch.bfloat16, trainable=True)
     with pytest.raises(StateError, match="floating-point"):
         deltaw.load(model, files[0], "more", dtype=torch.int8)
+
+
+def test_a_checkpoint_is_refused() -> None:
+    """It holds neither rank nor scale; the base's own loads."""
+    s = setting("linear")
+    model = adapt(base(s), s)
+    with TemporaryDirectory() as folder:
+        deltaw.save(model, folder)
+        deltaw.detach(model)
+        plain_state = base(s).state_dict()
+        deltaw.load(model, folder, reserve=6)
+    with pytest.raises(StateError, match="rank and scale"):
+        model.load_state_dict(model.state_dict())
+    model.load_state_dict(plain_state, strict=False)
+
+
+def test_a_lean_adapter_merges_in_full_precision(tmp_path: Path) -> None:
+    """The factors are bfloat16 numbers; the sum is rounded once, to the base's dtype."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        s = setting("linear").but(dtype=dtype, lora_bias=True)
+        deltaw.save(fill(adapt(base(s), s)), tmp_path / str(dtype))
+        model = base(s)
+        W = model.layer.weight.detach().double()
+        deltaw.load(model, tmp_path / str(dtype), dtype=torch.bfloat16)
+        part = next(parts(model))
+        delta = part.scale * part.lora_B.double() @ part.lora_A.double()
+        deltaw.merge(model)
+        error = (model.layer._parameters["weight"].double() - (W + delta)).abs().max()
+        assert error <= torch.finfo(dtype).eps * (W + delta).abs().max()
+
+
+def test_rows_without_any_rank(tmp_path: Path) -> None:
+    """Adapters that have no part in a layer add nothing to their rows."""
+    for number, names in enumerate((["up", "gpt2"], ["up"])):
+        deltaw.save(stack(names, 2, number), tmp_path / str(number))
+    torch.manual_seed(0)
+    model, x = Stack().eval(), torch.randint(0, 11, (4, 7))
+    for name in "ab":
+        deltaw.load(model, tmp_path / "0", name, reserve=3)
+        deltaw.load(model, tmp_path / "1", name, swap=True)
+    with torch.no_grad():
+        expected = model(x)
+        for names in (["a", "b", "a", "b"], ["a", "a", "b", "b"]):
+            with deltaw.rows(model, names):
+                for _ in range(3):
+                    close(model(x), expected, 1e-5)
+
+
+def test_a_reserve_is_not_lost_in_silence(tmp_path: Path) -> None:
+    s = setting("linear").but(dtype=torch.bfloat16)
+    files = written(s, tmp_path)
+    model = base(s)
+    deltaw.load(model, files[0], reserve=4, dtype=torch.bfloat16)
+    for options in ({"trainable": True}, {"reserve": 8}, {"dtype": torch.float32}):
+        with pytest.raises(StateError, match="has no room"):
+            deltaw.load(model, files[1], swap=True, **options)
+    assert all(isinstance(part, ReservedLora) for part in parts(model))

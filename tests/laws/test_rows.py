@@ -13,6 +13,7 @@ import deltaw
 from deltaw.errors import StateError
 from deltaw.kernels import bank as banks
 from deltaw.kernels import rows as kernels
+from deltaw.kernels.shared import Input
 from laws.building import adapt, base, fill
 from laws.cases import CASES, Case, Stack
 from laws.product import Setting
@@ -116,7 +117,8 @@ def test_the_ways_agree() -> None:
     bank = banks.stacked(terms, torch.float64)
     index = torch.tensor([0, 0, 1, 1, 2, 2])
     found = [y.clone() for _ in range(3)]
-    kernels.add_segments(found[0], x, terms)
+    own = Input(x, x, x, None)
+    found[0] = kernels.segments(torch.clone, own, None, None, y, terms)
     banks.add_batched(found[1], x, bank)
     banks.add_masked(found[2], x, bank, index)
     close(found[1], found[0], 1e-13)
@@ -243,6 +245,114 @@ def test_dropout_masks_the_gradients_of_groups() -> None:
     for name, gradient in gradients(model).items():
         if factors[name] is not None:
             close(gradient, factors[name], 1e-12)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a", "b"], ["a", "a", "b", "b"]], ids=str)
+def test_dropout_without_gradients_stays_out_of_the_base_and_of_what_is_kept(names: Names) -> None:
+    """Frozen adapters in training mode draw anew in every pass, and none is left in evaluation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4)).double().train()
+    config = deltaw.LoraConfig(r=2, target_modules=["0"], lora_dropout=0.4)
+    for seed, name in enumerate("ab"):
+        deltaw.attach(model, config, name, trainable=False)
+        fill(model, name, seed)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = alone(model.eval(), x, names)
+        with deltaw.rows(model.train(), names):
+            passes = torch.stack([model(x) for _ in range(4000)])
+            close(passes.mean(0), expected, 0.1)
+            assert passes.std(0).min() > 1e-3
+            model.eval()
+            for _ in range(3):
+                close(model(x), expected, 1e-12)
+
+
+def test_adapters_that_begin_to_train_within_a_block() -> None:
+    model = four(Setting(CASES[0], torch.float64), trainable=False)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    with deltaw.rows(model, list("abcd")):
+        with torch.no_grad():
+            for _ in range(3):
+                model(x)
+        model.requires_grad_(True)
+        before = model(x)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.data.mul_(1.5)
+            assert not torch.allclose(model(x), before)
+            close(model(x), model(x).clone(), 0)
+        with pytest.raises(StateError, match="while rows have adapters of their own"):
+            model.load_state_dict(model.state_dict())
+    close(model_in_rows(model, x), alone(model, x, list("abcd")), 1e-12)
+
+
+def model_in_rows(model: nn.Module, x: Tensor) -> Tensor:
+    with deltaw.rows(model, list("abcd")):
+        return model(x)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a", "b"], ["b", "b", "b", "b"]], ids=str)
+def test_compiled_with_copies_of_their_own(names: Names) -> None:
+    """A bias or a head per adapter, whatever is active outside."""
+    torch._dynamo.reset()
+    model = four(Setting(CASES[0], torch.float64, bias="all", head=True), trainable=False).eval()
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = alone(model, x, names)
+        deltaw.activate(model, "a")
+        compiled = torch.compile(model, backend="eager")
+        with deltaw.rows(model, names):
+            close(compiled(x), expected, 1e-12)
+
+
+def test_overflow_of_one_adapter_stays_in_its_rows() -> None:
+    model = four(Setting(CASES[0], torch.float64), trainable=False)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    names = ["a", "b", "a", "b"]
+    with torch.no_grad():
+        expected = alone(model, x, names)
+        model.layer.adapter["a"]["weight"].lora_A.fill_(torch.inf)
+        with deltaw.rows(model, names):
+            for _ in range(3):
+                y = model(x)
+                close(y[[1, 3]], expected[[1, 3]], 1e-12)
+                assert not y[[0, 2]].isfinite().all()
+
+
+class PastForward(nn.Module):
+    """Reads the bias past the layer's forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.layer.weight, self.layer.bias)
+
+
+def test_a_bias_that_is_read_past_the_forward() -> None:
+    model = PastForward()
+    deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=["layer"], bias="all"), "a")
+    with (
+        deltaw.rows(model, ["a", None]),
+        pytest.raises(StateError, match=r"has its bias read past its forward"),
+    ):
+        model(torch.randn(2, 5))
+
+
+def test_autocast() -> None:
+    model = four(Setting(CASES[0]))
+    x = torch.randn(4, 3, 5)
+    names = ["a", "a", "b", "b"]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = alone(model, x, names)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), deltaw.rows(model, names):
+                for _ in range(3):
+                    y = model(x)
+                    assert y.dtype == expected.dtype
+                    close(y, expected, 3e-2)
 
 
 def test_checkpointing() -> None:

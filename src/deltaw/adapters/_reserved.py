@@ -1,6 +1,7 @@
 """LoRA with ranks in reserve, so that one can take another's place in a compiled model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from deltaw.adapter import LowRank
 from deltaw.adapters import Parts
 from deltaw.adapters.lora import LoraAdapter
+from deltaw.errors import StateError
 
 
 class ReservedLora(LoraAdapter):
@@ -62,6 +64,13 @@ class ReservedLora(LoraAdapter):
             return LowRank(A, B, self.scale, self.bias_delta())
         shift = None if self.lora_B_bias is None else self.lora_B_bias * self.gain
         return LowRank(self.lora_A, self.lora_B, self.gain, shift)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *of: Any) -> None:
+        if any(prefix + name in state_dict for name in self.state_dict()):
+            raise StateError(
+                "A checkpoint does not say which rank and scale a reserved adapter had.\n"
+                "Fix: save it by deltaw.save, and load it by deltaw.load(..., swap=True)."
+            )
 
     def extra_repr(self) -> str:
         """Show rank, reserve and scale where the model is printed."""

@@ -6,6 +6,7 @@ We keep A and B in float32 whatever the base's dtype and compute in the base's (
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from deltaw.adapter import Adapter, LowRank
@@ -45,7 +46,10 @@ class LoraAdapter(Adapter):
 
     def bias_delta(self) -> Tensor | None:
         """Return s times the bias on B."""
-        return None if self.lora_B_bias is None else self.lora_B_bias * self.scale
+        if self.lora_B_bias is None:
+            return None
+        dtype = torch.promote_types(torch.float32, self.lora_B_bias.dtype)
+        return self.lora_B_bias.to(dtype) * self.scale
 
     def forward(self, matrix: Callable[[], Tensor]) -> LowRank:
         """Return the factors, without forming B A."""

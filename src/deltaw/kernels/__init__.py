@@ -41,6 +41,6 @@ def factor_dtype(x: Tensor, few: int = 16) -> torch.dtype:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which a linear map of `x` is computed: autocast's or its own."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

@@ -25,9 +25,14 @@ class Bank(NamedTuple):
     A: Tensor
     B: Tensor
     shift: Tensor | None
+    of: Sequence[Tensor] = ()
+
+    def trained(self) -> bool:
+        """Tell whether any of the factors is trained now, so that these may be stale."""
+        return any(factor.requires_grad for factor in self.of)
 
 
-def stacked(terms: Sequence[Term | None], dtype: torch.dtype) -> Bank:
+def stacked(terms: Sequence[Term | None], dtype: torch.dtype, of: Sequence[Tensor] = ()) -> Bank:
     """Return A, B, scale and shift of all terms in one bank; None adds nothing."""
     known = [term for term in terms if term is not None]
     rank = max(len(term.A) for term in known)
@@ -37,6 +42,7 @@ def stacked(terms: Sequence[Term | None], dtype: torch.dtype) -> Bank:
         known[0].B.new_zeros((len(terms), 1, len(known[0].B)), dtype=dtype)
         if any(term.shift is not None for term in known)
         else None,
+        of,
     )
     for place, term in enumerate(terms):
         if term is not None:
@@ -73,13 +79,13 @@ def add_masked(y: Tensor, x: Tensor, bank: Bank, index: Tensor) -> None:
     """Add to `y` in place; `index` (rows,) is the adapter of each row, n for none."""
     n, rank, width = bank.A.shape
     dtype = bank.A.dtype
-    own = F.one_hot(index, n + 1)[:, :n].to(dtype)
-    S = x.reshape(-1, width).to(dtype) @ bank.A.view(-1, width).t()
-    S.view(len(index), -1, n, rank).mul_(own[:, None, :, None])
-    flat, B = y.view(-1, y.shape[-1]), bank.B.view(n * rank, -1)
+    others = F.one_hot(index, n + 1)[:, None, :n, None] == 0
+    S = x.reshape(-1, width).to(dtype) @ bank.A.flatten(0, 1).t()
+    S.view(len(index), len(S) // len(index), n, rank).masked_fill_(others, 0)
+    flat, B = y.view(-1, y.shape[-1]), bank.B.flatten(0, 1)
     if dtype == y.dtype:
         flat.addmm_(S, B)
     else:
         flat.add_(S @ B)
     if bank.shift is not None:
-        y.view(len(index), -1, y.shape[-1]).add_((own @ bank.shift.squeeze(1)).unsqueeze(1))
+        y.view(len(index), -1, y.shape[-1]).add_(F.pad(bank.shift, (0, 0, 0, 0, 0, 1))[index])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltaw.kernels.linear import Term
+from deltaw.kernels.linear import Term, owned
 from deltaw.kernels.shared import Input
 
 
@@ -59,7 +59,6 @@ class _Batched(torch.autograd.Function):
     ) -> Tensor:
         read, n = own.read, len(scales)
         output = base(own.cast) if y is None else y.clone()
-        output = output.clone() if output._is_view() else output
         A, B = _stacked(scales, factors, read.dtype)
         S = torch.bmm(read.reshape(n, -1, read.shape[-1]), A.mT)
         groups = output.view(n, -1, output.shape[-1])
@@ -69,7 +68,7 @@ class _Batched(torch.autograd.Function):
                 group.add_(shift)
         ctx.scales = scales
         ctx.save_for_backward(read, own.mask, W, S, *factors)
-        return output
+        return owned(output)
 
     @staticmethod
     @once_differentiable

@@ -40,8 +40,8 @@ class _Made:
         self._kept = torch._C._current_graph_task_id(), self.phi(g)
         return self._kept[1] * u
 
-    def activation(self, g: Tensor) -> Tensor:
-        """Return φ(g), which the caller may change."""
+    def taken(self, g: Tensor) -> Tensor:
+        """Return φ(g), which is no longer kept."""
         kept, self._kept = self._kept, None
         same = kept is not None and kept[0] == torch._C._current_graph_task_id()
         return kept[1] if kept is not None and same else self.phi(g)
@@ -58,11 +58,15 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor, None]:
         g, u = ctx.saved_tensors
-        if isinstance(ctx.made.phi, nn.SiLU):
+        if is_silu(ctx.made.phi):
             dg = torch.ops.aten.silu_backward(dh * u, g)
-        else:
-            with torch.enable_grad():
-                leaf = g.detach().requires_grad_()
-                a = ctx.made.phi(leaf)
-            dg = torch.autograd.grad(a, leaf, dh * u)[0]
-        return dg, ctx.made.activation(g).mul_(dh), None
+            return dg, ctx.made.taken(g).mul_(dh), None
+        with torch.enable_grad():
+            leaf = g.detach().requires_grad_()
+            a = ctx.made.phi(leaf)
+        return torch.autograd.grad(a, leaf, dh * u)[0], a.detach() * dh, None
+
+
+def is_silu(phi: Activation) -> bool:
+    """Tell whether φ is the one whose derivative torch has a kernel for."""
+    return isinstance(phi, nn.SiLU) or type(phi).__name__ == "SiLUActivation"

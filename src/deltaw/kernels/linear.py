@@ -5,8 +5,9 @@
 Forward: the base product, then one accumulating product into it. Kept for the backward pass: the
 adapter's input, which is the layer's own tensor unless dropout makes another, and the thin S. With
 dS = dY B computed once: dA = scale dSᵀ (x ∘ mask), dB = dYᵀ S, dX = (dS scale A) ∘ mask + dY W.
-That is 4 r (in + out) multiplications per token beside the base's, no copy of x in float32 and no
-pass over (tokens x out) of its own. A and B, in whatever dtype they are kept, are cast once.
+That is 3 r (in + out) multiplications per token beside the base's, no copy of x in float32 and no
+pass over (tokens x out) of its own. A and B, in whatever dtype they are kept, are cast once in each
+direction.
 
 Where W is a dense tensor the base product is part of the node. Otherwise the caller computes it,
 and the sum is another tensor.
@@ -108,7 +109,15 @@ def _forward(
     flat.addmm_(S, B.to(dtype).t())
     if shift is not None:
         flat.add_(shift)
-    return torch.ops.aten._unsafe_view(flat, y.shape) if y._is_view() else y, S
+    return owned(y), S
+
+
+def owned(y: Tensor) -> Tensor:
+    """Return `y`, of which nobody else knows, as a tensor that autograd takes for no view."""
+    if not y._is_view():
+        return y
+    flat = y.view(-1, y.shape[-1])
+    return torch.ops.aten._unsafe_view(flat, y.shape)  # type: ignore[no-any-return]
 
 
 class _Low(torch.autograd.Function):

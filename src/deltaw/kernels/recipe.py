@@ -12,18 +12,20 @@ from torch import Tensor
 
 
 class Recipe(NamedTuple):
-    """A tensor as a function of others."""
+    """A tensor, as it was in one version, as a function of others."""
 
     make: Callable[..., Tensor]
     of: tuple[Tensor, ...]
+    version: int = 0
 
 
 def leave(output: Tensor, make: Callable[..., Tensor], *of: Tensor) -> Tensor:
     """Return `output` after leaving with it that it is `make(*of)`."""
-    output._recipe = Recipe(make, of)  # type: ignore[attr-defined]
+    output._recipe = Recipe(make, of, output._version)  # type: ignore[attr-defined]
     return output
 
 
 def recipe_of(x: Tensor) -> Recipe | None:
-    """Return what was left with `x`."""
-    return getattr(x, "_recipe", None)
+    """Return what was left with `x`, if it was not changed since."""
+    kept: Recipe | None = getattr(x, "_recipe", None)
+    return kept if kept is not None and kept.version == x._version else None

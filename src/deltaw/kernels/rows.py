@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deltaw.kernels.linear import owned
 from deltaw.kernels.shared import Input
 
 Rows = slice | Tensor
@@ -27,12 +28,6 @@ class Term(NamedTuple):
     B: Tensor
     scale: float
     shift: Tensor | None = None
-
-
-def add_segments(y: Tensor, x: Tensor, terms: Sequence[Term]) -> None:
-    """Add to `y` in place, the rows of one adapter after those of another."""
-    for term in terms:
-        _add(y, x, term)
 
 
 def segments(
@@ -72,14 +67,13 @@ class _Segments(torch.autograd.Function):
         *factors: Any,
     ) -> Tensor:
         output = base(own.cast) if y is None else y.clone()
-        output = output.clone() if output._is_view() else output
         kept = []
         for j, (rows, scale) in enumerate(plan):
             A, B, shift = factors[3 * j : 3 * j + 3]
             kept.append(_add(output, own.read, Term(rows, A, B, scale, shift)))
         ctx.plan = plan
         ctx.save_for_backward(own.read, own.mask, W, *kept, *factors)
-        return output
+        return owned(output)
 
     @staticmethod
     @once_differentiable

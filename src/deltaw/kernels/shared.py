@@ -88,7 +88,9 @@ class SharedInput:
     """One input and what was made of it."""
 
     def __init__(self, x: Tensor, reader: int) -> None:
-        self._x = weakref.ref(x)
+        own = weakref.ref(self)
+        self._x = weakref.ref(x, lambda _: _forget(own()))
+        self._state = _state(x)
         self._region = _region()
         self._readers = {reader}
         self._casts: dict[torch.dtype, Tensor] = {}
@@ -101,7 +103,7 @@ class SharedInput:
         """Tell whether a reader, known by a number, may use this for `x`; note that it does."""
         if self._region is None or self._region != _region():
             return False
-        if self._x() is not x or reader in self._readers:
+        if self._x() is not x or self._state != _state(x) or reader in self._readers:
             return False
         self._readers.add(reader)
         return True
@@ -111,18 +113,23 @@ class SharedInput:
 
         Its `x` is a node of its own, which sums what the readers leave in the pool.
         """
-        if self._link is None:
-            linked = x.requires_grad and torch.is_grad_enabled()
-            self._link = _Link.apply(x, self.pool) if linked else x  # type: ignore[no-untyped-call]
+        if self._link is None and x.requires_grad and torch.is_grad_enabled():
+            self._link = _Link.apply(x, self.pool)  # type: ignore[no-untyped-call]
+        link = x if self._link is None else self._link
         cast = self._cast(x, dtype)
         recipe = recipe_of(x) if cast is x else None
         if not p:
-            return Input(self._link, cast, cast, None, recipe)
+            return Input(link, cast, cast, None, recipe)
         mask = self.mask(x, p)
         key = (rounded(p), dtype)
         if key not in self._dropped:
             self._dropped[key] = cast.detach() * mask
-        return Input(self._link, cast, self._dropped[key], mask, recipe)
+        return Input(link, cast, self._dropped[key], mask, recipe)
+
+    def forget(self) -> None:
+        """Let go of all that was made of an input that is no more."""
+        self._link = None
+        self._casts, self._masks, self._dropped = {}, {}, {}
 
     def mask(self, x: Tensor, p: float) -> Tensor:
         """Return which elements dropout keeps, as uint8."""
@@ -143,6 +150,16 @@ def shared_input(last: SharedInput | None, x: Tensor, reader: int) -> SharedInpu
     if last is not None and last.takes(x, reader):
         return last
     return SharedInput(x, reader)
+
+
+def _forget(shared: SharedInput | None) -> None:
+    if shared is not None:
+        shared.forget()
+
+
+def _state(x: Tensor) -> tuple[int, bool]:
+    """Return what differs once `x` was changed in place."""
+    return 0 if x.is_inference() else x._version, x.requires_grad
 
 
 class _Link(torch.autograd.Function):

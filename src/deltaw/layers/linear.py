@@ -105,39 +105,43 @@ class Linear(AdaptedLayer, _Linear):
         if not (self.storage or self.plain(self)) or not x.is_floating_point():
             return None
         dtype = compute_dtype(x)
-        n = len(division.distinct)
         read = x if x.dtype == dtype else x.to(dtype)
-        kept = bank_dtype(read, n, division.together)
-        if kept in seen.banks and not torch.is_grad_enabled():
-            return self._banked(read, seen.banks[kept], division)
+        n = len(division.distinct)
+        key = bank_dtype(read, n, division.together), self.training
+        bank = None if torch.is_grad_enabled() else seen.banks.get(key)
+        if bank is not None and not bank.trained():
+            return self._banked(x, read, bank, division)
         found = [self.contributions([(name, 1.0)]) for name in division.distinct]
         parts = [part for own in found for part in own]
         if not joinable(x, parts):
             return None
         own, _ = self.reading(x, parts[0].p, dtype)
-        out = self.shape(WEIGHT)[0]
-        terms = [_term(own_parts, out) if own_parts else None for own_parts in found]
-        trained = [t.requires_grad for part in parts for t in factors(part)]
-        if torch.is_grad_enabled() and (x.requires_grad or any(trained)):
-            joins = self.joins()
-            W, bias, y = (self.whole(), self.bias, None) if joins else (None, None, self.base(x))
-            if division.together:
-                return batched(self.base, own, W, bias, y, terms)
+        tensors = [factor for part in parts for factor in factors(part)]
+        trained = any(tensor.requires_grad for tensor in tensors)
+        graded = torch.is_grad_enabled() and (x.requires_grad or trained)
+        joins = self.joins()
+        W, bias, y = (self.whole(), self.bias, None) if joins else (None, None, self.base(x))
+        if y is not None and not (y.is_contiguous() and y.dtype == dtype):
+            return None
+        width = W.shape[0] if W is not None else y.shape[-1]  # type: ignore[union-attr]
+        terms = [_term(own_parts, width) if own_parts else None for own_parts in found]
+        if graded and division.together:
+            return batched(self.base, own, W, bias, y, terms)
+        if graded or not seen.passed or trained or parts[0].p:
+            seen.passed = seen.passed or not graded
             return row_kernels.segments(self.base, own, W, bias, y, _placed(terms, division))
-        if seen.passed and not any(trained):
-            seen.banks[kept] = stacked(terms, kept)
-            return self._banked(own.read, seen.banks[kept], division)
-        seen.passed = True
-        y = self.base(x)
-        row_kernels.add_segments(y, own.read, _placed(terms, division))
-        return y
+        seen.banks[key] = stacked(terms, key[0], tensors)
+        return self._banked(x, read, seen.banks[key], division)
 
-    def _banked(self, x: Tensor, bank: Bank, division: Division) -> Tensor:
+    def _banked(self, x: Tensor, read: Tensor, bank: Bank, division: Division) -> Tensor | None:
         y = self.base(x)
+        if not (y.is_contiguous() and y.dtype == read.dtype):
+            return None
+        y = y if self.joins() else y.clone()
         if division.together:
-            add_batched(y, x, bank)
+            add_batched(y, read, bank)
         else:
-            add_masked(y, x, bank, division.index.to(x.device))
+            add_masked(y, read, bank, division.index)
         return y
 
     def spread(self, v: Tensor, slot: str) -> Tensor:
