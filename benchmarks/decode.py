@@ -7,7 +7,6 @@ of which every row uses another one.
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -78,13 +77,10 @@ def by_deltaw(model: Any, rows: int, adapters: int) -> Callable[..., object]:
     """Return the forward of deltaw, within a block that gives every row its adapter."""
     import deltaw
 
-    with tempfile.TemporaryDirectory() as folder:
-        deltaw.attach(model, deltaw.LoraConfig(r=RANK, lora_alpha=ALPHA))
-        shapes.randomise(model)
-        deltaw.save(model, folder)
-        deltaw.detach(model)
-        for number in range(adapters):
-            deltaw.load(model, folder, f"a{number}", check_base=number == 0)
+    deltaw.attach(model, deltaw.LoraConfig(r=RANK, lora_alpha=ALPHA), "a0", trainable=False)
+    shapes.randomise(model)
+    for number in range(1, adapters):
+        deltaw.attach(model, deltaw.capture(model, "a0"), f"a{number}", trainable=False)
     if adapters > 1:
         deltaw.rows(model, spaced(adapters, rows)).__enter__()
     return model
