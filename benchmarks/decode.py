@@ -4,8 +4,6 @@ What is measured is called `ROWS/ADAPTERS/CONTESTANT`: `8/200/deltaw` has 200 ad
 of which every row uses another one.
 """
 
-import json
-import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,52 +18,63 @@ from benchmarks.timing import seconds
 TITLE = "Decoding, TinyLlama-1.1B's shape, bfloat16"
 QUICK = False
 CONTEXT = 64
-WARMUP, MEASURED = 3, 12
+STEPS = 3
 CASES = {
     "8/0/base": "8 rows, no adapter",
     "8/1/deltaw": "8 rows, one adapter, deltaw",
     "8/1/peft": "8 rows, one adapter, PEFT",
     "8/8/deltaw": "8 rows, 8 adapters, deltaw",
     "8/8/peft": "8 rows, 8 adapters, PEFT",
-    "8/200/deltaw": "8 rows, 8 of 200 adapters, deltaw",
     "64/0/base": "64 rows, no adapter",
     "64/64/deltaw": "64 rows, 64 adapters, deltaw",
     "64/64/peft": "64 rows, 64 adapters, PEFT",
+    "8/8/deltaw:beside": "8 rows, 8 adapters, deltaw (beside 200)",
+    "8/200/deltaw": "8 rows, 8 of 200 adapters, deltaw",
 }
+GROUPS = (
+    ("8/0/base", "8/1/deltaw", "8/1/peft", "8/8/deltaw", "8/8/peft"),
+    ("64/0/base", "64/64/deltaw", "64/64/peft"),
+    ("8/8/deltaw:beside", "8/200/deltaw"),
+)
+"""Which cases take turns: those that are in memory side by side."""
 PAIRS = (
     ("8/1/deltaw", "8/0/base"),
     ("8/1/peft", "8/1/deltaw"),
     ("8/8/deltaw", "8/0/base"),
     ("8/8/peft", "8/0/base"),
     ("8/8/peft", "8/8/deltaw"),
-    ("8/200/deltaw", "8/8/deltaw"),
     ("64/64/deltaw", "64/0/base"),
     ("64/64/peft", "64/0/base"),
     ("64/64/peft", "64/64/deltaw"),
+    ("8/200/deltaw", "8/8/deltaw:beside"),
 )
 """What is divided by what."""
 
 
 def run(results: Results) -> None:
-    """Measure every case in every round."""
-    rounds.measure(results, tuple(CASES))
+    """Let the cases take turns that fit into memory side by side."""
+    for group in GROUPS:
+        rounds.take_turns(results, group)
 
 
-def measure(which: str, shape: str = "tinyllama-1.1b") -> dict[str, float]:
-    """Measure one case."""
+def prepare(which: str, shape: str = "tinyllama-1.1b") -> Callable[[], dict[str, float]]:
+    """Return the turns of one case: some steps, of which the fastest counts."""
     import torch
 
     torch.set_num_threads(2)
-    rows, adapters, name = which.split("/")
+    rows, adapters, name = which.partition(":")[0].split("/")
     model = shapes.build(shape).eval()
     decoders = {"base": by_base, "deltaw": by_deltaw, "peft": by_peft}
     forward = decoders[name](model, int(rows), int(adapters))
     step, restore = stepper(forward, model.config, int(rows))
-    with torch.no_grad():
-        seconds(step, WARMUP, restore)
-        restore()
-        taken = seconds(step, MEASURED, restore)
-    return {"fastest": min(taken), "median": statistics.median(taken)}
+
+    def turn() -> dict[str, float]:
+        with torch.no_grad():
+            taken = seconds(step, STEPS, restore)
+            restore()
+        return {"seconds": min(taken)}
+
+    return turn
 
 
 def by_base(model: Any, rows: int, adapters: int) -> Callable[..., object]:
@@ -122,12 +131,9 @@ def stepper(
 
 def report(results: Results) -> str:
     """Return the times of a step, and the ratios."""
-    known = {name: rounds.values(results, name, "fastest") for name in CASES}
-    middle = {name: rounds.values(results, name, "median") for name in CASES}
+    known = {name: rounds.values(results, name, "seconds") for name in CASES}
     times = [
-        (title, median(known[name].values(), 1e3), median(middle[name].values(), 1e3))
-        for name, title in CASES.items()
-        if known[name]
+        (title, median(known[name].values(), 1e3)) for name, title in CASES.items() if known[name]
     ]
     pairs = [
         (CASES[above], CASES[below], spread(found))
@@ -136,13 +142,14 @@ def report(results: Results) -> str:
     ]
     return (
         f"One new token per row after {CONTEXT} tokens in the cache, without gradients; adapters "
-        "of r=16 on all linear layers but the head. The fastest step of a process, and its median; "
-        f"medians of {rounds.done(results)} interleaved rounds, ratios within a round.\n\n"
-        + table(("", "step, ms", "median, ms"), times)
+        "of r=16 in float32 on all linear layers but the head. Every case lives in a process of "
+        f"its own; a turn is {STEPS} steps, of which the fastest counts. Medians of "
+        f"{rounds.done(results)} rounds, ratios within a round.\n\n"
+        + table(("", "step, ms"), times)
         + "\n\n"
         + table(("divided", "by", "step"), pairs)
     )
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    rounds.serve(prepare(sys.argv[1]))

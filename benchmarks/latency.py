@@ -3,9 +3,10 @@
 Table 1 of the LoRA paper (arXiv 2106.09685) on the 88M Llama.
 """
 
-import json
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks import rounds, shapes
@@ -17,7 +18,7 @@ from benchmarks.timing import seconds
 TITLE = "Latency at batch 1"
 QUICK = False
 LENGTHS = (128, 1)
-WARMUP, MEASURED = 5, 40
+PASSES = 9
 CONTESTANTS = {
     "base": "no adapter",
     "merged": "LoRA, merged",
@@ -29,25 +30,30 @@ CONTESTANTS = {
 
 
 def run(results: Results) -> None:
-    """Measure every contestant in every round."""
-    rounds.measure(results, tuple(CONTESTANTS))
+    """Let all take turns."""
+    rounds.take_turns(results, tuple(CONTESTANTS))
 
 
-def measure(name: str, shape: str = "llama-88m") -> dict[str, float]:
-    """Measure one contestant at all lengths."""
+def turns(name: str, shape: str = "llama-88m") -> Callable[[], dict[str, float]]:
+    """Return the turns of one contestant: the median of some passes of each length."""
     import torch
 
     torch.set_num_threads(2)
     model = prepare(name, shapes.build(shape)).eval()
-    found = {}
-    for length in LENGTHS:
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, model.config.vocab_size, (1, length), generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        length: torch.randint(0, model.config.vocab_size, (1, length), generator=generator)
+        for length in LENGTHS
+    }
+
+    def turn() -> dict[str, float]:
         with torch.no_grad():
-            seconds(lambda ids=ids: model(input_ids=ids), WARMUP)
-            taken = seconds(lambda ids=ids: model(input_ids=ids), MEASURED)
-        found |= {f"{length}/fastest": min(taken), f"{length}/median": statistics.median(taken)}
-    return found
+            return {
+                str(length): statistics.median(seconds(partial(model, input_ids=ids), PASSES))
+                for length, ids in inputs.items()
+            }
+
+    return turn
 
 
 def prepare(name: str, model: Any) -> Any:
@@ -73,7 +79,7 @@ def report(results: Results) -> str:
     for name, title in CONTESTANTS.items():
         row = [title]
         for length in LENGTHS:
-            key = f"{length}/median"
+            key = str(length)
             own, base = (rounds.values(results, which, key) for which in (name, "base"))
             row += [median(own.values(), 1e3), spread(rounds.ratios(own, base))]
         rows.append(row)
@@ -81,11 +87,12 @@ def report(results: Results) -> str:
     return (
         "The forward pass of the 88M Llama in bfloat16 at batch 1, without cache and gradients. "
         "LoRA has r=16 on all linear layers but the head; sequential adapters (Houlsby et al.) "
-        "stand after attention and after the MLP of every block. The median forward pass of a "
-        f"process, as its median over {rounds.done(results)} interleaved rounds; ratios to the "
-        "base within a round.\n\n" + table(("", *(c for pair in columns for c in pair)), rows)
+        "stand after attention and after the MLP of every block. Every contestant "
+        f"lives in a process of its own; a turn is {PASSES} passes, of which the median counts. "
+        f"Medians of {rounds.done(results)} rounds, ratios to the base within a round.\n\n"
+        + table(("", *(c for pair in columns for c in pair)), rows)
     )
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    rounds.serve(turns(sys.argv[1]))

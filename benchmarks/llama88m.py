@@ -1,11 +1,10 @@
 """Training steps of a Llama of 88M parameters in bfloat16."""
 
-import json
 import sys
 
-from benchmarks import rounds, training
+from benchmarks import training
 from benchmarks.results import Results
-from benchmarks.training import Batch, Training
+from benchmarks.training import Training
 
 TITLE = "Training step, Llama of 88M, bfloat16"
 QUICK = True
@@ -13,30 +12,26 @@ TRAINING = Training(
     shape="llama-88m",
     dtype="bfloat16",
     batches={
-        "4x256": Batch(
-            2,
-            5,
-            (
-                "floor",
-                "floor-loss",
-                "deltaw",
-                "deltaw-loss",
-                "deltaw-lean",
-                "peft",
-                "peft-bf16",
-                "loralib",
-                "deltaw-dropout",
-                "peft-dropout",
-            ),
+        "4x256": (
+            "floor",
+            "floor-loss",
+            "deltaw",
+            "deltaw-loss",
+            "deltaw-lean",
+            "peft",
+            "peft-bf16",
+            "loralib",
+            "deltaw-dropout",
+            "peft-dropout",
         ),
-        "4x512": Batch(1, 4, ("floor", "deltaw", "deltaw-loss", "deltaw-lean", "peft", "full")),
+        "4x512": ("floor", "deltaw", "deltaw-loss", "deltaw-lean", "peft", "full"),
     },
 )
 
 
 def run(results: Results) -> None:
-    """Measure every contestant with every batch."""
-    rounds.measure(results, TRAINING.names())
+    """Measure every contestant, with every batch there is."""
+    TRAINING.run(results)
 
 
 def report(results: Results) -> str:
@@ -46,4 +41,4 @@ def report(results: Results) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(TRAINING.measure(sys.argv[1])))
+    TRAINING.serve(sys.argv[1])

@@ -1,11 +1,10 @@
 """Training steps of a Llama of 88M parameters in float32."""
 
-import json
 import sys
 
-from benchmarks import rounds, training
+from benchmarks import training
 from benchmarks.results import Results
-from benchmarks.training import Batch, Training
+from benchmarks.training import Training
 
 TITLE = "Training step, Llama of 88M, float32"
 QUICK = False
@@ -13,16 +12,14 @@ TRAINING = Training(
     shape="llama-88m",
     dtype="float32",
     batches={
-        "4x256": Batch(
-            1, 4, ("floor", "floor-loss", "deltaw", "deltaw-loss", "deltaw-lean", "peft", "full")
-        )
+        "4x256": ("floor", "floor-loss", "deltaw", "deltaw-loss", "deltaw-lean", "peft", "full")
     },
 )
 
 
 def run(results: Results) -> None:
-    """Measure every contestant."""
-    rounds.measure(results, TRAINING.names())
+    """Measure every contestant, with every batch there is."""
+    TRAINING.run(results)
 
 
 def report(results: Results) -> str:
@@ -32,4 +29,4 @@ def report(results: Results) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(TRAINING.measure(sys.argv[1])))
+    TRAINING.serve(sys.argv[1])

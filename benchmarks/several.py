@@ -1,7 +1,5 @@
 """Four adapters trained at once over one pass of the base, or one after another."""
 
-import json
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,25 +15,22 @@ QUICK = False
 JOBS = ("a", "b", "c", "d")
 TOKENS = 128
 MODELS = {"llama-88m": "Llama of 88M", "tinyllama-1.1b": "TinyLlama-1.1B's shape"}
-WARMUP, MEASURED = 1, 4
 
 
 def run(results: Results) -> None:
-    """Measure both ways with both models in every round."""
-    names = tuple(f"{shape}/{way}" for shape in MODELS for way in ("together", "apart"))
-    rounds.measure(results, names)
+    """Let both ways take turns of one step of all jobs, with each model."""
+    for shape in MODELS:
+        rounds.take_turns(results, [f"{shape}/{way}" for way in ("together", "apart")])
 
 
-def measure(which: str) -> dict[str, float]:
-    """Measure a step of all jobs, together or one after another."""
+def prepare(which: str) -> Callable[[], dict[str, float]]:
+    """Return the turns of one way with one model."""
     import torch
 
     torch.set_num_threads(2)
     shape, way = which.split("/")
     step = steps(shapes.build(shape))[way]
-    seconds(step, WARMUP)
-    taken = seconds(step, MEASURED)
-    return {"fastest": min(taken), "median": statistics.median(taken)}
+    return lambda: {"seconds": seconds(step, 1)[0]}
 
 
 def steps(model: Any) -> dict[str, Callable[[], None]]:
@@ -77,7 +72,7 @@ def report(results: Results) -> str:
     rows = []
     for shape, title in MODELS.items():
         together, apart = (
-            rounds.values(results, f"{shape}/{way}", "fastest") for way in ("together", "apart")
+            rounds.values(results, f"{shape}/{way}", "seconds") for way in ("together", "apart")
         )
         if together and apart:
             rows.append(
@@ -92,11 +87,11 @@ def report(results: Results) -> str:
     return (
         f"{len(JOBS)} jobs of {TOKENS} tokens each in bfloat16, every one with its own adapter of "
         "r=16 on all linear layers but the head, its own loss and its own AdamW: all rows in one "
-        "pass through the base, or each job's step alone. The fastest step of all jobs in a "
-        f"process; medians of {rounds.done(results)} interleaved rounds, ratios within a round.\n\n"
-        + table(header, rows)
+        "pass through the base, or each job's step alone. Both ways live in processes "
+        "of their own and take turns of one step of all jobs. Medians of "
+        f"{rounds.done(results)} rounds, ratios within a round.\n\n" + table(header, rows)
     )
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    rounds.serve(prepare(sys.argv[1]))

@@ -1,11 +1,10 @@
 """Training steps of a Llama of SmolLM2-135M's shape, whose head is a third of a step."""
 
-import json
 import sys
 
-from benchmarks import rounds, training
+from benchmarks import training
 from benchmarks.results import Results
-from benchmarks.training import Batch, Training
+from benchmarks.training import Training
 
 TITLE = "Training step, SmolLM2-135M's shape, bfloat16"
 QUICK = False
@@ -13,27 +12,23 @@ TRAINING = Training(
     shape="smollm2-135m",
     dtype="bfloat16",
     batches={
-        "4x512": Batch(
-            1,
-            4,
-            (
-                "floor",
-                "floor-loss",
-                "deltaw",
-                "deltaw-loss",
-                "deltaw-lean",
-                "peft",
-                "peft-bf16",
-                "full",
-            ),
+        "4x512": (
+            "floor",
+            "floor-loss",
+            "deltaw",
+            "deltaw-loss",
+            "deltaw-lean",
+            "peft",
+            "peft-bf16",
+            "full",
         )
     },
 )
 
 
 def run(results: Results) -> None:
-    """Measure every contestant."""
-    rounds.measure(results, TRAINING.names())
+    """Measure every contestant, with every batch there is."""
+    TRAINING.run(results)
 
 
 def report(results: Results) -> str:
@@ -46,4 +41,4 @@ def report(results: Results) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(TRAINING.measure(sys.argv[1])))
+    TRAINING.serve(sys.argv[1])

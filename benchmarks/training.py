@@ -5,7 +5,6 @@
 """
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,40 +33,30 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Who is measured with it, and how many steps a process takes before and while it measures."""
-
-    warmup: int
-    measured: int
-    contestants: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Training:
-    """One model and what is measured with it."""
+    """One model and who is measured with which batches."""
 
     shape: str
     dtype: str
-    batches: Mapping[str, Batch]
+    batches: Mapping[str, Sequence[str]]
 
-    def names(self) -> list[str]:
-        """Return everything that is measured."""
-        return [
-            f"{key}/{name}" for key, batch in self.batches.items() for name in batch.contestants
-        ]
+    def run(self, results: Results) -> None:
+        """Let the contestants of each batch take turns of one step."""
+        for batch, names in self.batches.items():
+            rounds.take_turns(results, [f"{batch}/{name}" for name in names])
 
-    def measure(self, which: str) -> dict[str, float]:
-        """Measure one contestant with one batch in this process."""
+    def serve(self, which: str) -> None:
+        """Take the turns of one contestant with one batch in this process."""
         import torch
 
         torch.set_num_threads(2)
         batch, name = which.split("/")
         model = CONTESTANTS[name].prepare(shapes.build(self.shape, self.dtype)).train()
-        return measure_steps(model, batch, self.batches[batch])
+        rounds.serve(stepper(model, batch))
 
 
-def measure_steps(model: Any, batch: str, steps: Batch) -> dict[str, float]:
-    """Return what a training step costs on a batch of random tokens."""
+def stepper(model: Any, batch: str) -> Callable[[], dict[str, float]]:
+    """Return a training step on a batch of random tokens, which returns what it cost."""
     import torch
 
     rows, tokens = map(int, batch.split("x"))
@@ -77,25 +66,21 @@ def measure_steps(model: Any, batch: str, steps: Batch) -> dict[str, float]:
     gc.collect()
     loaded = memory.resident()
 
-    def step() -> tuple[float, float]:
+    def step() -> dict[str, float]:
+        faults = memory.page_faults()
         began = time.perf_counter()
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         middle = time.perf_counter()
         update()
-        return time.perf_counter() - began, time.perf_counter() - middle
+        ended = time.perf_counter()
+        return {
+            "seconds": ended - began,
+            "optimiser": (ended - middle) / (ended - began),
+            "peak": memory.peak() - loaded,
+            "faults": memory.page_faults() - faults,
+        }
 
-    for _ in range(steps.warmup):
-        step()
-    faults = memory.page_faults()
-    taken = [step() for _ in range(steps.measured)]
-    faults = memory.page_faults() - faults
-    return {
-        "fastest": min(whole for whole, _ in taken),
-        "median": statistics.median(whole for whole, _ in taken),
-        "optimiser": statistics.median(own / whole for whole, own in taken),
-        "peak": memory.peak() - loaded,
-        "faults": faults / steps.measured,
-    }
+    return step
 
 
 def updater(model: Any, rate: float = 1e-4) -> Callable[[], None]:
@@ -117,19 +102,18 @@ def updater(model: Any, rate: float = 1e-4) -> Callable[[], None]:
 def report(results: Results, training: Training) -> str:
     """Return the tables of all batches and the lines of the plots, which are written."""
     parts = [
-        "A process takes some steps, of which the first do not count; the fastest of the others is "
-        "the time of a step, and their median is shown beside it. Numbers are medians of "
-        f"{rounds.done(results)} interleaved rounds; ratios are taken within a round and shown as "
-        "their median with the smallest and the largest. All linear layers but the head are "
+        "Every contestant lives in a process of its own, and they take turns of one step. Numbers "
+        f"are medians of {rounds.done(results)} rounds; ratios are taken within a round and shown "
+        "as their median with the smallest and the largest. All linear layers but the head are "
         "adapted, r=16; fused AdamW, two threads, every token labelled. The floor is the forward "
         "and the backward pass through the frozen model to its embedded tokens, without adapters "
         "and optimiser. `fuse_loss` and `fuse_blocks` would work beside any adapter. Peak memory "
-        "is the largest resident set of the fresh process less its resident set with model, "
-        "adapters and optimiser loaded; so gradients and the optimiser's state, which the first "
-        "step makes, are in it. Page faults are the minor ones of a step."
+        "is the largest resident set of the process less its resident set with model, adapters "
+        "and optimiser loaded; so gradients and the optimiser's state, which the first step makes, "
+        "are in it. Page faults are the minor ones of a step."
     ]
-    for batch, own in training.batches.items():
-        rows = list(_rows(results, batch, own.contestants))
+    for batch, names in training.batches.items():
+        rows = list(_rows(results, batch, names))
         if rows:
             parts += [
                 f"### {batch.replace('x', ' x ')} tokens",
@@ -137,7 +121,6 @@ def report(results: Results, training: Training) -> str:
                     (
                         "",
                         "step, ms",
-                        "median, ms",
                         "step / floor",
                         "optimiser's share",
                         "peak memory, MB",
@@ -148,7 +131,7 @@ def report(results: Results, training: Training) -> str:
                 ),
                 table(
                     ("divided", "by", "step", "peak memory"),
-                    _pairs(results, batch, own.contestants),
+                    _pairs(results, batch, names),
                 ),
             ]
     return "\n\n".join([*parts, *_plots(results, training)])
@@ -159,14 +142,13 @@ def _rows(results: Results, batch: str, names: Sequence[str]) -> Iterable[tuple[
     for name in names:
         known = {
             key: rounds.values(results, f"{batch}/{name}", key)
-            for key in ("fastest", "median", "optimiser", "peak", "faults")
+            for key in ("seconds", "optimiser", "peak", "faults")
         }
-        if known["fastest"]:
+        if known["seconds"]:
             yield (
                 CONTESTANTS[name].title,
-                median(known["fastest"].values(), 1e3),
-                median(known["median"].values(), 1e3),
-                _ratio(results, batch, name, "floor", "fastest"),
+                median(known["seconds"].values(), 1e3),
+                _ratio(results, batch, name, "floor", "seconds"),
                 percent(known["optimiser"].values()),
                 median(known["peak"].values(), 1e-6),
                 _ratio(results, batch, name, "floor", "peak"),
@@ -181,7 +163,7 @@ def _pairs(results: Results, batch: str, names: Sequence[str]) -> Iterable[tuple
             yield (
                 CONTESTANTS[above].title,
                 CONTESTANTS[below].title,
-                _ratio(results, batch, above, below, "fastest"),
+                _ratio(results, batch, above, below, "seconds"),
                 _ratio(results, batch, above, below, "peak"),
             )
 
@@ -198,16 +180,16 @@ def _ratio(results: Results, batch: str, above: str, below: str, key: str) -> st
 def _plots(results: Results, training: Training) -> Iterable[str]:
     """Write the plots and yield the lines that show them."""
     for key, scale, what in (
-        ("fastest", 1e3, "training step, ms"),
+        ("seconds", 1e3, "training step, ms"),
         ("peak", 1e-6, "peak memory above the loaded model, MB"),
     ):
         panels = {
             f"{batch.replace('x', ' x ')} tokens": {
                 CONTESTANTS[name].title.replace("`", ""): [v * scale for v in found.values()]
-                for name in own.contestants
+                for name in names
                 if (found := rounds.values(results, f"{batch}/{name}", key))
             }
-            for batch, own in training.batches.items()
+            for batch, names in training.batches.items()
         }
         panels = {title: bars for title, bars in panels.items() if bars}
         if panels:

@@ -51,6 +51,7 @@ ROWS = (
         "starting",
         "summarizing",
         "verifying",
+        "walking",
     },
     {"__init__"},
     {"train/", "serve/", "analysis/", "compat/"},

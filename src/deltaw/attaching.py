@@ -117,7 +117,7 @@ def attach_state(
         layer = look(layers[path], geometry)
         built[path] = {s.slot: builder.build(layer, s) for s in slots}
     authority = adopt(model).authority
-    _freeze(model, layers, authority)
+    _freeze(layers, authority)
     for path, (geometry, _) in fits.items():
         _equip(layers[path], geometry, built[path], name, authority)
     for rebind in rebinds:
@@ -201,13 +201,13 @@ def check_attachable(model: nn.Module, name: str) -> None:
             )
 
 
-def _freeze(model: nn.Module, layers: dict[str, nn.Module], authority: Authority) -> None:
-    base = {id(p) for m in (model, *layers.values()) for p in m._parameters.values()}
-    for path, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) in base:
-            authority.thawed.add(path)
-            parameter.requires_grad_(False)
-            watch(parameter)
+def _freeze(layers: dict[str, nn.Module], authority: Authority) -> None:
+    for path, layer in layers.items():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                authority.thawed.add(f"{path}.{name}" if path else name)
+                parameter.requires_grad_(False)
+                watch(parameter)
 
 
 def _equip(

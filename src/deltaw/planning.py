@@ -19,6 +19,7 @@ from deltaw.select import Modules, Selection, select
 from deltaw.state import LayerState
 from deltaw.summarizing import shorten
 from deltaw.swap import origin_of, seen_as
+from deltaw.walking import walk
 
 FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -142,14 +143,7 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return path -> module of the base model, its root under "", without what adapters brought."""
-    found: dict[str, nn.Module] = {}
-    brought: set[int] = set()
-    for path, module in model.named_modules():
-        if id(module) not in brought:
-            found[path] = module
-            if isinstance(module, AdaptedLayer):
-                brought |= {id(part) for part in module.adapter.modules()}
-    return found
+    return dict(walk(model))
 
 
 def _targets(

@@ -12,6 +12,7 @@ from deltaw.formats import format_of
 from deltaw.layer import AdaptedLayer
 from deltaw.snapshot import state_of
 from deltaw.swap import Swapped, swap
+from deltaw.walking import walk
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -100,7 +101,7 @@ class AdaptedModel(AdaptedPart):
 
 def adapted_layers(root: AdaptedModel) -> dict[str, AdaptedLayer]:
     """Return path -> adapted layer; raise where a part was attached to on its own."""
-    layers = {p: m for p, m in root.named_modules() if isinstance(m, AdaptedLayer)}
+    layers = {p: m for p, m in walk(root) if isinstance(m, AdaptedLayer)}
     strange = [path for path, layer in layers.items() if layer.authority is not root.authority]
     raise_all(
         StateError,
@@ -119,7 +120,7 @@ def find_root(model: nn.Module) -> AdaptedModel | None:
     """
     if isinstance(model, AdaptedModel):
         return model
-    roots = [m for m in model.modules() if isinstance(m, AdaptedModel)]
+    roots = [m for _, m in walk(model) if isinstance(m, AdaptedModel)]
     if len(roots) == 1:
         return roots[0]
     if roots:
@@ -127,7 +128,7 @@ def find_root(model: nn.Module) -> AdaptedModel | None:
             f"{type(model).__name__} holds {len(roots)} models with adapters of their own.\n"
             "Fix: call this for each of them."
         )
-    if any(isinstance(m, AdaptedLayer) for m in model.modules()):
+    if any(isinstance(m, AdaptedLayer) for _, m in walk(model)):
         raise StateError(
             f"{type(model).__name__} is only a part of the model that adapters were attached to.\n"
             "Fix: call this on the module that was given to attach."

@@ -1,6 +1,7 @@
 """The benchmarks run on a tiny model, divide what belongs together, and made the page there is."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,6 @@ from benchmarks import (
 from benchmarks import results as results_
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Results
-from benchmarks.training import Batch
 
 PEFTS_OWN = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore::UserWarning:peft"
@@ -39,25 +39,22 @@ PEFTS_OWN = pytest.mark.filterwarnings(
 def test_a_step_of_every_contestant(name: str) -> None:
     model = CONTESTANTS[name].prepare(shapes.build("tiny", "float32")).train()
     before = [p.detach().clone() for p in model.parameters()]
-    found = training.measure_steps(model, "2x8", Batch(1, 1, [name]))
-    assert found["fastest"] > 0
+    assert training.stepper(model, "2x8")()["seconds"] > 0
     moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert moved == (not name.startswith("floor"))
 
 
 @PEFTS_OWN
 def test_everything_measures_on_a_tiny_model() -> None:
-    assert all(
-        v > 0
-        for c in ("2/0/base", "2/1/deltaw", "2/2/deltaw", "2/4/deltaw", "2/2/peft")
-        for v in decode.measure(c, "tiny").values()
-    )
+    for case in ("2/0/base", "2/1/deltaw", "2/2/deltaw:x", "2/4/deltaw", "2/2/peft"):
+        turn = decode.prepare(case, "tiny")
+        assert turn()["seconds"] > 0 and turn()["seconds"] > 0
     for name in tinyllama.CONTESTANTS:
         found = tinyllama.measure(name, "tiny")
         assert {f"{key}/later" for key in tinyllama.OPERATIONS if name == "deltaw"} <= found.keys()
     assert tinyllama.measure("deltaw", "tiny")["changed"] == 0
     for name in latency.CONTESTANTS:
-        assert all(v > 0 for v in latency.measure(name, "tiny").values())
+        assert all(v > 0 for v in latency.turns(name, "tiny")().values())
     for step in several.steps(shapes.build("tiny")).values():
         step()
     found = parity.measure("float32", "tiny", 3)
@@ -94,6 +91,22 @@ def test_a_round_is_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rounds.measure(again, ("a", "b"), rounds=2)
     assert asked == ["b", "a"]
     assert rounds.ratios(*(rounds.values(again, n, "seconds") for n in "ab")) == [1.0, 1.0]
+
+
+def test_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes live at once, and every round has one turn of each."""
+    script = (
+        "from benchmarks import rounds; n = iter(range(99)); rounds.serve(lambda: {'n': next(n)})"
+    )
+    monkeypatch.setattr(rounds, "_command", lambda *of: [sys.executable, "-c", script])
+    kept = Results("some", tmp_path)
+    rounds.take_turns(kept, ("a", "b"), turns=2)
+    wanted = {0: float(rounds.WARMUP), 1: rounds.WARMUP + 1.0}
+    assert rounds.values(kept, "a", "n") == rounds.values(kept, "b", "n") == wanted
+    monkeypatch.setattr(rounds, "_command", lambda *of: [sys.executable, "-c", "raise SystemExit"])
+    rounds.take_turns(kept, ("a", "b"), turns=2)
+    with pytest.raises(RuntimeError, match="ended with 0"):
+        rounds.take_turns(kept, ("a", "b"), turns=3)
 
 
 def test_the_page_is_what_the_results_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
