@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.results import Results
 
 ROUNDS = 5
-TURNS = 11
-WARMUP = 3
+TURNS = 7
+WARMUP = 1
 ROOT = Path(__file__).parents[1]
 
 
