@@ -113,15 +113,15 @@ def report(results: Results, training: Training) -> str:
     """Return the tables of all batches and the lines of the plots, which are written."""
     parts = [
         "Every contestant lives in a process of its own, and they take turns of "
-        f"{STEPS} steps, of which the fastest counts, since whatever else runs on the machine only "
-        f"adds to it. Numbers are medians of {rounds.done(results)} rounds; ratios are taken within a round and shown "
-        "as their median with the smallest and the largest. All linear layers but the head are "
-        "adapted, r=16; fused AdamW, two threads, every token labelled. The floor is the forward "
-        "and the backward pass through the frozen model to its embedded tokens, without adapters "
-        "and optimiser. `fuse_loss` and `fuse_blocks` would work beside any adapter. Peak memory "
-        "is the largest resident set of the process less its resident set with model, adapters "
-        "and optimiser loaded; so gradients and the optimiser's state, which the first step makes, "
-        "are in it. Page faults are the minor ones of a step."
+        f"{STEPS} steps, of which the fastest counts, since whatever else runs on the machine "
+        f"only adds to it. Numbers are medians of {rounds.done(results)} rounds; ratios are taken "
+        "within a round and shown as their median with the smallest and the largest. All linear "
+        "layers but the head are adapted, r=16; fused AdamW, two threads, every token labelled. "
+        "The floor is the forward and the backward pass through the frozen model to its embedded "
+        "tokens, without adapters and optimiser. `fuse_loss` and `fuse_blocks` would work beside "
+        "any adapter. Peak memory is the largest resident set of the process less its resident set "
+        "with model, adapters and optimiser loaded; so gradients and the optimiser's state, which "
+        "the first step makes, are in it. Page faults are the minor ones of a step."
     ]
     for batch, names in training.batches.items():
         rows = list(_rows(results, batch, names))
