@@ -20,7 +20,7 @@ QUICK = False
 DTYPES = ("float32", "bfloat16")
 STEPS = 100
 ROWS, TOKENS = 4, 64
-RATE = 1e-3
+RATE = 1e-4
 
 
 def run(results: Results) -> None:
