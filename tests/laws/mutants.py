@@ -208,8 +208,8 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     real = deltaw.attaching._freeze
 
-    def freeze(model: nn.Module, layers: Any, authority: Authority) -> None:
-        real(model, layers, authority)
+    def freeze(layers: Any, authority: Authority) -> None:
+        real(layers, authority)
         authority.thawed.clear()
 
     patch.setattr(deltaw.attaching, "_freeze", freeze)
