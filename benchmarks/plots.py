@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import digits
+
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 STYLE = {
     "svg.fonttype": "none",
@@ -50,7 +52,7 @@ def _panel(
         axis.barh(places[label], middle, color=OURS if "deltaw" in label else OTHERS, height=0.7)
         axis.plot([min(numbers), max(numbers)], [places[label]] * 2, color="black", linewidth=1)
         axis.text(
-            max(numbers) + 0.015 * longest, places[label], f"{middle:,.3g}", va="center", fontsize=8
+            max(numbers) + 0.015 * longest, places[label], digits(middle), va="center", fontsize=8
         )
     axis.set_yticks(list(places.values()), list(places))
     axis.tick_params(axis="y", length=0)
