@@ -27,9 +27,11 @@ ROWS = (
         "swap",
         "rowmap",
         "rowwise",
+        "storage",
     },
     {"layers/", "quant/", "adapters/", "inits/", "formats/", "combine/", "optim/"},
     {
+        "addition",
         "switching",
         "attaching",
         "blocks",

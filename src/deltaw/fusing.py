@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from deltaw.errors import TargetError
+from deltaw.errors import StateError, TargetError
 from deltaw.kernels import why_not
 from deltaw.kernels.cross_entropy import IGNORED, linear_cross_entropy
 from deltaw.layer import AdaptedLayer
@@ -81,7 +81,10 @@ class Logits(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *others: Any) -> NoReturn:
-        raise NotImplementedError(f"{func} does not ask for the values of waiting logits")
+        raise StateError(
+            f"{func} reads logits that were left to the loss, past what would compute them.\n"
+            "Fix: give it logits.clone(), or call remove() on what deltaw.fuse_loss returned."
+        )
 
 
 class WaitingHead(Swapped, _Linear):

@@ -1,11 +1,7 @@
 """What an adapted layer must offer to the methods: one subclass per geometry in `layers/`."""
 
-import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -19,11 +15,12 @@ from deltaw.kernels import PLAIN, why_not
 from deltaw.kernels.dropout import rounded
 from deltaw.kernels.shared import Input, Pool, SharedInput, shared_input
 from deltaw.mismatch import explain
-from deltaw.offload import is_placing
+from deltaw.offload import is_placing, is_sharded
 from deltaw.parts import Part, mixed, weighted
 from deltaw.rowmap import Division, Seen
 from deltaw.rowwise import RowError, each_row
 from deltaw.state import LayerState
+from deltaw.storage import Original, Storage
 from deltaw.swap import Swapped
 
 if TYPE_CHECKING:
@@ -32,34 +29,6 @@ else:
     _Module = object
 
 WEIGHT = "weight"
-
-
-@dataclass(frozen=True)
-class Original:
-    """A weight as it was before a merge: where it is kept, and what the merged one looked like."""
-
-    tensor: Tensor | None
-    merged_bits: str
-    parameter: nn.Parameter | None = None
-    file: Path | None = None
-    key: str | None = None
-    bits: str | None = None
-
-
-class Storage(ABC):
-    """How a weight is kept that is not a dense tensor: one subclass per file of `quant/`."""
-
-    @abstractmethod
-    def fits(self, layer: nn.Module) -> bool:
-        """Tell whether the weight of `layer` is stored in this way."""
-
-    @abstractmethod
-    def read(self, layer: nn.Module) -> Tensor:
-        """Return the weight as a dense tensor in the layer's own layout."""
-
-    @abstractmethod
-    def store(self, layer: nn.Module, W: Tensor) -> Mapping[str, Tensor]:
-        """Return the parameters and buffers of `layer` that hold W, by name."""
 
 
 class AdaptedLayer(Swapped, _Module):
@@ -338,9 +307,3 @@ class AdaptedLayer(Swapped, _Module):
         self.authority.require_changeable("load a checkpoint")
         self.authority.fingerprints.clear()
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Tell whether a tensor is a DTensor, without importing what defines it, which takes long."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)

@@ -1,7 +1,6 @@
 """Writing ΔW into the weights, and giving the originals back."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapter import Dense, LowRank, Update
+from deltaw.addition import addition_of
 from deltaw.authority import Active
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
-from deltaw.kernels.merge import add_products, is_finite
-from deltaw.layer import WEIGHT, AdaptedLayer, Original, is_sharded
+from deltaw.kernels.merge import is_finite
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.offload import is_sharded
 from deltaw.originals import check_kept, keep, kept_by, restored
-from deltaw.parts import mixed, weighted
+from deltaw.parts import mixed
 from deltaw.root import adapted_layers, require_root
-
-ROWS = 16
-"""How many rows tell what rounding takes from a layer's update."""
+from deltaw.storage import Original
 
 Shared = dict[tuple[int, str], list[str]]
 
@@ -219,7 +217,7 @@ def _merged(
                 name: mixed(layer.frozen(name), layer.copies(name, active))
                 for name in _touched(layer, active)
             }
-            addition = _addition(layer, active)
+            addition = addition_of(layer, active)
             if addition.products or addition.dense:
                 W = new[WEIGHT] if layer.storage is None else layer.dense()
                 dtype = layer.frozen(WEIGHT).dtype if layer.storage is None else None
@@ -241,82 +239,6 @@ def _merged(
         if not is_finite(tensor)
     ]
     return new, lost
-
-
-@dataclass(frozen=True)
-class _Addition:
-    """What the active adapters add to one weight: products of thin factors, and whole matrices.
-
-    All are in the layout of the weight, products as one of its readings as a matrix, and in
-    float32 or wider; `shift` is for the bias.
-    """
-
-    products: list[tuple[Tensor, Tensor]]
-    dense: list[Tensor]
-    shift: Tensor | None
-
-    def to(self, W: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Return W + ΔW rounded once to `dtype`, or not at all."""
-        if self.dense:
-            wide = functools.reduce(torch.add, self.dense)
-            W = W.to(wide.dtype) + wide
-        if not self.products:
-            return W if dtype is None else W.to(dtype)
-        L, R = self.products[0]
-        return add_products(W.reshape(len(L), R.shape[1]), self.products, dtype).view(W.shape)
-
-    def lost(self, W: Tensor, merged: Tensor) -> float | None:
-        """Return the share of ΔW that rounding took from some rows; None in full precision."""
-        wide = torch.promote_types(torch.float32, merged.dtype)
-        if wide == merged.dtype or self.dense:
-            return None
-        L, R = self.products[0]
-        shape = (len(L), R.shape[1])
-        rows = torch.linspace(0, len(L) - 1, min(len(L), ROWS), device=W.device).long()
-        some = [(L[rows], R) for L, R in self.products]
-        update = functools.reduce(torch.add, (L @ R for L, R in some))
-        before, stored = W.reshape(shape)[rows].to(wide), merged.reshape(shape)[rows].to(wide)
-        return float((stored - (before + update)).norm() / update.norm().clamp(1e-30))
-
-
-def _addition(layer: AdaptedLayer, active: Active) -> _Addition:
-    products: list[tuple[Tensor, Tensor]] = []
-    dense: list[Tensor] = []
-    shifts: list[Tensor] = []
-    for key, weight in active:
-        for slot, adapter in layer.parts(key).items():
-            if adapter.replaces:
-                continue
-            wide = torch.promote_types(torch.float32, layer.frozen(WEIGHT).dtype)
-            update = _widened(adapter(functools.partial(layer.matrix, slot)), wide)
-            thin = _thin(layer, update, slot, weight)
-            if thin is not None:
-                products.append(thin)
-            else:
-                dense.append(layer.layout(weighted(_matrix(update), weight), slot))
-            if update.shift is not None:
-                shifts.append(weighted(layer.spread(update.shift, slot), weight))
-    return _Addition(products, dense, functools.reduce(torch.add, shifts) if shifts else None)
-
-
-def _widened(update: Update, dtype: torch.dtype) -> Update:
-    """Return the same in `dtype`, whatever its factors are kept in."""
-    shift = None if update.shift is None else update.shift.to(dtype)
-    if isinstance(update, LowRank):
-        return LowRank(update.A.to(dtype), update.B.to(dtype), update.scale, shift)
-    return Dense(update.M.to(dtype), shift)
-
-
-def _thin(
-    layer: AdaptedLayer, update: Update, slot: str, weight: float
-) -> tuple[Tensor, Tensor] | None:
-    if not isinstance(update, LowRank):
-        return None
-    return layer.thin(update.A, update.B * (update.scale * weight), slot)
-
-
-def _matrix(update: Update) -> Tensor:
-    return update.scale * update.B @ update.A if isinstance(update, LowRank) else update.M
 
 
 def _write(layer: AdaptedLayer, name: str, new: Tensor, tied: bool) -> None:

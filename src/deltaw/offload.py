@@ -60,3 +60,9 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     for one in getattr(hook, "hooks", (hook,)):
         if type(one).__name__ == "AlignDevicesHook":
             yield one
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a DTensor, without importing what defines it, which takes long."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from deltaw.errors import ConfigError, MergeError, raise_all
 from deltaw.fingerprint import bits
-from deltaw.layer import AdaptedLayer, Original
+from deltaw.layer import AdaptedLayer
+from deltaw.storage import Original
 
 PLACES = ("keep", "cpu", "file", "none")
 Kept = Sequence[tuple[str, AdaptedLayer, str]]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaw.kernels.bank import Bank
-
-Rows = slice | Tensor
+from deltaw.kernels.segments import Rows
 
 
 class Run(NamedTuple):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from core.tiny import llama
 from peft_scripts import IDS, SETTINGS, bert
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltaw.compat import peft as ours
 from deltaw.errors import StateError
@@ -15,22 +15,6 @@ theirs = pytest.importorskip("peft")
 NAMES = ("default", "second")
 # PEFT itself asks for what transformers calls deprecated.
 PEFTS_OWN = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-
-def llama() -> nn.Module:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=19,
-        pad_token_id=0,
-        eos_token_id=18,
-        max_position_embeddings=32,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def both(make: object, folder: Path, **settings: object) -> tuple[nn.Module, nn.Module]:
@@ -70,7 +54,7 @@ def test_a_mixed_batch_is_that_of_peft(tmp_path: Path) -> None:
 def test_generation_is_that_of_peft(beams: int, tmp_path: Path) -> None:
     settings = {"r": 3, "lora_alpha": 7, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     tuned, model = both(llama, tmp_path, **settings)
-    ids = torch.randint(1, 18, (3, 5), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1, 32, (3, 5), generator=torch.Generator().manual_seed(0))
     options = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams}
     names = ["second", "__base__", "default"]
     found = model.generate(input_ids=ids, adapter_names=names, **options)

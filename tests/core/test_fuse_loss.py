@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltaw
-from deltaw.errors import TargetError
+from deltaw.errors import StateError, TargetError
 from deltaw.fusing import Logits
 from deltaw.kernels import cross_entropy
 from deltaw.kernels.cross_entropy import linear_cross_entropy
@@ -309,3 +309,12 @@ def test_a_head_with_a_forward_of_its_own() -> None:
     model.lm_head.forward = model.lm_head.forward
     with pytest.raises(TargetError, match="before whatever replaced it"):
         deltaw.fuse_loss(model)
+
+
+def test_what_reads_past_the_logits_is_told_what_to_do() -> None:
+    model = llama()
+    deltaw.fuse_loss(model)
+    logits = model(**batch()).logits
+    with pytest.raises(StateError, match=r"aten\.mul.*\nFix: give it logits\.clone\(\)"):
+        torch.vmap(lambda row: row * 2)(logits)
+    assert torch.equal(torch.vmap(lambda row: row * 2)(logits.clone()), logits * 2)

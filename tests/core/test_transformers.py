@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from core.models import shake
+from core.tiny import bert, gpt2, llama
 from torch import nn
 
 import deltaw
@@ -17,15 +18,11 @@ from deltaw.errors import DeltawError, MergeError, StateError
 
 transformers = pytest.importorskip("transformers")
 from transformers import (  # noqa: E402
-    BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -33,51 +30,6 @@ from transformers import (  # noqa: E402
 
 IDS = torch.tensor([[3, 9, 27, 11, 5], [8, 2, 30, 6, 6]])
 BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
-
-
-def llama(dtype: torch.dtype = torch.float32, tie: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=32,
-        max_position_embeddings=64,
-        tie_word_embeddings=tie,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).to(dtype).eval()
-
-
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=2,
-        n_embd=24,
-        n_head=2,
-        vocab_size=32,
-        n_positions=64,
-        bos_token_id=1,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    return GPT2LMHeadModel(config).eval()
-
-
-def bert() -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=32,
-        hidden_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=28,
-        max_position_embeddings=40,
-        num_labels=3,
-    )
-    return BertForSequenceClassification(config).eval()
 
 
 def test_roberta_base_counts_as_published() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deltaw.addition
 import deltaw.attaching
 import deltaw.fingerprint
 import deltaw.inits.kaiming
@@ -541,7 +542,7 @@ def rounded_before_the_sum(patch: Patch, to: torch.dtype) -> None:
     def add_products(W: Tensor, products: Any, dtype: torch.dtype) -> Tensor:
         return (W.float() + sum(L @ R for L, R in products).to(to)).to(dtype)
 
-    patch.setattr(deltaw.merging, "add_products", add_products)
+    patch.setattr(deltaw.addition, "add_products", add_products)
 
 
 @mutant(
@@ -555,8 +556,8 @@ def _(patch: Patch) -> None:
 
 @mutant("a merge takes the first of a sum", 4, lambda: law04.merged_sum_is_the_oracles())
 def _(patch: Patch) -> None:
-    real = deltaw.merging._addition
-    patch.setattr(deltaw.merging, "_addition", lambda layer, active: real(layer, active[:1]))
+    real = deltaw.merging.addition_of
+    patch.setattr(deltaw.merging, "addition_of", lambda layer, active: real(layer, active[:1]))
 
 
 @mutant("disabled leaks the head", 4, lambda: law04.off_is_the_base(setting("linear", head=True)))

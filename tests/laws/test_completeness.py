@@ -7,6 +7,7 @@ import pytest
 from deltaw import adapters, inits
 from deltaw.folder import classes_in
 from deltaw.layer import AdaptedLayer
+from deltaw.layers.module import TrainedModule
 from laws.cases import CASES, FILES
 from laws.product import domains, everything, pairwise
 
@@ -25,6 +26,22 @@ def test_no_layer_goes_past_what_every_forward_checks() -> None:
     kinds = classes_in("deltaw.layers", AdaptedLayer)
     assert len(kinds) >= len(FILES)
     assert all(kind.forward is AdaptedLayer.forward for kind in kinds)
+
+
+def test_every_geometry_with_slots_has_what_each_must_bring() -> None:
+    """What raises `NotImplementedError` in the base class is overridden, or never asked for."""
+    brings = [n for n, f in vars(AdaptedLayer).items() if "NotImplementedError" in names_in(f)]
+    assert set(brings) == {"fits", "shape", "matrix", "layout", "act", "low_rank"}
+    for kind in classes_in("deltaw.layers", AdaptedLayer):
+        missing = {
+            name for name in brings if "NotImplementedError" in names_in(getattr(kind, name))
+        }
+        assert missing == (set(brings) - {"fits"} if kind is TrainedModule else set()), kind
+
+
+def names_in(member: object) -> tuple[str, ...]:
+    code = getattr(getattr(member, "__func__", member), "__code__", None)
+    return code.co_names if code is not None else ()
 
 
 def test_names_are_unique() -> None:

@@ -2,58 +2,71 @@
 
 Three ways, each equal to doing the rows of every adapter alone:
 
-- segments, in this file: two products per adapter on its rows, wherever they lie;
+- segments, in `segments.py`: two products per adapter on its rows, wherever they lie;
 - batched, in `batched.py`: two batched products over n equal groups of rows that lie together;
-- masked, in `bank.py`: two products whatever n is, with n times the multiplications.
+- masked, in `bank.py`: two products whatever n is, with n times the multiplications; without
+  gradients, of factors that were stacked before.
+
+The first two are one node of the autograd graph, which this file makes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltaw.kernels.linear import owned
+from deltaw.kernels.linear import Term, owned
 from deltaw.kernels.shared import Input
 
-Rows = slice | Tensor
+Terms = Sequence[Term | None]
+Needs = Sequence[tuple[bool, bool, bool]]
+Grads = list[Tensor | None]
 
 
-class Term(NamedTuple):
-    """What one adapter adds to its rows: A (r, in), B (out, r), the scale, and for the bias."""
+class Way(ABC):
+    """How every term is added to its own rows, and what that gives backwards."""
 
-    rows: Rows
-    A: Tensor
-    B: Tensor
-    scale: float
-    shift: Tensor | None = None
+    @abstractmethod
+    def add(self, y: Tensor, x: Tensor, terms: Terms) -> list[Tensor | None]:
+        """Add all terms to `y` (rows, ..., out) in place and return what the gradients need."""
+
+    @abstractmethod
+    def back(
+        self, dY: Tensor, x: Tensor, kept: Sequence[Any], terms: Terms, needs: Needs, need_x: bool
+    ) -> tuple[Grads, Tensor | None]:
+        """Return dA, dB and dshift of each term as needed, and dX (tokens, in) of all terms."""
 
 
-def segments(
+def add_rows(
     base: Callable[[Tensor], Tensor],
     own: Input,
     W: Tensor | None,
     bias: Tensor | None,
     y: Tensor | None,
-    terms: Sequence[Term],
+    terms: Terms,
+    way: Way,
 ) -> Tensor:
-    """Return the base's output plus the terms, each added to its own rows, with gradients.
+    """Return the base's output plus the terms, with gradients; a term that is None adds nothing.
 
     W (out, in) is the frozen weight that `base` multiplies by, and adds `bias` to; without it `y`
     is the output of a base that knows its own gradients. It can be differentiated once.
     """
-    plan = tuple((term.rows, term.scale) for term in terms)
-    factors = (tensor for term in terms for tensor in (term.A, term.B, term.shift))
-    output: Tensor = _Segments.apply(own.x, y, W, bias, own, base, plan, *factors)  # type: ignore[no-untyped-call]
+    scales = tuple(0.0 if term is None else term.scale for term in terms)
+    factors: Grads = []
+    for term in terms:
+        factors += (None, None, None) if term is None else (term.A, term.B, term.shift)
+    output: Tensor = _Rows.apply(own.x, y, W, bias, own, base, way, scales, *factors)  # type: ignore[no-untyped-call]
     return output
 
 
-FIRST = 7
+FIRST = 8
 """The place of the first A among the arguments; its B and its shift follow."""
 
 
-class _Segments(torch.autograd.Function):
+class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -63,68 +76,42 @@ class _Segments(torch.autograd.Function):
         bias: Tensor | None,
         own: Input,
         base: Callable[[Tensor], Tensor],
-        plan: tuple[tuple[Rows, float], ...],
-        *factors: Any,
+        way: Way,
+        scales: tuple[float, ...],
+        *factors: Tensor | None,
     ) -> Tensor:
         output = base(own.cast) if y is None else y.clone()
-        kept = []
-        for j, (rows, scale) in enumerate(plan):
-            A, B, shift = factors[3 * j : 3 * j + 3]
-            kept.append(_add(output, own.read, Term(rows, A, B, scale, shift)))
-        ctx.plan = plan
-        ctx.save_for_backward(own.read, own.mask, W, *kept, *factors)
+        kept = way.add(output, own.read, _terms(scales, factors))
+        ctx.way, ctx.scales = way, scales
+        ctx.save_for_backward(own.read, own.mask, W, *factors, *kept)
         return owned(output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
+        count = 3 * len(ctx.scales)
         read, mask, W, *saved = ctx.saved_tensors
-        kept, factors = saved[: len(ctx.plan)], saved[len(ctx.plan) :]
-        needed = ctx.needs_input_grad
-        dtype = dY.dtype
-        dX = dY.new_zeros(read.shape) if needed[0] else None
-        grads: list[Tensor | None] = []
-        for j, (rows, scale) in enumerate(ctx.plan):
-            A, B, shift = factors[3 * j : 3 * j + 3]
-            d = dY[rows].reshape(-1, dY.shape[-1])
-            x = read[rows].reshape(-1, read.shape[-1])
-            dS = (d @ B.to(dtype)).mul_(scale)
-            first = FIRST + 3 * j
-            grads += [
-                (dS.t() @ x).to(A.dtype) if needed[first] else None,
-                (d.t() @ kept[j]).to(B.dtype).mul_(scale) if needed[first + 1] else None,
-                d.sum(0, dtype=shift.dtype) if needed[first + 2] else None,
-            ]
-            if dX is not None:
-                _into(dX, rows, dS @ A.to(dtype))
+        need_x, need_y, _, need_bias, *others = ctx.needs_input_grad
+        needs = _triples(others[FIRST - 4 :])
+        terms = _terms(ctx.scales, saved[:count])
+        grads, dX = ctx.way.back(dY, read, saved[count:], terms, needs, need_x)
+        flat = dY.reshape(-1, dY.shape[-1])
         if dX is not None:
             if mask is not None:
-                dX.mul_(mask)
+                dX.mul_(mask.view(dX.shape))
             if W is not None:
-                dX.view(-1, dX.shape[-1]).addmm_(dY.reshape(-1, dY.shape[-1]), W.to(dtype))
-        db = dY.reshape(-1, dY.shape[-1]).sum(0) if needed[3] else None
-        return dX, dY if needed[1] else None, None, db, None, None, None, *grads
+                dX.addmm_(flat, W.to(dY.dtype))
+            dX = dX.view(read.shape)
+        db = flat.sum(0) if need_bias else None
+        return dX, dY if need_y else None, None, db, None, None, None, None, *grads
 
 
-def _add(y: Tensor, x: Tensor, term: Term) -> Tensor:
-    """Add a term to its rows of `y` in place and return S."""
-    S = x[term.rows].reshape(-1, x.shape[-1]) @ term.A.to(x.dtype).t()
-    Bt = term.B.to(x.dtype).t()
-    if isinstance(term.rows, slice):
-        own = y[term.rows].view(-1, y.shape[-1])
-        own.addmm_(S, Bt, alpha=term.scale)
-        if term.shift is not None:
-            own.add_(term.shift)
-    else:
-        part = (S @ Bt).mul_(term.scale)
-        _into(y, term.rows, part if term.shift is None else part.add_(term.shift))
-    return S
+def _terms(scales: Sequence[float], factors: Sequence[Tensor | None]) -> list[Term | None]:
+    return [
+        None if A is None or B is None else Term(A, B, scale, shift)
+        for scale, (A, B, shift) in zip(scales, _triples(factors), strict=True)
+    ]
 
 
-def _into(y: Tensor, rows: Rows, part: Tensor) -> None:
-    """Add the flattened part of some rows to them in place."""
-    if isinstance(rows, slice):
-        own = y[rows]
-        own.add_(part.view(own.shape))
-    else:
-        y.index_add_(0, rows, part.view(len(rows), *y.shape[1:]))
+def _triples(flat: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
+    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))

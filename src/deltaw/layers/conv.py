@@ -76,10 +76,11 @@ class Conv(AdaptedLayer, _Conv):
 
     def fused(self, x: Tensor, parts: Sequence[Part]) -> Tensor | None:
         """Return base and parts from one kernel, for a frozen dense weight and zero padding."""
+        if not self.joins():
+            return None
         W = self.dense()
         if (
-            not self.joins()
-            or self.padding_mode != "zeros"
+            self.padding_mode != "zeros"
             or isinstance(self.padding, str)
             or not (x.dim() == W.dim() and x.is_contiguous())
             or any(part.update.shift is not None for part in parts)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaw.kernels import compute_dtype
-from deltaw.kernels import rows as row_kernels
 from deltaw.kernels.bank import Bank, add_batched, add_masked, bank_dtype, stacked
-from deltaw.kernels.batched import batched
+from deltaw.kernels.batched import Batched
 from deltaw.kernels.linear import Term, add_low_rank, linear
+from deltaw.kernels.rows import add_rows
+from deltaw.kernels.segments import Segments
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.parts import Part, factors, joinable, total_scale
 from deltaw.rowmap import Division, Seen
@@ -125,11 +126,11 @@ class Linear(AdaptedLayer, _Linear):
             return None
         width = W.shape[0] if W is not None else y.shape[-1]  # type: ignore[union-attr]
         terms = [_term(own_parts, width) if own_parts else None for own_parts in found]
-        if graded and division.together:
-            return batched(self.base, own, W, bias, y, terms)
         if graded or not seen.passed or trained or parts[0].p:
             seen.passed = seen.passed or not graded
-            return row_kernels.segments(self.base, own, W, bias, y, _placed(terms, division))
+            apart = [run.rows for run in division.runs]
+            way = Batched() if division.together else Segments(apart)
+            return add_rows(self.base, own, W, bias, y, terms, way)
         seen.banks[key] = stacked(terms, key[0], tensors)
         return self._banked(x, read, seen.banks[key], division)
 
@@ -174,12 +175,6 @@ def _term(parts: Sequence[Part], rows: int) -> Term:
         if part.update.shift is not None
     ]
     return Term(A, B, 1.0, torch.stack(shifts).sum(0) if shifts else None)
-
-
-def _placed(terms: Sequence[Term | None], division: Division) -> list[row_kernels.Term]:
-    """Return the terms with the rows they are for."""
-    pairs = zip(terms, division.runs, strict=True)
-    return [row_kernels.Term(run.rows, *term) for term, run in pairs if term is not None]
 
 
 def _at(tensor: Tensor, slot: str, rows: int) -> Tensor:

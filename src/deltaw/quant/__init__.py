@@ -5,7 +5,7 @@ import functools
 from torch import nn
 
 from deltaw.folder import classes_in
-from deltaw.layer import Storage
+from deltaw.storage import Storage
 
 
 @functools.cache

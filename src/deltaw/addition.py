@@ -1,0 +1,92 @@
+"""What the active adapters add to one weight when they are merged."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltaw.adapter import Dense, LowRank, Update
+from deltaw.authority import Active
+from deltaw.kernels.merge import add_products
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.parts import weighted
+
+ROWS = 16
+"""How many rows tell what rounding takes from a layer's update."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What the active adapters add to one weight: products of thin factors, and whole matrices.
+
+    All are in the layout of the weight, products as one of its readings as a matrix, and in
+    float32 or wider; `shift` is for the bias.
+    """
+
+    products: list[tuple[Tensor, Tensor]]
+    dense: list[Tensor]
+    shift: Tensor | None
+
+    def to(self, W: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Return W + ΔW rounded once to `dtype`, or not at all."""
+        if self.dense:
+            wide = functools.reduce(torch.add, self.dense)
+            W = W.to(wide.dtype) + wide
+        if not self.products:
+            return W if dtype is None else W.to(dtype)
+        L, R = self.products[0]
+        return add_products(W.reshape(len(L), R.shape[1]), self.products, dtype).view(W.shape)
+
+    def lost(self, W: Tensor, merged: Tensor) -> float | None:
+        """Return the share of ΔW that rounding took from some rows; None in full precision."""
+        wide = torch.promote_types(torch.float32, merged.dtype)
+        if wide == merged.dtype or self.dense:
+            return None
+        L, R = self.products[0]
+        shape = (len(L), R.shape[1])
+        rows = torch.linspace(0, len(L) - 1, min(len(L), ROWS), device=W.device).long()
+        some = [(L[rows], R) for L, R in self.products]
+        update = functools.reduce(torch.add, (L @ R for L, R in some))
+        before, stored = W.reshape(shape)[rows].to(wide), merged.reshape(shape)[rows].to(wide)
+        return float((stored - (before + update)).norm() / update.norm().clamp(1e-30))
+
+
+def addition_of(layer: AdaptedLayer, active: Active) -> Addition:
+    products: list[tuple[Tensor, Tensor]] = []
+    dense: list[Tensor] = []
+    shifts: list[Tensor] = []
+    for key, weight in active:
+        for slot, adapter in layer.parts(key).items():
+            if adapter.replaces:
+                continue
+            wide = torch.promote_types(torch.float32, layer.frozen(WEIGHT).dtype)
+            update = _widened(adapter(functools.partial(layer.matrix, slot)), wide)
+            thin = _thin(layer, update, slot, weight)
+            if thin is not None:
+                products.append(thin)
+            else:
+                dense.append(layer.layout(weighted(_matrix(update), weight), slot))
+            if update.shift is not None:
+                shifts.append(weighted(layer.spread(update.shift, slot), weight))
+    return Addition(products, dense, functools.reduce(torch.add, shifts) if shifts else None)
+
+
+def _widened(update: Update, dtype: torch.dtype) -> Update:
+    """Return the same in `dtype`, whatever its factors are kept in."""
+    shift = None if update.shift is None else update.shift.to(dtype)
+    if isinstance(update, LowRank):
+        return LowRank(update.A.to(dtype), update.B.to(dtype), update.scale, shift)
+    return Dense(update.M.to(dtype), shift)
+
+
+def _thin(
+    layer: AdaptedLayer, update: Update, slot: str, weight: float
+) -> tuple[Tensor, Tensor] | None:
+    if not isinstance(update, LowRank):
+        return None
+    return layer.thin(update.A, update.B * (update.scale * weight), slot)
+
+
+def _matrix(update: Update) -> Tensor:
+    return update.scale * update.B @ update.A if isinstance(update, LowRank) else update.M
