@@ -2,13 +2,12 @@
 
 import sys
 
-from benchmarks import training
-from benchmarks.results import Results
 from benchmarks.training import Training
 
 TITLE = "Training step, Llama of 88M, bfloat16"
 QUICK = True
 TRAINING = Training(
+    about="Hidden 768, ffn 2048, 12 layers, 12 / 4 heads, vocabulary 8192; random weights.",
     shape="llama-88m",
     dtype="bfloat16",
     batches={
@@ -27,18 +26,7 @@ TRAINING = Training(
         "4x512": ("floor", "deltaw", "deltaw-loss", "deltaw-lean", "peft", "full"),
     },
 )
-
-
-def run(results: Results) -> None:
-    """Measure every contestant, with every batch there is."""
-    TRAINING.run(results)
-
-
-def report(results: Results) -> str:
-    """Return tables and plots."""
-    what = "Hidden 768, ffn 2048, 12 layers, 12 / 4 heads, vocabulary 8192; random weights."
-    return f"{what} {training.report(results, TRAINING)}"
-
+run, report = TRAINING.run, TRAINING.report
 
 if __name__ == "__main__":
     TRAINING.serve(sys.argv[1])

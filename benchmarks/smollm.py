@@ -2,13 +2,13 @@
 
 import sys
 
-from benchmarks import training
-from benchmarks.results import Results
 from benchmarks.training import Training
 
 TITLE = "Training step, SmolLM2-135M's shape, bfloat16"
 QUICK = False
 TRAINING = Training(
+    about="Hidden 576, ffn 1536, 30 layers, 9 / 3 heads, vocabulary 49152, tied embeddings; "
+    "random weights.",
     shape="smollm2-135m",
     dtype="bfloat16",
     batches={
@@ -24,21 +24,7 @@ TRAINING = Training(
         )
     },
 )
-
-
-def run(results: Results) -> None:
-    """Measure every contestant, with every batch there is."""
-    TRAINING.run(results)
-
-
-def report(results: Results) -> str:
-    """Return table and plots."""
-    what = (
-        "Hidden 576, ffn 1536, 30 layers, 9 / 3 heads, vocabulary 49152, tied embeddings; random "
-        "weights."
-    )
-    return f"{what} {training.report(results, TRAINING)}"
-
+run, report = TRAINING.run, TRAINING.report
 
 if __name__ == "__main__":
     TRAINING.serve(sys.argv[1])

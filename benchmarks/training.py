@@ -34,12 +34,25 @@ PAIRS = (
 
 STEPS = 3
 """How many steps a turn has."""
+HOW = (
+    "Every contestant lives in a process of its own, and they take turns of {steps} steps, of "
+    "which the fastest counts, since whatever else runs on the machine only adds to it. Numbers "
+    "are medians of {rounds} rounds; ratios are taken within a round and shown as their median "
+    "with the smallest and the largest. All linear layers but the head are adapted, r=16; fused "
+    "AdamW, two threads, every token labelled. The floor is the forward and the backward pass "
+    "through the frozen model to its embedded tokens, without adapters and optimiser. `fuse_loss` "
+    "and `fuse_blocks` would work beside any adapter. Peak memory is the largest resident set of "
+    "the process less its resident set with model, adapters and optimiser loaded; so gradients "
+    "and the optimiser's state, which the first step makes, are in it. Page faults are the minor "
+    "ones of a step."
+)
 
 
 @dataclass(frozen=True)
 class Training:
-    """One model and who is measured with which batches."""
+    """One model, described in a sentence, and who is measured with which batches."""
 
+    about: str
     shape: str
     dtype: str
     batches: Mapping[str, Sequence[str]]
@@ -48,6 +61,33 @@ class Training:
         """Let the contestants of each batch take turns."""
         for batch, names in self.batches.items():
             rounds.take_turns(results, [f"{batch}/{name}" for name in names])
+
+    def report(self, results: Results) -> str:
+        """Return the tables of all batches and the lines of the plots, which are written."""
+        parts = [f"{self.about} {HOW.format(steps=STEPS, rounds=rounds.done(results))}"]
+        for batch, names in self.batches.items():
+            rows = list(_rows(results, batch, names))
+            if rows:
+                parts += [
+                    f"### {batch.replace('x', ' x ')} tokens",
+                    table(
+                        (
+                            "",
+                            "step, ms",
+                            "step / floor",
+                            "optimiser's share",
+                            "peak memory, MB",
+                            "peak / floor",
+                            "page faults",
+                        ),
+                        rows,
+                    ),
+                    table(
+                        ("divided", "by", "step", "peak memory"),
+                        _pairs(results, batch, names),
+                    ),
+                ]
+        return "\n\n".join([*parts, *_plots(results, self)])
 
     def serve(self, which: str) -> None:
         """Take the turns of one contestant with one batch in this process."""
@@ -107,45 +147,6 @@ def updater(model: Any, rate: float = 1e-4) -> Callable[[], None]:
         optimizer.zero_grad()
 
     return update
-
-
-def report(results: Results, training: Training) -> str:
-    """Return the tables of all batches and the lines of the plots, which are written."""
-    parts = [
-        "Every contestant lives in a process of its own, and they take turns of "
-        f"{STEPS} steps, of which the fastest counts, since whatever else runs on the machine "
-        f"only adds to it. Numbers are medians of {rounds.done(results)} rounds; ratios are taken "
-        "within a round and shown as their median with the smallest and the largest. All linear "
-        "layers but the head are adapted, r=16; fused AdamW, two threads, every token labelled. "
-        "The floor is the forward and the backward pass through the frozen model to its embedded "
-        "tokens, without adapters and optimiser. `fuse_loss` and `fuse_blocks` would work beside "
-        "any adapter. Peak memory is the largest resident set of the process less its resident set "
-        "with model, adapters and optimiser loaded; so gradients and the optimiser's state, which "
-        "the first step makes, are in it. Page faults are the minor ones of a step."
-    ]
-    for batch, names in training.batches.items():
-        rows = list(_rows(results, batch, names))
-        if rows:
-            parts += [
-                f"### {batch.replace('x', ' x ')} tokens",
-                table(
-                    (
-                        "",
-                        "step, ms",
-                        "step / floor",
-                        "optimiser's share",
-                        "peak memory, MB",
-                        "peak / floor",
-                        "page faults",
-                    ),
-                    rows,
-                ),
-                table(
-                    ("divided", "by", "step", "peak memory"),
-                    _pairs(results, batch, names),
-                ),
-            ]
-    return "\n\n".join([*parts, *_plots(results, training)])
 
 
 def _rows(results: Results, batch: str, names: Sequence[str]) -> Iterable[tuple[str, ...]]:

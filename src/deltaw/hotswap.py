@@ -41,12 +41,19 @@ def swap_in(
     authority.require_changeable("swap an adapter")
     active, order = authority.active, list(authority.configs)
     places = _places(layers, name)
-    if any(isinstance(place, ReservedLora) for place in places.values()):
-        _require_room(layers, state, places, trainable, serving)
-    lean = _lean_dtype(places)
-    asked = serving != USUAL or (trainable and lean is not None)
+    fits, _ = fit(layers, state)
+    alike = _same_geometry(layers, fits) and all(map(_is_here, places.values()))
     same_method = authority.configs[name].method == state.config.method
-    if asked or not same_method or not _copied_in_place(layers, state, places, trainable):
+    lean = _lean_dtype(places)
+    if any(isinstance(place, ReservedLora) for place in places.values()):
+        problems = ["it would be trained"] if trainable else []
+        problems += ["reserve and dtype were given again"] if serving != USUAL else []
+        problems += [f"its method is {state.config.method}"] if not same_method else []
+        problems += ["the adapter that is there is offloaded, or reads W otherwise"] * (not alike)
+        _require_room(_by_place(fits), places, problems)
+    asked = serving != USUAL or (trainable and lean is not None)
+    fitting = alike and same_method and not asked
+    if not (fitting and _copied_in_place(_by_place(fits), state, places, trainable)):
         kept = Serving(dtype=None if trainable else lean)
         _replace(model, state, name, trainable, serving if asked else kept)
     authority.configs[name] = state.config
@@ -67,14 +74,10 @@ def _lean_dtype(places: Places) -> torch.dtype | None:
 
 
 def _copied_in_place(
-    layers: dict[str, nn.Module], state: State, places: Places, trainable: bool
+    found: dict[tuple[str, str], Fit], state: State, places: Places, trainable: bool
 ) -> bool:
-    fits, _ = fit(layers, state)
-    found = _by_place(fits)
     reserved = any(isinstance(place, ReservedLora) for place in places.values())
     if not reserved and places.keys() != found.keys():
-        return False
-    if not (_same_geometry(layers, fits) and all(map(_is_here, places.values()))):
         return False
     if not all(_fits_into(places[key], new) for key, new in found.items()):
         return False
@@ -123,25 +126,8 @@ def _put(place: Adapter, new: Fit | None, dropout: float) -> None:
         place.scale, place.dropout = new.scale, dropout
 
 
-def _require_room(
-    layers: dict[str, nn.Module],
-    state: State,
-    places: Places,
-    trainable: bool,
-    serving: Serving,
-) -> None:
-    """Raise where a reserved adapter has no room for what comes."""
-    problems = ["it would be trained"] if trainable else []
-    if serving != USUAL:
-        problems.append("reserve and dtype were given again")
-    if state.config.method != "lora":
-        problems.append(f"its method is {state.config.method}")
-    if not all(map(_is_here, places.values())):
-        problems.append("the adapter that is there is offloaded")
-    fits, _ = fit(layers, state)
-    if not _same_geometry(layers, fits):
-        problems.append("it reads a layer's weight in another way")
-    found = _by_place(fits)
+def _require_room(found: dict[tuple[str, str], Fit], places: Places, problems: list[str]) -> None:
+    """Raise where a reserved adapter has no room for what comes, or there are problems already."""
     for (path, slot), new in found.items():
         place, where = places.get((path, slot)), path if slot == "weight" else f"{path} {slot}"
         if place is None:

@@ -21,6 +21,8 @@ from deltaw.root import adapted_layers, require_root
 from deltaw.storage import Original
 
 Shared = dict[tuple[int, str], list[str]]
+Done = dict[tuple[str, AdaptedLayer, str], Original]
+"""The originals of what was written, by path, layer and name."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,8 @@ def merge(
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
     raise_all(MergeError, "Cannot merge:", problems)
-    done: dict[tuple[str, AdaptedLayer, str], Original] = {}
     rounding: dict[str, float] = {}
-    try:
+    with _all_or_none(model) as done:
         for path_, layer in layers.items():
             found, lost = _merged(path_, layer, active, problems)
             for name, new in found.items() if not problems else ():
@@ -98,11 +99,6 @@ def merge(
                 rounding[path_] = lost
         raise_all(MergeError, "Cannot merge:", problems)
         keep(original, path, list(done))
-    except BaseException:
-        for (_, layer, name), kept in done.items():
-            layer.originals[name] = kept
-            _give_back(model, layer, name, kept.tensor)
-        raise
     authority.merged = active
     return MergeReport(tuple(layers), rounding)
 
@@ -141,6 +137,19 @@ def merged(model: nn.Module) -> Iterator[MergeReport]:
         yield report
     finally:
         unmerge(model)
+
+
+@contextlib.contextmanager
+def _all_or_none(model: nn.Module) -> Iterator[Done]:
+    """Give back every original that is noted within the `with` block if anything goes wrong."""
+    done: Done = {}
+    try:
+        yield done
+    except BaseException:
+        for (_, layer, name), kept in done.items():
+            layer.originals[name] = kept
+            _give_back(model, layer, name, kept.tensor)
+        raise
 
 
 def _shared(model: nn.Module, root: nn.Module) -> Shared:
