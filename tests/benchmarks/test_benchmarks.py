@@ -18,6 +18,7 @@ from benchmarks import (
     latency,
     memory,
     parity,
+    products,
     rounds,
     saved_bytes,
     several,
@@ -117,3 +118,8 @@ def test_the_page_is_what_the_results_say(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.argv", ["benchmarks", "--report"])
     page.main()
     assert page.PAGE.read_text() == committed, "run: python -m benchmarks --report"
+
+
+@pytest.mark.parametrize("group", ["few", "ways", "train", "dropout", "turn"])
+def test_single_steps(group: str) -> None:
+    assert all(seconds > 0 for seconds in products.measure(group, times=1).values())
