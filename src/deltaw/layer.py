@@ -140,7 +140,7 @@ class AdaptedLayer(Swapped, _Module):
             return self.alike(*args, **kwargs)
         except RuntimeError as problem:
             if not isinstance(problem, (DeltawError, torch.OutOfMemoryError)):
-                explain(self, next(iter((*args, *kwargs.values())), None))
+                explain(self, next(iter((*args, *kwargs.values())), None), self.storage is not None)
             raise
 
     def _refuse_training(self, merged: Active) -> None:

@@ -1,20 +1,16 @@
 """What to say where a layer cannot be computed since its tensors do not go together."""
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltaw.errors import StateError, raise_all
 
-if TYPE_CHECKING:
-    from deltaw.layer import AdaptedLayer
 
-
-def explain(layer: "AdaptedLayer", x: object) -> None:
+def explain(layer: nn.Module, x: object, packed: bool) -> None:
     """Raise a StateError that lists what lies elsewhere than the input or has another dtype.
 
-    Do nothing where all go together, so that the error at hand can be raised on.
+    Do nothing where all go together, so that the error at hand can be raised on. The dtype of a
+    `packed` weight says nothing.
     """
     if not isinstance(x, Tensor):
         return
@@ -23,7 +19,7 @@ def explain(layer: "AdaptedLayer", x: object) -> None:
     autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(
         x.device.type
     )
-    weight = own.get("weight", x) if layer.storage is None else x
+    weight = x if packed else own.get("weight", x)
     if x.is_floating_point() and weight.dtype != x.dtype and not autocast:
         problems.append(f"weight is {weight.dtype}")
     raise_all(

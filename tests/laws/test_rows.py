@@ -16,6 +16,7 @@ from deltaw.kernels import bank as banks
 from deltaw.kernels.batched import Batched
 from deltaw.kernels.linear import Term
 from deltaw.kernels.segments import Segments
+from deltaw.layers import linear
 from laws.building import adapt, base, fill
 from laws.cases import CASES, Case, Stack
 from laws.product import Setting
@@ -259,6 +260,22 @@ def test_dropout_without_gradients_stays_out_of_the_base_and_of_what_is_kept(nam
             model.eval()
             for _ in range(3):
                 close(model(x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_frozen_factors_are_stacked_once_in_a_block(
+    grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not gradients are enabled, as long as nothing needs them."""
+    made: list[object] = []
+    real = linear.stacked
+    monkeypatch.setattr(linear, "stacked", lambda *of: made.append(of) or real(*of))
+    model = four(Setting(CASES[0], torch.float64), trainable=False)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    with torch.set_grad_enabled(grad), deltaw.rows(model, list("abcd")):
+        for _ in range(4):
+            model(x)
+    assert len(made) == 1
 
 
 def test_adapters_that_begin_to_train_within_a_block() -> None:

@@ -31,8 +31,8 @@ def factor_dtype(x: Tensor, few: int = 16) -> torch.dtype:
     """Return the dtype in which factors multiply `x`, without gradients.
 
     That of `x`; but float32 for few rows in half precision on a CPU, where half precision is
-    emulated or repacked for each product and float32 factors need no cast: 17 to 70 µs instead of
-    75 to 110 for 1 to 16 rows, r = 16 and widths of 768 to 5632.
+    emulated or repacked for each product and float32 factors need no cast
+    (`benchmarks/products.py`).
     """
     dtype = x.dtype
     narrow = dtype in HALF and x.numel() <= few * x.shape[-1] and x.device.type == "cpu"

@@ -2,7 +2,7 @@
 
 torch's generator gives eight bytes at once, and an element is kept where its byte is at least
 256 p. So p counts in steps of 1/256 (p = 0.1 is 26/256 = 0.1016) and the kept elements are scaled
-by that rounded value, which leaves the expectation exact. On CPUs this takes a seventh of the time
+by that rounded value, which leaves the expectation exact. On CPUs this takes an eighth of the time
 of `nn.Dropout`. The mask is one byte per element.
 """
 

@@ -109,8 +109,9 @@ class Linear(AdaptedLayer, _Linear):
         read = x if x.dtype == dtype else x.to(dtype)
         n = len(division.distinct)
         key = bank_dtype(read, n, division.together), self.training
-        bank = None if torch.is_grad_enabled() else seen.banks.get(key)
-        if bank is not None and not bank.trained():
+        needs_x = torch.is_grad_enabled() and x.requires_grad
+        bank = seen.banks.get(key)
+        if bank is not None and not needs_x and not bank.trained():
             return self._banked(x, read, bank, division)
         found = [self.contributions([(name, 1.0)]) for name in division.distinct]
         parts = [part for own in found for part in own]
@@ -119,7 +120,7 @@ class Linear(AdaptedLayer, _Linear):
         own, _ = self.reading(x, parts[0].p, dtype)
         tensors = [factor for part in parts for factor in factors(part)]
         trained = any(tensor.requires_grad for tensor in tensors)
-        graded = torch.is_grad_enabled() and (x.requires_grad or trained)
+        graded = needs_x or (torch.is_grad_enabled() and trained)
         joins = self.joins()
         W, bias, y = (self.whole(), self.bias, None) if joins else (None, None, self.base(x))
         if y is not None and not (y.is_contiguous() and y.dtype == dtype):
