@@ -146,7 +146,7 @@ class _Low(torch.autograd.Function):
             own.read if need_A and recipe is None else None,
             own.mask if need_x or recipe else None,
             W if need_x else None,
-            _turned(S, len(B)) if need_B else None,
+            S if need_B else None,
             A,
             B,
             shift,
@@ -158,20 +158,20 @@ class _Low(torch.autograd.Function):
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dY)
-        read, mask, W, St, A, B, shift, *of = ctx.saved_tensors
+        read, mask, W, S, A, B, shift, *of = ctx.saved_tensors
         need_x, need_y, _, need_bias, need_A, need_B, need_shift, *_ = ctx.needs_input_grad
         d = _rows(dY)
         dtype = d.dtype
         dA = dB = None
         if need_B:
-            dB = torch.empty_like(B).copy_((St @ d).t())
+            dB = torch.empty_like(B).copy_((S.t() @ d).t())
         if need_A or need_x:
             dS = d @ B.to(dtype)
             if need_A:
                 if ctx.make is not None:
                     read = ctx.pool.made(Recipe(ctx.make, tuple(of)))
                     read = read if mask is None else read * mask
-                dA = _times(_turned(dS, A.shape[1]) @ _rows(read), ctx.scale, A.dtype)
+                dA = _times(dS.t() @ _rows(read), ctx.scale, A.dtype)
             if need_x:
                 W = None if W is None else W.to(dtype)
                 ctx.pool.leave(Left(dS, _times(A, ctx.scale, dtype), mask, d, W))
@@ -204,16 +204,6 @@ def _differentiable_backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
     dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
     dX = dX.reshape(*dY.shape[:-1], -1)
     return dX, dY if need_y else None, None, db, dA, dB, dshift, None, None, None, None
-
-
-WIDE = 1024
-"""From this many columns on, the product of a thin matrix turned in memory with a wide one saves
-more than turning costs; measured on CPU in bfloat16."""
-
-
-def _turned(S: Tensor, columns: int) -> Tensor:
-    """Return Sᵀ for a product with a matrix of so many columns."""
-    return S.t().contiguous() if columns > WIDE else S.t()
 
 
 def _times(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
