@@ -22,6 +22,7 @@ Steps = dict[str, Callable[[], object]]
 TITLES = {
     "few": "B A for rows of 2048 x 2048, r=16; factors are kept in float32",
     "ways": "8 rows, each under its own adapter, beside a product of 2048 x 2048",
+    "decode": "8 rows through 40 layers of 2048 x 2048 without gradients, r=16; no weight is cached",
     "train": "all six products of 4 adapters of 128 rows each, 768 x 768, r=16",
     "dropout": "a mask for 1024 x 768 inputs, and its product with them",
     "turn": "Sᵀ dY for 1024 rows, r=16",
@@ -101,6 +102,40 @@ def ways() -> Steps:
         "batched, float32": lambda: add_batched(y, x, kept[torch.float32]),
         "masked, bfloat16": lambda: add_masked(y, x, kept[half], index),
         "masked, float32": lambda: add_masked(y, x, kept[torch.float32], index),
+    }
+
+
+def decode(layers: int = 40, width: int = 2048) -> Steps:
+    """Layers one after another, plain, with the least that an adapter asks of torch, and adapted."""
+    import peft
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    import deltaw
+
+    def stack() -> Any:
+        return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers))).to(half)
+
+    half = torch.bfloat16
+    plain, ours = stack(), stack()
+    deltaw.attach(ours, deltaw.LoraConfig(r=RANK, target_modules="all-linear"))
+    config = peft.LoraConfig(r=RANK, target_modules=[str(k) for k in range(layers)])
+    theirs = peft.get_peft_model(stack(), config).eval()
+    ours.eval()
+    factors = [(torch.randn(RANK, width), torch.randn(width, RANK)) for _ in range(layers)]
+    x = torch.randn(8, 1, width).to(half)
+
+    def least() -> None:
+        for layer, (A, B) in zip(plain, factors, strict=True):
+            S = F.linear(x.float(), A)
+            layer(x).add_(F.linear(S, B))
+
+    return {
+        "no adapter": lambda: [layer(x) for layer in plain],
+        "the least calls of torch": least,
+        "deltaw": lambda: [layer(x) for layer in ours],
+        "PEFT": lambda: [layer(x) for layer in theirs.base_model.model],
     }
 
 

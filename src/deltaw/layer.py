@@ -13,7 +13,7 @@ from deltaw.authority import Active, Authority
 from deltaw.errors import DeltawError, StateError
 from deltaw.kernels import PLAIN, why_not
 from deltaw.kernels.dropout import rounded
-from deltaw.kernels.shared import Input, Pool, SharedInput, shared_input
+from deltaw.kernels.shared import Input, SharedInput, shared_input
 from deltaw.mismatch import explain
 from deltaw.offload import is_placing, is_sharded
 from deltaw.parts import Part, mixed, weighted
@@ -133,8 +133,8 @@ class AdaptedLayer(Swapped, _Module):
         authority = self.authority
         if authority.merged is not None and self.training and torch.is_grad_enabled():
             self._refuse_training(authority.merged)
-        rows = authority.row_map()
         try:
+            rows = authority.row_map()
             if rows is not None:
                 return each_row(self, rows, args, kwargs)
             return self.alike(*args, **kwargs)
@@ -196,15 +196,14 @@ class AdaptedLayer(Swapped, _Module):
         shared = self.shared(x)
         return {p: x * shared.mask(x, p) / (1 - rounded(p)) for p in probabilities}
 
-    def reading(self, x: Tensor, p: float, dtype: torch.dtype) -> tuple[Input, Pool | None]:
-        """Return the input as base and adapters read it, and where its gradient is left.
+    def reading(self, x: Tensor, p: float, dtype: torch.dtype) -> Input:
+        """Return the input as base and adapters read it.
 
         It is shared with the layers that read the same input; ask once per forward pass.
         """
         if not p and x.dtype == dtype and not torch.is_grad_enabled():
-            return Input(x, x, x, None), None
-        shared = self.shared(x)
-        return shared.read(x, p, dtype), shared.pool if torch.is_grad_enabled() else None
+            return Input(x, x, x, None)
+        return self.shared(x).read(x, p, dtype)
 
     def shared(self, x: Tensor) -> SharedInput:
         """Return what layers share that read the same input; ask once per forward pass."""
@@ -240,7 +239,7 @@ class AdaptedLayer(Swapped, _Module):
         self, active: Iterable[tuple[str, float | Tensor]] | None = None
     ) -> Iterator[tuple[str, Adapter, float | Tensor]]:
         """Yield (slot, adapter, weight) of the low-rank adapters in force, or of those given."""
-        held = self.adapter._modules
+        held = cast(nn.ModuleDict, self._modules["adapter"])._modules
         for name, weight in self.in_force() if active is None else active:
             if name in held:
                 for slot, adapter in cast(dict[str, Adapter], held[name]._modules).items():

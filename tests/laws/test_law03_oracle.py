@@ -97,16 +97,17 @@ def inputs(setting: Setting, x: Tensor, training: bool) -> list[Tensor]:
 
 
 def forward_is_the_oracles(setting: Setting, training: bool = False) -> None:
-    """In the dtype of the setting."""
+    """In the dtype of the setting, without gradients and with them."""
     model = fill(adapt(base(setting), setting)).train(training)
     x = setting.case.x(setting.dtype)
     torch.manual_seed(11)
-    with torch.no_grad():
-        y = model.layer(x)
-    torch.manual_seed(11)
     dropped = [d.double() if d.is_floating_point() else d for d in inputs(setting, x, training)]
     wide = x.double() if x.is_floating_point() else x
-    close(y, expected(setting, model, wide, leaves(model), dropped), TOLERANCE[setting.dtype])
+    y = expected(setting, model, wide, leaves(model), dropped)
+    for graded in (False, True):
+        torch.manual_seed(11)
+        with torch.set_grad_enabled(graded):
+            close(model.layer(x), y, TOLERANCE[setting.dtype])
 
 
 def gradients_are_the_oracles(setting: Setting) -> None:

@@ -66,9 +66,10 @@ CHANGES: dict[str, Change] = {
 
 
 def forward_is_fresh(setting: Setting, change: Change) -> None:
-    """Whatever ran before, in evaluation and in training."""
+    """Whatever ran before, in evaluation and in training, without gradients and with them."""
     model = adapted(setting)
     old = run(model, setting)
+    loss(model, setting)
     run(model.train(), setting)
     change(model.eval(), setting)
     fresh = base(setting)
@@ -76,6 +77,7 @@ def forward_is_fresh(setting: Setting, change: Change) -> None:
     deltaw.attach(fresh, deltaw.capture(model))
     new = run(model, setting)
     assert same_bits(new, run(fresh, setting))
+    assert torch.equal(loss(model, setting), loss(fresh, setting))
     assert not torch.equal(new, old)
 
 

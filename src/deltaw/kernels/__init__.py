@@ -41,6 +41,8 @@ def factor_dtype(x: Tensor, few: int = 16) -> torch.dtype:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which a linear map of `x` is computed: autocast's or its own."""
-    if x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    dtype = x.dtype
+    if not torch._C._is_any_autocast_enabled() or dtype == torch.float64 or x.is_meta:
+        return dtype
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from deltaw.kernels import factor_dtype
 from deltaw.kernels.recipe import Recipe
-from deltaw.kernels.shared import Input, Left, Pool
+from deltaw.kernels.shared import Input, Left
 
 
 class Term(NamedTuple):
@@ -35,58 +35,45 @@ class Term(NamedTuple):
 
 
 def linear(
-    base: Callable[[Tensor], Tensor],
-    own: Input,
-    pool: Pool | None,
-    W: Tensor,
-    bias: Tensor | None,
-    term: Term,
+    base: Callable[[Tensor], Tensor], own: Input, W: Tensor, bias: Tensor | None, term: Term
 ) -> Tensor:
     """Return `base(x)` plus the term, for a base that computes x Wᵀ + bias.
 
     Args:
         base: the layer's own forward; it is called on `own.cast`, without gradients.
-        own: the input (..., in) in the dtype that is computed in; its `x` is linked to `pool`.
-        pool: where the gradient of the input is left; None without gradients.
+        own: the input (..., in) in the dtype that is computed in.
         W: (out, in), frozen.
         bias: (out,), which the base adds.
         term: what is added.
     """
-    if pool is None:
-        return _without_gradients(base, None, own, term)
-    output: Tensor = _Low.apply(
-        own.x, None, W, bias, term.A, term.B, term.shift, term, own, base, pool
-    )  # type: ignore[no-untyped-call]
+    A, B, _, shift = term
+    output: Tensor = _Low.apply(own.x, None, W, bias, A, B, shift, term, own, base)  # type: ignore[no-untyped-call]
     return output
 
 
-def add_low_rank(y: Tensor, own: Input, pool: Pool | None, term: Term) -> Tensor:
+def add_low_rank(y: Tensor, own: Input, term: Term) -> Tensor:
     """Return the term plus `y`, the output of a base that knows its own gradients."""
-    if pool is None:
-        return _without_gradients(None, y, own, term)
-    output: Tensor = _Low.apply(
-        own.x, y, None, None, term.A, term.B, term.shift, term, own, None, pool
-    )  # type: ignore[no-untyped-call]
+    A, B, _, shift = term
+    output: Tensor = _Low.apply(own.x, y, None, None, A, B, shift, term, own, None)  # type: ignore[no-untyped-call]
     return output
 
 
-def _without_gradients(
-    base: Callable[[Tensor], Tensor] | None, y: Tensor | None, own: Input, term: Term
-) -> Tensor:
-    """Return the sum, in float32 until it is added to y where that is faster."""
-    read = own.read
-    dtype = factor_dtype(read)
-    if dtype == read.dtype:
-        return _forward(base, y, own, term)[0]
-    A, B, scale, shift = term
-    S = F.linear(read.to(dtype), _in(A, dtype))
-    if base is not None:
-        y = base(own.cast)
+def add_in_place(
+    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, shift: Tensor | None, weight: float
+) -> None:
+    """Add a low-rank product, and `weight * shift`, to y (..., out) of x (..., in).
+
+    No gradient flows; the product is in float32 until it is added where that is faster.
+    """
+    dtype = factor_dtype(x)
+    if dtype == x.dtype:
+        S = _rows(x) @ _times(A, scale, dtype).t()
+        y.view(-1, y.shape[-1]).addmm_(S, B.to(dtype).t())
     else:
-        assert y is not None
-        y = y.clone()
-    y.add_(F.linear(S, _in(B, dtype)), alpha=scale)
-    return y if shift is None else y.add_(shift)
+        S = F.linear(x.to(dtype), A if A.dtype == dtype else A.to(dtype))
+        y.add_(F.linear(S, B if B.dtype == dtype else B.to(dtype)), alpha=scale)
+    if shift is not None:
+        y.add_(shift, alpha=weight)
 
 
 def _forward(
@@ -134,12 +121,11 @@ class _Low(torch.autograd.Function):
         term: Term,
         own: Input,
         base: Callable[[Tensor], Tensor] | None,
-        pool: Pool,
     ) -> Tensor:
         y, S = _forward(base, y, own, term)
         need_x, _, _, _, need_A, need_B, *_ = ctx.needs_input_grad
         recipe = own.recipe if need_A else None
-        ctx.scale, ctx.pool = term.scale, pool
+        ctx.scale, ctx.pool = term.scale, own.pool
         ctx.make = recipe.make if recipe else None
         ctx.rewritten = own.mask is not None or own.cast.dtype != x.dtype or recipe is not None
         ctx.save_for_backward(
@@ -177,7 +163,7 @@ class _Low(torch.autograd.Function):
                 ctx.pool.leave(Left(dS, _times(A, ctx.scale, dtype), mask, d, W))
         db = d.sum(0) if need_bias else None
         dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
-        return None, dY if need_y else None, None, db, dA, dB, dshift, None, None, None, None
+        return None, dY if need_y else None, None, db, dA, dB, dshift, None, None, None
 
 
 def _differentiable_backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
@@ -203,16 +189,12 @@ def _differentiable_backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
     db = d.sum(0) if need_bias else None
     dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
     dX = dX.reshape(*dY.shape[:-1], -1)
-    return dX, dY if need_y else None, None, db, dA, dB, dshift, None, None, None, None
+    return dX, dY if need_y else None, None, db, dA, dB, dshift, None, None, None
 
 
 def _times(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Return `scale * tensor` in `dtype`, in one pass."""
     return torch.mul(tensor, scale, out=torch.empty_like(tensor, dtype=dtype))
-
-
-def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -31,19 +31,6 @@ class Left(NamedTuple):
     W: Tensor | None
 
 
-class Input(NamedTuple):
-    """An input: what gradients flow to, what base and adapters read, and the mask between them.
-
-    `recipe` makes `cast` again.
-    """
-
-    x: Tensor
-    cast: Tensor
-    read: Tensor
-    mask: Tensor | None
-    recipe: Recipe | None = None
-
-
 class Pool:
     """What the readers of one input left in the backward pass that runs now."""
 
@@ -84,6 +71,20 @@ class Pool:
         return total
 
 
+class Input(NamedTuple):
+    """An input: what gradients flow to, what base and adapters read, and the mask between them.
+
+    `recipe` makes `cast` again; gradients of `x` are left in `pool`.
+    """
+
+    x: Tensor
+    cast: Tensor
+    read: Tensor
+    mask: Tensor | None
+    recipe: Recipe | None = None
+    pool: Pool | None = None
+
+
 class SharedInput:
     """One input and what was made of it."""
 
@@ -119,12 +120,12 @@ class SharedInput:
         cast = self._cast(x, dtype)
         recipe = recipe_of(x) if cast is x else None
         if not p:
-            return Input(link, cast, cast, None, recipe)
+            return Input(link, cast, cast, None, recipe, self.pool)
         mask = self.mask(x, p)
         key = (rounded(p), dtype)
         if key not in self._dropped:
             self._dropped[key] = cast.detach() * mask
-        return Input(link, cast, self._dropped[key], mask, recipe)
+        return Input(link, cast, self._dropped[key], mask, recipe, self.pool)
 
     def forget(self) -> None:
         """Let go of all that was made of an input that is no more."""

@@ -88,7 +88,7 @@ class Conv(AdaptedLayer, _Conv):
         ):
             return None
         setting = Setting(self.stride, self.padding, self.dilation, self.groups)
-        own, _ = self.reading(x, parts[0].p, compute_dtype(x))
+        own = self.reading(x, parts[0].p, compute_dtype(x))
         terms = [self.term(part, own.cast.dtype) for part in parts]
         return conv(self.base, own, W, self.bias, setting, terms)
 

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltaw.adapter import LowRank
 from deltaw.kernels import compute_dtype
 from deltaw.kernels.bank import Bank, add_batched, add_masked, bank_dtype, stacked
 from deltaw.kernels.batched import Batched
-from deltaw.kernels.linear import Term, add_low_rank, linear
+from deltaw.kernels.linear import Term, add_in_place, add_low_rank, linear
 from deltaw.kernels.rows import add_rows
 from deltaw.kernels.segments import Segments
 from deltaw.layer import WEIGHT, AdaptedLayer
@@ -83,22 +84,40 @@ class Linear(AdaptedLayer, _Linear):
         return F.linear(F.linear(x, A.to(x.dtype)) * scale, B.to(x.dtype))
 
     def fused(self, x: Tensor, parts: Sequence[Part]) -> Tensor | None:
-        """Return base and parts from one kernel.
-
-        A frozen dense weight takes part in it; any other base runs on its own before.
-        """
-        if not (self.storage or self.plain(self)) or not x.is_floating_point():
+        """Return base and parts: one node of the graph, or without gradients added in place."""
+        joins = self.joins()
+        if not (joins or self.storage or self.plain(self)) or not x.is_floating_point():
             return None
         if not joinable(x, parts):
             return None
         dtype = compute_dtype(x)
-        own, pool = self.reading(x, parts[0].p, dtype)
-        if self.joins():
+        if torch.is_grad_enabled():
+            return self._in_graph(x, parts, joins, dtype)
+        y = self.base(x)
+        if parts[0].p or y.dtype != dtype or not (joins or y.is_contiguous()):
+            return self.added(x, y, parts)
+        read = x if x.dtype == dtype else x.to(dtype)
+        y = y if joins else y.clone()
+        for slot, update, weight, _ in parts:
+            A, B, scale, shift = cast(LowRank, update)
+            own = y if slot == WEIGHT else y[..., slice(*span(slot, y.shape[-1]))]
+            add_in_place(own, read, A, B, cast(float, scale * weight), shift, cast(float, weight))
+        return y
+
+    def _in_graph(
+        self, x: Tensor, parts: Sequence[Part], joins: bool, dtype: torch.dtype
+    ) -> Tensor:
+        """Return base and parts from a kernel, which a frozen dense weight takes part in.
+
+        Any other base runs on its own before.
+        """
+        own = self.reading(x, parts[0].p, dtype)
+        if joins:
             W = self.whole()
-            return linear(self.base, own, pool, W, self.bias, _term(parts, W.shape[0]))
+            return linear(self.base, own, W, self.bias, _term(parts, W.shape[0]))
         y = self.base(x)
         if y.is_contiguous() and y.dtype == dtype:
-            return add_low_rank(y, own, pool, _term(parts, y.shape[-1]))
+            return add_low_rank(y, own, _term(parts, y.shape[-1]))
         return self.added(x, y, parts)
 
     def fused_rows(self, x: Tensor, seen: Seen, division: Division) -> Tensor | None:
@@ -117,7 +136,7 @@ class Linear(AdaptedLayer, _Linear):
         parts = [part for own in found for part in own]
         if not joinable(x, parts):
             return None
-        own, _ = self.reading(x, parts[0].p, dtype)
+        own = self.reading(x, parts[0].p, dtype)
         tensors = [factor for part in parts for factor in factors(part)]
         trained = any(tensor.requires_grad for tensor in tensors)
         graded = needs_x or (torch.is_grad_enabled() and trained)
