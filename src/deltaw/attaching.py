@@ -96,7 +96,7 @@ def attach_state(
     tensors of a `fresh` state become the adapter's own; those of others are copied.
     """
     layers = base_modules(model)
-    fits, problems = fit(layers, state)
+    fits, problems = fit(layers, state, trainable)
     raise_all(
         FormatError,
         f"The adapter does not fit {type(model).__name__}:",

@@ -15,7 +15,7 @@ from deltaw.offload import loaded_as_one
 from deltaw.patterns import within
 from deltaw.planning import look, refusals
 from deltaw.select import nearest
-from deltaw.state import LayerState, State
+from deltaw.state import LayerState, State, without_twin
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,13 @@ LORA = ("lora_A", "lora_B", "lora_B_bias", "trained")
 Fits = dict[str, tuple[type[AdaptedLayer], list[Fit]]]
 
 
-def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]:
-    """Return the geometry and the contents of every layer of `state`, and all that misfits."""
+def fit(
+    layers: Mapping[str, nn.Module], state: State, trainable: bool = True
+) -> tuple[Fits, list[str]]:
+    """Return the geometry and the contents of every layer of `state`, and all that misfits.
+
+    What is not trained needs no start beside its factors, which are of twice the rank then.
+    """
     fits: Fits = {}
     problems: list[str] = []
     for path, layer_state in state.layers.items():
@@ -57,7 +62,7 @@ def fit(layers: Mapping[str, nn.Module], state: State) -> tuple[Fits, list[str]]
             problems.append(f"{shown(path)}: there is no such module{like}")
             continue
         module = layers[path]
-        found = _low_rank(layers, path, layer_state, problems)
+        found = _low_rank(layers, path, layer_state, problems, trainable)
         geometry, slots = found if found is not None else (TrainedModule, [])
         for name in _slots(layer_state, "trained"):
             trained = layer_state.tensors[f"{name}.trained"]
@@ -112,7 +117,11 @@ def refuse_loaded_as_one(model: nn.Module, fits: Fits) -> None:
 
 
 def _low_rank(
-    layers: Mapping[str, nn.Module], path: str, state: LayerState, problems: list[str]
+    layers: Mapping[str, nn.Module],
+    path: str,
+    state: LayerState,
+    problems: list[str],
+    trainable: bool,
 ) -> tuple[type[AdaptedLayer], list[Fit]] | None:
     """Return the geometry and the factors of each slot, or None where there are none."""
     slots = _slots(state, "lora_A")
@@ -141,12 +150,21 @@ def _low_rank(
             problems.append(_misfit(f"{path} lora_A", A, shape_A))
         elif B.shape != shape_B:
             problems.append(_misfit(f"{path} lora_B", B, shape_B))
+        elif bad := _twin_problems(state, slot):
+            problems += [f"{path} {text}" for text in bad]
         elif bias is not None and bias.shape != (layer.shape(inner)[0],):
             problems.append(_misfit(f"{path} lora_B bias", bias, layer.shape(inner)[:1]))
         else:
             A, B = layer.unpack(A, B)
             scale = state.scale * scale_of(layer, state)
-            fits.append(Fit(inner, A, B, bias, extra=_extra(state, slot), scale=scale))
+            extra = _extra(state, slot)
+            if "start_A" in extra:
+                start = layer.unpack(extra.pop("start_A"), extra.pop("start_B"))
+                if trainable:
+                    extra |= zip(("start_A", "start_B"), start, strict=True)
+                else:
+                    A, B = without_twin(A, B, *start)
+            fits.append(Fit(inner, A, B, bias, extra=extra, scale=scale))
     return geometry, fits
 
 
@@ -161,6 +179,18 @@ def _extra(state: LayerState, slot: str) -> dict[str, Tensor]:
     """Return the tensors of a slot beside A, B and its bias, which a method brings."""
     own = {key.removeprefix(f"{slot}."): tensor for key, tensor in state.tensors.items()}
     return {n: t for n, t in own.items() if "." not in n and n not in LORA}
+
+
+def _twin_problems(state: LayerState, slot: str) -> list[str]:
+    """Return what is wrong with the start that is subtracted; it has the shapes of A and B."""
+    pairs = {name: state.tensors.get(f"{slot}.start_{name}") for name in "AB"}
+    if all(tensor is None for tensor in pairs.values()):
+        return []
+    return [
+        f"start_{name} has not the shape of lora_{name}"
+        for name, start in pairs.items()
+        if start is None or start.shape != state.tensors[f"{slot}.lora_{name}"].shape
+    ]
 
 
 def _slots(state: LayerState, tensor: str) -> list[str]:

@@ -41,7 +41,7 @@ def swap_in(
     authority.require_changeable("swap an adapter")
     active, order = authority.active, list(authority.configs)
     places = _places(layers, name)
-    fits, _ = fit(layers, state)
+    fits, _ = fit(layers, state, trainable)
     alike = _same_geometry(layers, fits) and all(map(_is_here, places.values()))
     same_method = authority.configs[name].method == state.config.method
     lean = _lean_dtype(places)

@@ -40,6 +40,9 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
             A, B = _values(adapter, "lora_A")[:rank], _values(adapter, "lora_B")[:, :rank]
             A, B = layer.pack(A, B)
             tensors[f"{outer}.lora_A"], tensors[f"{outer}.lora_B"] = A, B
+            if adapter.twin:
+                A0, B0 = layer.pack(_values(adapter, "start_A"), _values(adapter, "start_B"))
+                tensors |= {f"{outer}.start_A": A0, f"{outer}.start_B": B0}
             tensors |= {
                 f"{outer}.{key}": _values(adapter, key)
                 for key, _ in adapter.named_parameters()

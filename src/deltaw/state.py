@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deltaw.config import LoraConfig
@@ -26,6 +27,8 @@ class LayerState:
     | fused, per slice | (r, in) | (out / slices, r) |
     | module | - | - |
 
+    A start that is subtracted again is kept as `<slot>.start_A` and `<slot>.start_B`.
+
     `scale` multiplies B A; `enabled` marks the adapted slices of a fused layer, `groups` is that
     of a convolution.
     """
@@ -48,3 +51,8 @@ class State:
     config: LoraConfig
     layers: Mapping[str, LayerState]
     base: str | None = None
+
+
+def without_twin(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors of twice the rank with B A - B0 A0: [A; A - A0] and [B - B0, B0]."""
+    return torch.cat((A, A - A0)), torch.cat((B - B0, B0), 1)

@@ -14,6 +14,7 @@ is loralib's factorisation, whose scale is `lora_alpha k / (r k)`, k times that 
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor
 from deltaw.errors import FormatError, raise_all
 from deltaw.formats import Misfits, _loralib_layers, no_misfits
 from deltaw.formats._files import PICKLES, names_in, read_tensors, replace_files, shown
-from deltaw.state import State
+from deltaw.formats._parts import plain
+from deltaw.state import LayerState, State
 
 NAME = "lora_state_dict.bin"
 SUFFIXES = (*PICKLES, ".safetensors")
@@ -91,6 +93,7 @@ def write(state: State, path: Path | str) -> None:
         FormatError: listing all that loralib's format cannot hold; nothing is written then.
         DeltawError: if the file cannot be written; what was there is unchanged.
     """
+    state = replace(state, layers={p: _halved(layer) for p, layer in state.layers.items()})
     raise_all(
         FormatError,
         "loralib's format cannot hold this adapter:",
@@ -109,6 +112,15 @@ def write(state: State, path: Path | str) -> None:
     else:
         content = save(tensors, metadata={"format": "pt"})
     replace_files(file.parent, {file.name: content})
+
+
+def _halved(layer: LayerState) -> LayerState:
+    """Return the layer with twice the rank in place of a start, and a scale for that rank."""
+    if not any(".start_" in name for name in layer.tensors):
+        return layer
+    tensors = plain(layer).tensors
+    doubled = {n: t * 2 if n.endswith("lora_B") else t for n, t in tensors.items()}
+    return replace(layer, tensors=doubled, scale=layer.scale / 2)
 
 
 def _file(path: Path | str) -> Path:

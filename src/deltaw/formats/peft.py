@@ -2,7 +2,8 @@
 
 What PEFT's files cannot say goes into `deltaw.json`, which PEFT does not look at: the fingerprint
 of the base, which slices of a fused layer are adapted, and a scale that no `lora_alpha` gives to
-the last bit. Without it the adapter does the same.
+the last bit; what a start that is subtracted was goes into `deltaw_start.safetensors`. Without
+both the adapter does the same.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, FormatError, printable, raise_all
-from deltaw.formats import Misfits, _peft_read, _peft_side, _peft_write, no_misfits
+from deltaw.formats import Misfits, _peft_read, _peft_side, _peft_start, _peft_write, no_misfits
 from deltaw.formats._files import (
     json_bytes,
     not_finite,
@@ -25,7 +26,7 @@ from deltaw.formats._files import (
     replace_files,
     shown,
 )
-from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned
+from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned, plain
 from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, in_shape, key, layout
 from deltaw.formats._peft_layers import pack, unpack_conv
 from deltaw.patterns import pattern_values
@@ -89,7 +90,8 @@ def write(state: State, path: Path | str) -> None:
         DeltawError: if the folder cannot be written; what was there is unchanged.
     """
     raise_all(FormatError, "PEFT's format cannot hold this adapter:", _problems(state))
-    state = replace(state, layers=dict(sorted(state.layers.items())))
+    start = _peft_start.kept(state)
+    state = replace(state, layers={p: plain(layer) for p, layer in sorted(state.layers.items())})
     config = state.config
     packed = {path: pack(layer) for path, layer in state.layers.items() if factors(layer)}
     ranks = {path: tensors[A].shape[0] for path, tensors in packed.items()}
@@ -117,6 +119,7 @@ def write(state: State, path: Path | str) -> None:
         TENSORS[0]: save(_named(state, packed), metadata={"format": "pt"}),
         CONFIG: json_bytes(settings),
         _peft_side.NAME: _peft_side.Side(state.base, notes).content(),
+        **({_peft_start.NAME: save(_on_cpu(start), metadata={"format": "pt"})} if start else {}),
     }
     replace_files(Path(path), contents)
 
@@ -164,7 +167,7 @@ def _layers(
         if A in own:
             layer = replace(layer, scale=config.scale(own[A].shape[0], alpha))
         layers[path] = notes[path].apply(layer) if path in notes else layer
-    return layers
+    return _peft_start.restored(layers, folder)
 
 
 def _problems(state: State) -> list[str]:
@@ -202,4 +205,8 @@ def _named(state: State, packed: Mapping[str, Mapping[str, Tensor]]) -> dict[str
     for path, layer in state.layers.items():
         place = f"{path}.base_layer" if path in packed else path
         named |= {key(place, name): tensor for name, tensor in copies(layer).items()}
+    return _on_cpu(named)
+
+
+def _on_cpu(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: named[name].detach().to("cpu", copy=True).contiguous() for name in sorted(named)}

@@ -1,7 +1,7 @@
 """Where an adapter starts: one file per initialisation, each with a function `start`."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,12 @@ from deltaw.folder import files_in
 class Site:
     """The slot that an adapter starts on.
 
-    `shape` is (out, in), `zero` names the factor that starts at zero ("A" for embeddings), and
-    `matrix` returns the frozen (out, in) weight for the starts that read it.
+    `name` is its path, for messages; `shape` is (out, in); `zero` names the factor that starts at
+    zero ("A" for embeddings); `matrix` returns the frozen (out, in) weight for the starts that
+    read it.
     """
 
+    name: str
     shape: tuple[int, int]
     r: int
     scale: float
@@ -32,11 +34,13 @@ def empty(rows: int, columns: int) -> Tensor:
     return torch.empty(rows, columns, dtype=torch.float32, device="cpu")
 
 
-Start = Callable[[Site], tuple[Tensor, Tensor]]
+Factors = tuple[Tensor, Tensor]
 
 
-def start_of(name: bool | str) -> Start:
-    """Return the function `start` of the file of that name; True is Kaiming, False is random.
+def starts(name: bool | str, sites: Sequence[Site]) -> list[Factors]:
+    """Return A and B of every site by the file of that name; True is Kaiming, False is random.
+
+    A file has `start` for one site, or `starts` for all of them at once.
 
     Raises:
         ConfigError: if there is no such file.
@@ -46,8 +50,9 @@ def start_of(name: bool | str) -> Start:
         raise ConfigError(
             f"init_lora_weights={name!r} is not known. Fix: use True, False, {', '.join(names())}."
         )
-    start: Start = importlib.import_module(f"{__name__}.{file}").start
-    return start
+    module = importlib.import_module(f"{__name__}.{file}")
+    together: Callable[[Sequence[Site]], list[Factors]] | None = vars(module).get("starts")
+    return together(sites) if together else [module.start(site) for site in sites]
 
 
 def names() -> list[str]:
