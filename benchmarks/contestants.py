@@ -25,6 +25,7 @@ def ours(
     model: Any,
     *,
     dropout: float = 0.0,
+    dora: bool = False,
     loss: bool = False,
     blocks: bool = False,
     remake: bool = False,
@@ -32,7 +33,7 @@ def ours(
     """Attach an adapter of deltaw, and fuse what is asked for."""
     import deltaw
 
-    config = deltaw.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout)
+    config = deltaw.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, use_dora=dora)
     deltaw.attach(model, config)
     if loss:
         deltaw.fuse_loss(model)
@@ -41,7 +42,7 @@ def ours(
     return model
 
 
-def peft_config(dropout: float = 0.0) -> Any:
+def peft_config(dropout: float = 0.0, dora: bool = False) -> Any:
     """Return the same settings for PEFT."""
     import peft
 
@@ -49,16 +50,17 @@ def peft_config(dropout: float = 0.0) -> Any:
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=dropout,
+        use_dora=dora,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
 
 
-def by_peft(model: Any, *, dropout: float = 0.0, autocast: bool = True) -> Any:
+def by_peft(model: Any, *, dropout: float = 0.0, dora: bool = False, autocast: bool = True) -> Any:
     """Wrap the model by PEFT."""
     import peft
 
-    config = peft_config(dropout)
+    config = peft_config(dropout, dora)
     return peft.get_peft_model(model, config, autocast_adapter_dtype=autocast)
 
 
@@ -112,11 +114,13 @@ CONTESTANTS = {
         "deltaw, `fuse_loss`, `fuse_blocks`", partial(ours, loss=True, blocks=True)
     ),
     "deltaw-dropout": Contestant("deltaw, dropout 0.1", partial(ours, dropout=0.1)),
+    "deltaw-dora": Contestant("deltaw, DoRA", partial(ours, dora=True)),
     "peft": Contestant("PEFT", by_peft),
     "peft-bf16": Contestant(
         "PEFT, `autocast_adapter_dtype=False`", partial(by_peft, autocast=False)
     ),
     "peft-dropout": Contestant("PEFT, dropout 0.1", partial(by_peft, dropout=0.1)),
+    "peft-dora": Contestant("PEFT, DoRA", partial(by_peft, dora=True)),
     "loralib": Contestant("loralib", by_loralib),
     "full": Contestant("all weights", full),
 }

@@ -22,7 +22,7 @@ Steps = dict[str, Callable[[], object]]
 TITLES = {
     "few": "B A for rows of 2048 x 2048, r=16; factors are kept in float32",
     "ways": "8 rows, each under its own adapter, beside a product of 2048 x 2048",
-    "decode": "8 rows through 40 layers of 2048 x 2048 without gradients, r=16; no weight is cached",
+    "decode": "8 rows through 40 layers of 2048 x 2048, no gradients, r=16; nothing is cached",
     "train": "all six products of 4 adapters of 128 rows each, 768 x 768, r=16",
     "dropout": "a mask for 1024 x 768 inputs, and its product with them",
     "turn": "Sᵀ dY for 1024 rows, r=16",
@@ -106,7 +106,7 @@ def ways() -> Steps:
 
 
 def decode(layers: int = 40, width: int = 2048) -> Steps:
-    """Layers one after another, plain, with the least that an adapter asks of torch, and adapted."""
+    """Layers one after another: plain, with the least that an adapter asks of torch, adapted."""
     import peft
     import torch
     from torch import nn

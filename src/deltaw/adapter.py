@@ -26,7 +26,23 @@ class Dense(NamedTuple):
     shift: Tensor | None = None
 
 
-Update = LowRank | Dense
+class Rescaled(NamedTuple):
+    """ΔW = g ∘ (W + scale B A) - W by A (r, in), B (out, r) and g (out,), one for every row."""
+
+    A: Tensor
+    B: Tensor
+    scale: float | Tensor
+    gain: Tensor
+    shift: Tensor | None = None
+
+    def matrix(self, W: Tensor) -> Tensor:
+        """Return ΔW (out, in) for the frozen W, in the dtype of gain."""
+        gain = self.gain.unsqueeze(1)
+        low = self.scale * self.B.to(gain.dtype) @ self.A.to(gain.dtype)
+        return (gain - 1) * W + gain * low
+
+
+Update = LowRank | Dense | Rescaled
 
 
 class Adapter(nn.Module):

@@ -1,12 +1,13 @@
 """What the active adapters add to one weight when they are merged."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deltaw.adapter import Dense, LowRank, Update
+from deltaw.adapter import Dense, LowRank, Rescaled, Update
 from deltaw.authority import Active
 from deltaw.kernels.merge import add_products
 from deltaw.layer import WEIGHT, AdaptedLayer
@@ -61,12 +62,13 @@ def addition_of(layer: AdaptedLayer, active: Active) -> Addition:
             if adapter.replaces:
                 continue
             wide = torch.promote_types(torch.float32, layer.frozen(WEIGHT).dtype)
-            update = _widened(adapter(functools.partial(layer.matrix, slot)), wide)
+            matrix = functools.partial(_wide_matrix, layer, slot, wide)
+            update = _widened(adapter(matrix), wide)
             thin = _thin(layer, update, slot, weight)
             if thin is not None:
                 products.append(thin)
             else:
-                dense.append(layer.layout(weighted(_matrix(update), weight), slot))
+                dense.append(layer.layout(weighted(_matrix(update, matrix), weight), slot))
             if update.shift is not None:
                 shifts.append(weighted(layer.spread(update.shift, slot), weight))
     return Addition(products, dense, functools.reduce(torch.add, shifts) if shifts else None)
@@ -77,6 +79,8 @@ def _widened(update: Update, dtype: torch.dtype) -> Update:
     shift = None if update.shift is None else update.shift.to(dtype)
     if isinstance(update, LowRank):
         return LowRank(update.A.to(dtype), update.B.to(dtype), update.scale, shift)
+    if isinstance(update, Rescaled):
+        return update._replace(gain=update.gain.to(dtype), shift=shift)
     return Dense(update.M.to(dtype), shift)
 
 
@@ -88,5 +92,12 @@ def _thin(
     return layer.thin(update.A, update.B * (update.scale * weight), slot)
 
 
-def _matrix(update: Update) -> Tensor:
-    return update.scale * update.B @ update.A if isinstance(update, LowRank) else update.M
+def _wide_matrix(layer: AdaptedLayer, slot: str, dtype: torch.dtype) -> Tensor:
+    return layer.matrix(slot).to(dtype)
+
+
+def _matrix(update: Update, matrix: Callable[[], Tensor]) -> Tensor:
+    """Return ΔW (out, in); `matrix` returns W."""
+    if isinstance(update, LowRank):
+        return update.scale * update.B @ update.A
+    return update.matrix(matrix()) if isinstance(update, Rescaled) else update.M

@@ -14,7 +14,7 @@ from deltaw.adapters._reserved import ReservedLora
 from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
 from deltaw.config import LoraConfig
-from deltaw.errors import ConfigError, FormatError, StateError, raise_all
+from deltaw.errors import ConfigError, FormatError, StateError, TargetError, raise_all
 from deltaw.fitting import Fit, fit, refuse_loaded_as_one, refuse_mixed
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
@@ -115,7 +115,16 @@ def attach_state(
     built: dict[str, dict[str, Adapter]] = {}
     for path, (geometry, slots) in fits.items():
         layer = look(layers[path], geometry)
-        built[path] = {s.slot: builder.build(layer, s) for s in slots}
+        try:
+            built[path] = {s.slot: builder.build(layer, s) for s in slots}
+        except TargetError as problem:
+            problems.append(f"{path}: {problem}")
+    raise_all(
+        TargetError,
+        f"These layers cannot be adapted by method={state.config.method!r}:",
+        problems,
+        "take them out with exclude_modules.",
+    )
     authority = adopt(model).authority
     _freeze(layers, authority)
     for path, (geometry, _) in fits.items():

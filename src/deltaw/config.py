@@ -46,6 +46,8 @@ class LoraConfig:
         bias: biases trained with the adapter: `"none"`, `"all"`, or `"lora_only"` for those of
             adapted layers.
         use_rslora: scale by `lora_alpha / sqrt(r)` instead (arXiv 2312.03732).
+        use_dora: train a magnitude of every output beside the direction, `method="dora"`
+            (arXiv 2402.09353).
         modules_to_save: modules trained in full beside the adapters. `None` finds the new head of
             a classification model; `[]` trains none.
         init_lora_weights: `True` starts A Kaiming-uniform and B at zero, `"gaussian"` draws A from
@@ -80,6 +82,7 @@ class LoraConfig:
     lora_dropout: float = 0.0
     bias: str = "none"
     use_rslora: bool = False
+    use_dora: bool = False
     modules_to_save: Sequence[str] | None = None
     init_lora_weights: bool | str = True
     layers_to_transform: int | Sequence[int] | None = None
@@ -100,6 +103,9 @@ class LoraConfig:
         if isinstance(self.enable_lora, list):
             object.__setattr__(self, "enable_lora", {".*": self.enable_lora})
         raise_all(ConfigError, "LoraConfig cannot be used:", _type_problems(self))
+        if self.use_dora and self.method == "lora":
+            object.__setattr__(self, "method", "dora")
+        object.__setattr__(self, "use_dora", self.method == "dora")
         problems = [
             *_rank_problems("r", self.r),
             *_alpha_problems("lora_alpha", self.lora_alpha),
@@ -161,7 +167,7 @@ def _type_problems(config: LoraConfig) -> list[str]:
     ]
     problems += [
         f"{name} must be True or False, got {value!r}"
-        for name in ("use_rslora", "fan_in_fan_out", "lora_bias")
+        for name in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
         if not isinstance(value := getattr(config, name), bool)
     ]
     blocks = config.layers_to_transform

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.adapter import Adapter, LowRank
+from deltaw.adapter import Adapter, LowRank, Rescaled
 from deltaw.authority import Active, Authority
 from deltaw.errors import DeltawError, StateError
 from deltaw.kernels import PLAIN, why_not
@@ -95,6 +95,19 @@ class AdaptedLayer(Swapped, _Module):
         """Return how the (out, in) matrix M of a slot acts on the input, without bias."""
         raise NotImplementedError
 
+    def rescaled(self, x: Tensor, update: Rescaled, slot: str, base: Tensor | None) -> Tensor:
+        """Return `act(x, ΔW)` without forming B A; `base` is the base's output for this x."""
+        gain = self.per_output(update.gain, slot)
+        whole = (
+            self.act(x, self.matrix(slot), slot) if base is None else self.product(x, base, slot)
+        )
+        low = self.low_rank(x, update.A, update.B, update.scale, slot)
+        return (gain - 1) * whole + gain * low
+
+    def product(self, x: Tensor, base: Tensor, slot: str) -> Tensor:
+        """Return `act(x, W)` for the frozen W of a slot, where `base` is the base's output."""
+        return self.act(x, self.matrix(slot), slot)
+
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Return `act(x, scale * B A)` without forming B A, computed in the dtype of the base."""
         raise NotImplementedError
@@ -171,6 +184,8 @@ class AdaptedLayer(Swapped, _Module):
             read = dropped.get(p, x)
             if isinstance(update, LowRank):
                 delta = self.low_rank(read, update.A, update.B, update.scale, slot)
+            elif isinstance(update, Rescaled):
+                delta = self.rescaled(read, update, slot, None if p else base)
             else:
                 delta = self.act(read, update.M, slot)
             if update.shift is not None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltaw.adapter import LowRank, Update
+from deltaw.adapter import Dense, LowRank, Rescaled, Update
 from deltaw.kernels import why_not
 from deltaw.kernels.dropout import rounded
 
@@ -33,15 +33,33 @@ def joinable(x: Tensor, parts: Sequence[Part]) -> bool:
     return True
 
 
+def sole_gain(x: Tensor, parts: Sequence[Part]) -> Tensor | None:
+    """Return g of the only part, rescaled as a whole and without dropout, if a kernel takes it."""
+    slot, update, weight, p = parts[0]
+    if len(parts) > 1 or type(update) is not Rescaled or slot != "weight" or weight != 1 or p:
+        return None
+    return None if why_not(x, update.A, update.B, update.shift, update.gain) else update.gain
+
+
+def gains_of(x: Tensor, found: Sequence[Sequence[Part]]) -> list[Tensor | None] | None:
+    """Return g of each adapter, None for those without; None where no kernel takes all parts."""
+    gains = [sole_gain(x, own) if own else None for own in found]
+    others = [p for own, gain in zip(found, gains, strict=True) if gain is None for p in own]
+    rescaled = any(gain is not None for gain in gains)
+    if not joinable(x, others) or (rescaled and any(part.p for part in others)):
+        return None
+    return gains
+
+
 def factors(part: Part) -> tuple[Tensor, Tensor]:
-    """Return A and B of a low-rank part."""
-    assert isinstance(part.update, LowRank)
+    """Return A and B of a part that has them."""
+    assert not isinstance(part.update, Dense)
     return part.update.A, part.update.B
 
 
 def total_scale(part: Part) -> float:
     """Return what a kernel multiplies B A by, which scales up what dropout keeps too."""
-    assert isinstance(part.update, LowRank)
+    assert not isinstance(part.update, Dense)
     scale = part.update.scale * part.weight
     assert isinstance(scale, float)
     return scale / (1 - rounded(part.p)) if part.p else scale

@@ -169,7 +169,9 @@ def _targets(
         count = len(enabled)
         slots = tuple(slice_slot(i, count) for i, on in enumerate(enabled) if on) or (WEIGHT,)
         shapes = tuple(layer.shape(slot) for slot in slots)
-        bias = sum(out for out, _ in shapes) if config.lora_bias else 0
+        outputs = sum(out for out, _ in shapes)
+        bias = outputs if config.lora_bias else 0
+        magnitudes = outputs if config.use_dora else 0
         yield Target(
             path,
             layer.kind,
@@ -179,7 +181,7 @@ def _targets(
             alpha,
             config.scale(r, alpha),
             like.enabled,
-            sum(r * (out + into) for out, into in shapes) + bias,
+            sum(r * (out + into) for out, into in shapes) + bias + magnitudes,
         )
 
 

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from deltaw.adapter import Adapter
+from deltaw.adapters.dora import MAGNITUDE, DoraAdapter
 from deltaw.adapters.lora import LoraAdapter
 from deltaw.authority import Authority
 from deltaw.fingerprint import fingerprint
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers.conv import Conv
 from deltaw.layers.conv_factored import FactoredConv
+from deltaw.layers.linear import slice_slot
 from deltaw.offload import stored
 from deltaw.state import LayerState, State
 
@@ -50,9 +53,27 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
             }
         else:
             tensors[f"{slot}.trained"] = _values(adapter, "trained")
+    if enabled:
+        tensors |= _other_magnitudes(layer, name, enabled)
     factored = isinstance(layer, FactoredConv) and kind == "conv"
     groups = layer.groups if isinstance(layer, Conv) and kind == "conv" else 1
     return LayerState("fused" if enabled else kind, tensors, scale, enabled, groups, factored)
+
+
+def _other_magnitudes(
+    layer: AdaptedLayer, name: str, enabled: tuple[bool, ...]
+) -> dict[str, Tensor]:
+    """Return DoRA's magnitudes of the slices that are not adapted, as a file of PEFT's has them."""
+    if not any(isinstance(adapter, DoraAdapter) for adapter in layer.parts(name).values()):
+        return {}
+    wide = torch.promote_types(layer.frozen(WEIGHT).dtype, torch.float32)
+    return {
+        f"slice_{index}.{MAGNITUDE}": torch.linalg.vector_norm(
+            layer.matrix(slice_slot(index, len(enabled))), dim=1, dtype=wide
+        )
+        for index, on in enumerate(enabled)
+        if not on
+    }
 
 
 def _values(adapter: Adapter, name: str) -> Tensor:

@@ -1,7 +1,7 @@
 """An adapter as pure data: tensors and settings, no modules and no files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,3 +56,14 @@ class State:
 def without_twin(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
     """Return factors of twice the rank with B A - B0 A0: [A; A - A0] and [B - B0, B0]."""
     return torch.cat((A, A - A0)), torch.cat((B - B0, B0), 1)
+
+
+def plain(layer: LayerState) -> LayerState:
+    """Return the layer with a start that is subtracted as part of A and B, of twice the rank."""
+    tensors = {name: t for name, t in layer.tensors.items() if ".start_" not in name}
+    for name, A0 in layer.tensors.items():
+        if name.endswith(".start_A"):
+            slot = name.removesuffix(".start_A")
+            a, b, B0 = f"{slot}.lora_A", f"{slot}.lora_B", layer.tensors[f"{slot}.start_B"]
+            tensors[a], tensors[b] = without_twin(tensors[a], tensors[b], A0, B0)
+    return replace(layer, tensors=tensors)

@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deltaw.adapters.dora
 import deltaw.addition
 import deltaw.attaching
 import deltaw.fingerprint
 import deltaw.inits.kaiming
 import deltaw.kernels.batched
 import deltaw.kernels.linear
+import deltaw.kernels.norms
 import deltaw.kernels.shared
 import deltaw.layers.conv
 import deltaw.layers.embedding
@@ -30,6 +32,7 @@ import deltaw.snapshot
 import deltaw.verifying
 from deltaw.adapter import Adapter, LowRank
 from deltaw.adapters._reserved import ReservedLora
+from deltaw.adapters.dora import DoraAdapter
 from deltaw.adapters.lora import LoraAdapter
 from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
@@ -463,6 +466,49 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     real = Authority.current
     patch.setattr(Authority, "current", lambda self: real(self)[:1])
+
+
+@mutant("the norm of W alone", 3, forward("linear", method="dora"))
+def _(patch: Patch) -> None:
+    patch.setattr(DoraAdapter, "norms", lambda self, W: W.norm(dim=1))
+
+
+@mutant("the norm of the columns", 3, forward("gpt2", method="dora"))
+def _(patch: Patch) -> None:
+    real = DoraAdapter.norms
+    patch.setattr(DoraAdapter, "norms", lambda self, W: real(self, W).flip(0))
+
+
+@mutant("a gain on the bias", 3, forward("linear", method="dora"))
+def _(patch: Patch) -> None:
+    for module in (deltaw.kernels.linear, linear):
+        real = deltaw.kernels.linear.rescale
+        patch.setattr(module, "rescale", lambda y, gain, bias, real=real: real(y, gain, None))
+
+
+@mutant(
+    "a gradient through the norm",
+    3,
+    lambda: law03.gradients_are_the_oracles(setting("linear", method="dora")),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.adapters.dora, "row_norms", deltaw.kernels.norms.row_norms.__wrapped__)
+
+
+@mutant(
+    "the magnitude's gradient of the whole output",
+    3,
+    lambda: law03.gradients_are_the_oracles(setting("linear", method="dora")),
+)
+def _(patch: Patch) -> None:
+    real = deltaw.kernels.linear._gain_gradient
+    patch.setattr(deltaw.kernels.linear, "_gain_gradient", lambda d, y, g, _: real(d, y, g, []))
+
+
+@mutant("a bank without gains", 3, lambda: rows.every_way(BY_NAME["linear"], method="dora"))
+def _(patch: Patch) -> None:
+    real = linear.stacked
+    patch.setattr(linear, "stacked", lambda terms, dtype, of, *_: real(terms, dtype, of))
 
 
 @mutant("a row under its neighbour's adapter", 3, lambda: rows.every_way(BY_NAME["linear"]))

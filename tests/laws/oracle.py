@@ -73,6 +73,15 @@ def factored_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
     return scale * flat.reshape(layer.weight.shape)
 
 
+def dora_delta(layer: nn.Module, W: Tensor, delta: Tensor, magnitude: Tensor, axis: int) -> Tensor:
+    """m V / ‖V‖ - W for V = W + ΔW; `axis` is that of the outputs, the norm is a constant."""
+    V = W + delta
+    others = [dim for dim in range(V.dim()) if dim != axis]
+    shape = [-1 if dim == axis else 1 for dim in range(V.dim())]
+    norm = (V * V).sum(others, keepdim=True).sqrt().detach()
+    return magnitude.view(shape) * V / norm - W
+
+
 def linear(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """y_o = Σ_i W_oi x_i + b_o."""
     y = torch.einsum("oi,...i->...o", W, x)

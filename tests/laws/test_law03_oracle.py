@@ -1,5 +1,6 @@
 """Law 3: the output is that of the plain layer carrying W' = W + s B A, gradients included."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import deltaw
-from deltaw.adapter import Adapter, Dense, LowRank
+from deltaw.adapter import Adapter, Dense, LowRank, Rescaled
 from deltaw.adapters.lora import LoraAdapter
 from deltaw.kernels.dropout import keep_mask, rounded
 from deltaw.layer import AdaptedLayer
@@ -64,8 +65,32 @@ def expected(
     y = case.apply(layer, x, W, b)
     for slot, x_ in zip(slots(case), dropped, strict=True):
         one = {k: t for k, t in tensors.items() if k.startswith(slot)}
-        y = y + case.apply(layer, x_, case.delta(layer, one, setting.scale), None)
+        y = y + case.apply(layer, x_, delta_of(setting, layer, one), None)
     return y + lora_bias(setting, tensors, y)
+
+
+def delta_of(setting: Setting, layer: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+    """ΔW of one slot as a whole weight, zero beside the slot."""
+    case = setting.case
+    if setting.method == "lora":
+        return case.delta(layer, tensors, setting.scale)
+    W = layer._parameters["weight"].detach().double()
+    axis = 1 if case.file in ("embedding", "conv1d") else 0
+    (magnitude,) = (t for k, t in tensors.items() if k.endswith("magnitude_vector"))
+    if case.enabled:
+        first = int(next(iter(tensors))[6]) * len(magnitude)
+        rows = torch.arange(first, first + len(magnitude))
+        delta = case.delta(layer, tensors, setting.scale).index_select(axis, rows)
+        part = oracle.dora_delta(layer, W.index_select(axis, rows), delta, magnitude, axis)
+        return torch.zeros_like(W).index_copy(axis, rows, part)
+    unpadded = copy.copy(layer)
+    unpadded.__dict__["padding_idx"] = None
+    delta = case.delta(unpadded, tensors, setting.scale)
+    found = oracle.dora_delta(layer, W, delta, magnitude, axis)
+    padding = getattr(layer, "padding_idx", None)
+    if padding is None:
+        return found
+    return found.index_fill(0, torch.tensor([padding]), 0.0)
 
 
 def slots(case: Case) -> list[str]:
@@ -129,7 +154,9 @@ def gradients_are_the_oracles(setting: Setting) -> None:
     if x.is_floating_point():
         close(ours.grad, theirs.grad, 1e-11)
     names = {f"{n}": p for n, p in model.layer.adapter["default"].named_parameters()}
-    assert len(names) == len(tensors)
+    trained = [key for key in tensors if key.startswith(tuple(slots(setting.case)))]
+    trained += [key for key in tensors if key.endswith(".trained")]
+    assert len(names) == len(set(trained))
     for name, parameter in names.items():
         slot, _, tensor = name.partition(".")
         found = tensors[f"{slot.partition('_of_')[0]}.{tensor}"].grad
@@ -147,7 +174,10 @@ def fast_is_default(setting: Setting) -> None:
         fast = adapter(lambda slot=slot: layer.matrix(slot))
         slow = Adapter.forward(adapter, lambda slot=slot: layer.matrix(slot))
         assert isinstance(slow, Dense)
-        M = fast.scale * fast.B @ fast.A if isinstance(fast, LowRank) else fast.M
+        if isinstance(fast, Rescaled):
+            M = fast.matrix(layer.matrix(slot))
+        else:
+            M = fast.scale * fast.B @ fast.A if isinstance(fast, LowRank) else fast.M
         close(M, slow.M, 1e-12)
         assert (fast.shift is None) == (slow.shift is None)
         if fast.shift is not None:
@@ -161,7 +191,8 @@ def plain_steps(factors: bool = True) -> Iterator[None]:
         for geometry in geometries():
             patch.setattr(geometry, "fused", lambda self, x, parts: None)
         if not factors:
-            patch.setattr(LoraAdapter, "forward", Adapter.forward)
+            for method in (LoraAdapter, *LoraAdapter.__subclasses__()):
+                patch.setattr(method, "forward", Adapter.forward)
         yield
 
 
@@ -201,9 +232,9 @@ def forward_is_the_plain_layers(setting: Setting) -> None:
         close(layer(x), plain.layer(x), 1e-12)
 
 
-def is_lora(setting: Setting) -> bool:
+def known(setting: Setting) -> bool:
     """Leave out the methods whose equation the oracle does not know."""
-    return setting.method == "lora"
+    return setting.method in ("lora", "dora")
 
 
 def low_rank(setting: Setting) -> bool:
@@ -211,7 +242,7 @@ def low_rank(setting: Setting) -> bool:
     return setting.case.form != "module"
 
 
-@over_pairs(is_lora)
+@over_pairs(known)
 def test_forward(setting: Setting) -> None:
     forward_is_the_oracles(setting)
     if setting.dropout:
@@ -223,7 +254,7 @@ def test_plain_layer(setting: Setting) -> None:
     forward_is_the_plain_layers(setting)
 
 
-@over_pairs(is_lora)
+@over_pairs(known)
 def test_gradients(setting: Setting) -> None:
     gradients_are_the_oracles(setting)
 
@@ -254,9 +285,9 @@ def test_each_geometry_has_a_kernel(case: Case) -> None:
 @pytest.mark.slow
 @over_cases()
 def test_oracle_everywhere(case: Case) -> None:
-    whole_product(case, forward_is_the_oracles, is_lora)
+    whole_product(case, forward_is_the_oracles, known)
     narrow = {"dtype": torch.float64, "head": False}
-    whole_product(case, gradients_are_the_oracles, lambda s: is_lora(s) and s == s.but(**narrow))
+    whole_product(case, gradients_are_the_oracles, lambda s: known(s) and s == s.but(**narrow))
 
 
 def gradcheck_holds(case: Case) -> None:

@@ -64,11 +64,20 @@ def test_every_layer(case: Case, bias: str) -> None:
     every_way(case, bias)
 
 
-def every_way(case: Case, bias: str = "none") -> None:
+@over_cases(lambda case: low_rank(case) and case.form == "config")
+def test_every_layer_under_dora(case: Case) -> None:
+    every_way(case, method="dora")
+
+
+def every_way(case: Case, bias: str = "none", method: str = "lora") -> None:
     """With k rows for each row of the batch, and in the second pass as in the first."""
     form = case.form == "config"
     setting = Setting(
-        case, torch.float64, bias=bias if form else "none", lora_bias=case.file == "linear"
+        case,
+        torch.float64,
+        bias=bias if form else "none",
+        lora_bias=case.file == "linear",
+        method=method,
     )
     for trainable in (True, False):
         model = four(setting, trainable)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 import deltaw
 from deltaw.analysis.inspect import delta_norm, report
@@ -53,6 +54,38 @@ def test_dead_and_broken_layers_are_named_and_shares_need_the_base() -> None:
     shown = text(found)
     assert "dead (ΔW is zero): dead" in shown
     assert "NaN or Inf in: nan" in shown
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_shares_of_slices_and_of_dora(use_dora: bool) -> None:
+    """Also of GPT-2's Conv1D, which stores (in, out)."""
+    model = nn.Sequential(Conv1D(9, 5), nn.Linear(9, 6), nn.Embedding(4, 3)).requires_grad_(False)
+    config = deltaw.LoraConfig(
+        r=2,
+        target_modules=["0", "1", "2"],
+        use_dora=use_dora,
+        enable_lora={"0": [True, False, True]},
+    )
+    deltaw.attach(model, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.rand(parameter.shape)
+    state = deltaw.capture(model)
+    before = [model[i].weight.clone() for i in range(3)]
+    with deltaw.merged(model):
+        deltas = [model[i].weight - W for i, W in enumerate(before)]
+    deltaw.detach(model)
+    found = {row.path: row for row in report(state, model).layers}
+    expected = {
+        "0[slice_0]": (deltas[0][:, :3], before[0][:, :3]),
+        "0[slice_2]": (deltas[0][:, 6:], before[0][:, 6:]),
+        "1": (deltas[1], before[1]),
+        "2": (deltas[2], before[2]),
+    }
+    assert found.keys() == expected.keys()
+    for path, (delta, W) in expected.items():
+        share = float(delta.norm() / W.norm())
+        assert found[path].relative == pytest.approx(share, rel=1e-5)
 
 
 def test_a_captured_adapter_matches_its_merged_weights() -> None:

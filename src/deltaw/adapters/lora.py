@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapter import Adapter, LowRank
+from deltaw.adapter import Adapter, LowRank, Update
 from deltaw.adapters import Parts
 from deltaw.state import without_twin
 
@@ -88,7 +88,7 @@ class LoraAdapter(Adapter):
         dtype = torch.promote_types(torch.float32, self.lora_B_bias.dtype)
         return self.lora_B_bias.to(dtype) * self.scale
 
-    def forward(self, matrix: Callable[[], Tensor]) -> LowRank:
+    def forward(self, matrix: Callable[[], Tensor]) -> Update:
         """Return the factors, without forming B A."""
         A, B = self.factors()
         return LowRank(A, B, self.scale, self.bias_delta())

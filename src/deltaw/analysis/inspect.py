@@ -6,7 +6,6 @@ costs O(r² (in + out)) instead of O(in out).
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,13 +14,19 @@ from torch import Tensor, nn
 from deltaw.errors import FormatError, printable, raise_all
 from deltaw.fingerprint import fingerprint
 from deltaw.fitting import fit
-from deltaw.planning import base_modules
-from deltaw.state import LayerState, State
+from deltaw.layer import WEIGHT
+from deltaw.layers import geometry_of
+from deltaw.layers.linear import slice_slot
+from deltaw.planning import base_modules, look
+from deltaw.state import LayerState, State, plain
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One slot of one layer; `relative` is ‖ΔW‖/‖W‖ where the base is at hand."""
+    """One slot of one layer; `relative` is ‖ΔW‖/‖W‖ where the base is at hand.
+
+    Without it `norm` is that of s B A for DoRA, whose ΔW takes the base to tell.
+    """
 
     path: str
     kind: str
@@ -68,17 +73,19 @@ class Report:
 
 def report(state: State, base: nn.Module | None = None) -> Report:
     """Return ranks, scales and norms of all layers of an adapter."""
-    weights: Mapping[str, Tensor] = dict(base.named_parameters()) if base is not None else {}
+    modules = base_modules(base) if base is not None else {}
     layers, copies, count = [], [], 0
-    for path, layer in state.layers.items():
-        count += sum(t.numel() for t in layer.tensors.values())
+    for path, whole in state.layers.items():
+        count += sum(t.numel() for n, t in whole.tensors.items() if ".start_" not in n)
+        layer = plain(whole)
         for name, tensor in layer.tensors.items():
             if name.endswith(".trained"):
                 own = f"{path}.{name.removesuffix('.trained')}".lstrip(".")
                 copies.append(CopyReport(own, tensor.numel(), not _finite(tensor)))
             elif name.endswith(".lora_A"):
                 slot = name.removesuffix(".lora_A")
-                layers.append(_layer(path, slot, layer, weights.get(f"{path}.weight")))
+                W = _matrix(modules[path], layer, slot) if path in modules else None
+                layers.append(_layer(path, slot, layer, W))
     layers.sort(key=_in_order)
     return Report(tuple(layers), tuple(copies), count)
 
@@ -108,6 +115,15 @@ def delta_norm(layer: LayerState, slot: str) -> float:
     return layer.scale * math.sqrt(sum(_square(a, b) for a, b in parts))
 
 
+def _dora_norm(layer: LayerState, slot: str, W: Tensor) -> float:
+    """Return ‖m V / ‖V‖ - W‖_F for V = W + scale B A, in float64."""
+    A = layer.tensors[f"{slot}.lora_A"].to(torch.float64).flatten(1)
+    B = layer.tensors[f"{slot}.lora_B"].to(torch.float64).flatten(1)
+    m = layer.tensors[f"{slot}.lora_magnitude_vector"].to(torch.float64)
+    V = W + layer.scale * B @ A
+    return float((m.unsqueeze(1) * V / V.norm(dim=1, keepdim=True) - W).norm())
+
+
 def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
@@ -122,14 +138,23 @@ def _square(A: Tensor, B: Tensor) -> float:
     return square if math.isnan(square) else max(0.0, square)
 
 
-def _layer(path: str, slot: str, layer: LayerState, weight: Tensor | None) -> LayerReport:
+def _matrix(module: nn.Module, layer: LayerState, slot: str) -> Tensor | None:
+    """Return the frozen weight of a slot as (out, in), in float64."""
+    geometry = geometry_of(module, layer)
+    if geometry is None:
+        return None
+    if slot != WEIGHT:
+        slot = slice_slot(int(slot.removeprefix("slice_")), len(layer.enabled))
+    return look(module, geometry).matrix(slot).detach().to(torch.float64)
+
+
+def _layer(path: str, slot: str, layer: LayerState, W: Tensor | None) -> LayerReport:
     norm = delta_norm(layer, slot)
     relative = None
-    if weight is not None:
-        if layer.enabled and slot.startswith("slice_"):
-            axis = 1 if layer.kind == "conv1d" else 0
-            weight = weight.chunk(len(layer.enabled), axis)[int(slot.removeprefix("slice_"))]
-        relative = norm / max(weight.to(torch.float64).norm().item(), 1e-30)
+    if W is not None:
+        if f"{slot}.lora_magnitude_vector" in layer.tensors:
+            norm = _dora_norm(layer, slot, W)
+        relative = norm / max(W.norm().item(), 1e-30)
     name = path if slot == "weight" else f"{path}[{slot}]"
     rank = layer.tensors[f"{slot}.lora_A"].shape[0]
     own = [tensor for part, tensor in layer.tensors.items() if part.startswith(f"{slot}.lora_")]

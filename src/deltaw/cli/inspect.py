@@ -91,6 +91,7 @@ def _show_adapter(path: Path, model: str | None, recipe: "Recipe | None", trust:
         print(
             f"adapter   r={config.r} lora_alpha={config.lora_alpha:g} "
             f"bias={config.bias}{' rslora' if config.use_rslora else ''}"
+            f"{' dora' if config.use_dora else ''}"
         )
     base = None
     if model is not None or recipe is not None:

@@ -30,6 +30,7 @@ _IN_TENSORS = (
     "lora_dropout",
     "bias",
     "use_rslora",
+    "use_dora",
     "rank_pattern",
     "alpha_pattern",
     "fan_in_fan_out",
@@ -78,7 +79,6 @@ class _Fields(Settings):
     target_parameters: Sequence[str] | None = None
     trainable_token_indices: object = None
     use_bdlora: object = None
-    use_dora: bool = False
     use_qalora: bool = False
     velora_config: object = None
 
@@ -109,6 +109,8 @@ class LoraConfig(_Fields):
     def __setattr__(self, name: str, value: object) -> None:
         if name not in {each.name for each in fields(self)}:
             raise AttributeError(f"LoraConfig has no setting {name!r}.")
+        if name == "use_dora":
+            object.__setattr__(self, "method", "dora" if value else "lora")
         object.__setattr__(self, name, value)
 
     def checked(self) -> "LoraConfig":

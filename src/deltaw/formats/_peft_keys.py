@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from deltaw.config import LoraConfig
-from deltaw.formats._parts import B_BIAS, TRAINED, A, B
+from deltaw.formats._parts import B_BIAS, MAGNITUDE, TRAINED, A, B
 from deltaw.state import LayerState
 
 PREFIX = "base_model.model."
-LINEAR = {A: "lora_A.weight", B: "lora_B.weight", B_BIAS: "lora_B.bias"}
-EMBEDDING = {A: "lora_embedding_A", B: "lora_embedding_B"}
+LINEAR = {
+    A: "lora_A.weight",
+    B: "lora_B.weight",
+    B_BIAS: "lora_B.bias",
+    MAGNITUDE: "lora_magnitude_vector",
+}
+EMBEDDING = {A: "lora_embedding_A", B: "lora_embedding_B", MAGNITUDE: "lora_magnitude_vector"}
 SUFFIXES = {suffix: name for names in (LINEAR, EMBEDDING) for name, suffix in names.items()}
 _FACTOR = re.compile(rf"(?P<path>.+)\.(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})", re.DOTALL)
 _FEATURES = {
-    "lora_magnitude_vector": "DoRA",
     "lora_diag": "KaSA",
     "trainable_tokens_delta": "trainable tokens",
 }
@@ -54,7 +58,8 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
             rest.append(name)
         else:
             place = found.setdefault(match["path"], Found())
-            place.kind = "embedding" if "embedding" in match["suffix"] else "linear"
+            if place.kind == "module" or "embedding" in match["suffix"]:
+                place.kind = "embedding" if "embedding" in match["suffix"] else "linear"
             place.keys[SUFFIXES[match["suffix"]]] = name
     for path in [p for p in found if not {A, B} <= found[p].keys.keys() and _within(p, saved)]:
         rest += found.pop(path).keys.values()
@@ -63,6 +68,9 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
         if A in place.keys and header[place.keys[A]].dim() > 2:
             place.kind = "conv"
         problems += [f"{path!r}: {p}" for p in _pair_problems(place, header, ranks)]
+        if config.use_dora != (MAGNITUDE in place.keys) and {A, B} <= place.keys.keys():
+            text = "is missing" if config.use_dora else "is there, and use_dora is not set"
+            problems.append(f"{path!r}: lora_magnitude_vector {text}")
         outer = f"{path}.".rpartition(f"{_INSIDE}.")[0]
         if outer in found:
             problems.append(
@@ -158,9 +166,16 @@ def _pair_problems(place: Found, header: Mapping[str, Tensor], ranks: Collection
     return problems
 
 
+def magnitude_shape(kind: str, b: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that PEFT gives to DoRA's magnitude beside a B of shape `b`."""
+    return (1, b[0], *[1] * (len(b) - 2)) if kind == "conv" else b[:1]
+
+
 def _fit(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     a, b, bias = shapes[A], shapes[B], shapes.get(B_BIAS, shapes[B][:1])
     if not all(size > 0 for size in (*a, *b)) or len(a) != len(b) or bias != b[:1]:
+        return False
+    if shapes.get(MAGNITUDE, magnitude_shape(kind, b)) != magnitude_shape(kind, b):
         return False
     if kind == "conv":
         groups, left = divmod(a[0], b[1])

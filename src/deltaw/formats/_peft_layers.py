@@ -3,7 +3,7 @@
 PEFT knows one (A, B) per layer. A grouped convolution of ours shares A (r, in/groups, *kernel)
 between the groups; PEFT's A (r groups, in, *kernel) spans all input channels, so ours is written
 once per group with zeros off it. Fused slices are stacked: A (n r, in) of all n adapted slices, and
-B (out, n r) with zeros off the blocks.
+B (out, n r) with zeros off the blocks; DoRA's magnitudes are those of all slices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from deltaw.formats._parts import B_BIAS, TRAINED, A, B, factors
+from deltaw.formats._parts import B_BIAS, MAGNITUDE, TRAINED, A, B, factors
 from deltaw.state import LayerState
 
 
@@ -27,7 +27,10 @@ def pack(layer: LayerState) -> dict[str, Tensor]:
     a, b = tensors[A], tensors[B]
     if layer.groups > 1 and a.shape[0] == b.shape[1]:
         a = _spread(a, layer.groups)
-    return {**tensors, A: a, B: b.view(*b.shape, *[1] * (a.dim() - 2))}
+    packed = {**tensors, A: a, B: b.view(*b.shape, *[1] * (a.dim() - 2))}
+    if MAGNITUDE in tensors:
+        packed[MAGNITUDE] = tensors[MAGNITUDE].view(1, -1, *[1] * (a.dim() - 2))
+    return packed
 
 
 def unpack_conv(tensors: Mapping[str, Tensor]) -> LayerState:
@@ -42,7 +45,8 @@ def unpack_conv(tensors: Mapping[str, Tensor]) -> LayerState:
         compact = a[: b.shape[1], : a.shape[1] // groups]
         if torch.equal(_spread(compact, groups), a):
             a = compact.clone()
-    return LayerState("conv", {**tensors, A: a, B: b}, groups=groups)
+    magnitude = {MAGNITUDE: tensors[MAGNITUDE].flatten()} if MAGNITUDE in tensors else {}
+    return LayerState("conv", {**tensors, A: a, B: b, **magnitude}, groups=groups)
 
 
 def unstack(layer: LayerState, enabled: Sequence[bool]) -> LayerState:
@@ -67,6 +71,9 @@ def unstack(layer: LayerState, enabled: Sequence[bool]) -> LayerState:
         tensors[f"slice_{index}.lora_B"] = block.clone()
         if bias is not None:
             tensors[f"slice_{index}.lora_B_bias"] = bias[index * rows : (index + 1) * rows].clone()
+    if MAGNITUDE in layer.tensors:
+        for index, part in enumerate(torch.split(layer.tensors[MAGNITUDE], rows)):
+            tensors[f"slice_{index}.lora_magnitude_vector"] = part.clone()
     fused = replace(layer, kind="fused", tensors=tensors, enabled=tuple(enabled))
     same = all(torch.equal(t, layer.tensors[name]) for name, t in pack(fused).items())
     return fused if same else layer
@@ -84,6 +91,9 @@ def _stack(tensors: Mapping[str, Tensor], enabled: Sequence[bool]) -> dict[str, 
         at = int(slot.removeprefix("slice_")) * rows
         b[at : at + rows, start:end] = part
     packed = {A: torch.cat([tensors[f"{slot}.lora_A"] for slot in slots]), B: b}
+    magnitudes = [f"slice_{index}.lora_magnitude_vector" for index in range(len(enabled))]
+    if tensors.keys() >= set(magnitudes):
+        packed[MAGNITUDE] = torch.cat([tensors[name] for name in magnitudes])
     biases = {slot: tensors.get(f"{slot}.lora_B_bias") for slot in slots}
     if any(bias is not None for bias in biases.values()):
         full = parts[0].new_zeros(b.shape[0])

@@ -24,7 +24,6 @@ FEATURES = {
     "target_parameters": "adapters of bare parameters (stacked experts)",
     "trainable_token_indices": "trainable tokens",
     "use_bdlora": "BD-LoRA",
-    "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
     "velora_config": "VeLoRA",
 }
@@ -85,6 +84,7 @@ _KEYS = {
     "lora_dropout": _Key(0.0, "a number", _number),
     "bias": _Key("none", "a word", lambda v: isinstance(v, str)),
     "use_rslora": _Key(False, "true or false", lambda v: isinstance(v, bool)),
+    "use_dora": _Key(False, "true or false", lambda v: isinstance(v, bool)),
     "modules_to_save": _Key(None, "a list of names", lambda v: v is None or _names(v)),
     "init_lora_weights": _Key(True, "true, false or a name", lambda v: isinstance(v, (bool, str))),
     "layers_to_transform": _Key(

@@ -68,7 +68,7 @@ def render(
         "revision": config.revision if hub else None,
         "target_modules": _targets(ranks),
         "task_type": _task(config.task_type, heads),
-        "use_dora": False,
+        "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
 

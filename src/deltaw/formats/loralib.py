@@ -24,8 +24,7 @@ from torch import Tensor
 from deltaw.errors import FormatError, raise_all
 from deltaw.formats import Misfits, _loralib_layers, no_misfits
 from deltaw.formats._files import PICKLES, names_in, read_tensors, replace_files, shown
-from deltaw.formats._parts import plain
-from deltaw.state import LayerState, State
+from deltaw.state import LayerState, State, plain
 
 NAME = "lora_state_dict.bin"
 SUFFIXES = (*PICKLES, ".safetensors")

@@ -26,11 +26,11 @@ from deltaw.formats._files import (
     replace_files,
     shown,
 )
-from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned, plain
+from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned
 from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, in_shape, key, layout
 from deltaw.formats._peft_layers import pack, unpack_conv
 from deltaw.patterns import pattern_values
-from deltaw.state import LayerState, State
+from deltaw.state import LayerState, State, plain
 
 CONFIG = "adapter_config.json"
 TENSORS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -19,21 +19,32 @@ from deltaw.kernels.linear import Term
 class Bank(NamedTuple):
     """Factors of n adapters stacked, in the dtype that is computed in; ranks are padded with zeros.
 
-    A (n, r, in) with its scale, B (n, r, out), and `shift` (n, 1, out) where any adapter has one.
+    A (n, r, in) with its scale, B (n, r, out), and where any adapter has them `shift` (n, 1, out)
+    and `excess` (n, 1, out), what a gain has over 1.
     """
 
     A: Tensor
     B: Tensor
     shift: Tensor | None
     of: Sequence[Tensor] = ()
+    excess: Tensor | None = None
 
     def trained(self) -> bool:
         """Tell whether any of the factors is trained now, so that these may be stale."""
         return any(factor.requires_grad for factor in self.of)
 
 
-def stacked(terms: Sequence[Term | None], dtype: torch.dtype, of: Sequence[Tensor] = ()) -> Bank:
-    """Return A, B, scale and shift of all terms in one bank; None adds nothing."""
+def stacked(
+    terms: Sequence[Term | None],
+    dtype: torch.dtype,
+    of: Sequence[Tensor] = (),
+    gains: Sequence[Tensor | None] = (),
+    bias: Tensor | None = None,
+) -> Bank:
+    """Return A, B, scale and shift of all terms in one bank; None adds nothing.
+
+    `gains` multiply the outputs less the base's bias, which is therefore taken off the shifts.
+    """
     known = [term for term in terms if term is not None]
     rank = max(len(term.A) for term in known)
     bank = Bank(
@@ -51,6 +62,14 @@ def stacked(terms: Sequence[Term | None], dtype: torch.dtype, of: Sequence[Tenso
             bank.B[place, :r].copy_(term.B.t())
             if term.shift is not None and bank.shift is not None:
                 bank.shift[place, 0].copy_(term.shift)
+    if any(gain is not None for gain in gains):
+        none = torch.zeros((), device=bank.B.device)
+        excess = [none if gain is None else gain - 1 for gain in gains]
+        wide = torch.stack([vector.expand(bank.B.shape[2]) for vector in excess]).unsqueeze(1)
+        bank = bank._replace(excess=wide.to(dtype))
+        if bias is not None:
+            shift = -wide * bias if bank.shift is None else bank.shift - wide * bias
+            bank = bank._replace(shift=shift.to(dtype))
     return bank
 
 
@@ -71,6 +90,8 @@ def add_batched(y: Tensor, x: Tensor, bank: Bank) -> None:
         groups.baddbmm_(S, bank.B)
     else:
         groups.add_(torch.bmm(S, bank.B))
+    if bank.excess is not None:
+        groups.addcmul_(groups, bank.excess.to(y.dtype))
     if bank.shift is not None:
         groups.add_(bank.shift)
 
@@ -87,5 +108,13 @@ def add_masked(y: Tensor, x: Tensor, bank: Bank, index: Tensor) -> None:
         flat.addmm_(S, B)
     else:
         flat.add_(S @ B)
+    rows = y.view(len(index), -1, y.shape[-1])
+    if bank.excess is not None:
+        rows.addcmul_(rows, _of_rows(bank.excess, index).to(y.dtype))
     if bank.shift is not None:
-        y.view(len(index), -1, y.shape[-1]).add_(F.pad(bank.shift, (0, 0, 0, 0, 0, 1))[index])
+        rows.add_(_of_rows(bank.shift, index))
+
+
+def _of_rows(vectors: Tensor, index: Tensor) -> Tensor:
+    """Return the vectors (n, 1, out) of each row's adapter, zeros for none."""
+    return F.pad(vectors, (0, 0, 0, 0, 0, 1))[index]

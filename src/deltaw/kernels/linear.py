@@ -11,6 +11,9 @@ direction.
 
 Where W is a dense tensor the base product is part of the node. Otherwise the caller computes it,
 and the sum is another tensor.
+
+With a gain g of every output, as DoRA has it, y = g ∘ z + b for z = W x + S Bᵀ. Then y is kept too,
+which the next step often keeps anyway: dg = Σ dY ∘ (y - b) / g, and dZ = g ∘ dY stands for dY.
 """
 
 from collections.abc import Callable
@@ -35,7 +38,12 @@ class Term(NamedTuple):
 
 
 def linear(
-    base: Callable[[Tensor], Tensor], own: Input, W: Tensor, bias: Tensor | None, term: Term
+    base: Callable[[Tensor], Tensor],
+    own: Input,
+    W: Tensor,
+    bias: Tensor | None,
+    term: Term,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """Return `base(x)` plus the term, for a base that computes x Wᵀ + bias.
 
@@ -45,23 +53,27 @@ def linear(
         W: (out, in), frozen.
         bias: (out,), which the base adds.
         term: what is added.
+        gain: (out,), what the sum without bias and shift is multiplied by.
     """
     A, B, _, shift = term
-    output: Tensor = _Low.apply(own.x, None, W, bias, A, B, shift, term, own, base)  # type: ignore[no-untyped-call]
+    output: Tensor = _Low.apply(own.x, None, W, bias, A, B, shift, gain, term, own, base)  # type: ignore[no-untyped-call]
     return output
 
 
-def add_low_rank(y: Tensor, own: Input, term: Term) -> Tensor:
-    """Return the term plus `y`, the output of a base that knows its own gradients."""
+def add_low_rank(
+    y: Tensor, own: Input, term: Term, bias: Tensor | None = None, gain: Tensor | None = None
+) -> Tensor:
+    """Return the term plus `y`, the output of a base that knows its own gradients.
+
+    `bias` is in y already, and left out of what a gain multiplies.
+    """
     A, B, _, shift = term
-    output: Tensor = _Low.apply(own.x, y, None, None, A, B, shift, term, own, None)  # type: ignore[no-untyped-call]
+    output: Tensor = _Low.apply(own.x, y, None, bias, A, B, shift, gain, term, own, None)  # type: ignore[no-untyped-call]
     return output
 
 
-def add_in_place(
-    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, shift: Tensor | None, weight: float
-) -> None:
-    """Add a low-rank product, and `weight * shift`, to y (..., out) of x (..., in).
+def add_in_place(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float) -> None:
+    """Add a low-rank product of x (..., in) to y (..., out).
 
     No gradient flows; the product is in float32 until it is added where that is faster.
     """
@@ -72,12 +84,23 @@ def add_in_place(
     else:
         S = F.linear(x.to(dtype), A if A.dtype == dtype else A.to(dtype))
         y.add_(F.linear(S, B if B.dtype == dtype else B.to(dtype)), alpha=scale)
-    if shift is not None:
-        y.add_(shift, alpha=weight)
+
+
+def rescale(y: Tensor, gain: Tensor, bias: Tensor | None) -> None:
+    """Turn y = z + bias (..., out) into gain ∘ z + bias in place; a gain of 1 changes no bit."""
+    excess = gain - 1
+    y.addcmul_(y, excess.to(y.dtype))
+    if bias is not None:
+        y.sub_((excess * bias).to(y.dtype))
 
 
 def _forward(
-    base: Callable[[Tensor], Tensor] | None, y: Tensor | None, own: Input, term: Term
+    base: Callable[[Tensor], Tensor] | None,
+    y: Tensor | None,
+    own: Input,
+    term: Term,
+    gain: Tensor | None,
+    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum, as a tensor that may be changed in place, and S.
 
@@ -94,6 +117,8 @@ def _forward(
         y = y.clone()
     flat = y.view(-1, y.shape[-1])
     flat.addmm_(S, B.to(dtype).t())
+    if gain is not None:
+        rescale(flat, gain, bias)
     if shift is not None:
         flat.add_(shift)
     return owned(y), S
@@ -107,6 +132,12 @@ def owned(y: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(flat, y.shape)  # type: ignore[no-any-return]
 
 
+CHANGED = (
+    "The output of a layer under DoRA was changed in place, and its magnitude's gradient needs it."
+    "\nFix: leave that step out of place, as in nn.ReLU(inplace=False)."
+)
+
+
 class _Low(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -118,15 +149,17 @@ class _Low(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         shift: Tensor | None,
+        gain: Tensor | None,
         term: Term,
         own: Input,
         base: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        y, S = _forward(base, y, own, term)
-        need_x, _, _, _, need_A, need_B, *_ = ctx.needs_input_grad
+        y, S = _forward(base, y, own, term, gain, bias)
+        need_x, _, _, _, need_A, need_B, _, need_gain, *_ = ctx.needs_input_grad
         recipe = own.recipe if need_A else None
         ctx.scale, ctx.pool = term.scale, own.pool
         ctx.make = recipe.make if recipe else None
+        ctx.version = y._version
         ctx.rewritten = own.mask is not None or own.cast.dtype != x.dtype or recipe is not None
         ctx.save_for_backward(
             own.read if need_A and recipe is None else None,
@@ -136,6 +169,9 @@ class _Low(torch.autograd.Function):
             A,
             B,
             shift,
+            gain,
+            y if need_gain else None,
+            bias if gain is not None else None,
             *(recipe.of if recipe else ()),
         )
         return y
@@ -144,11 +180,23 @@ class _Low(torch.autograd.Function):
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dY)
-        read, mask, W, S, A, B, shift, *of = ctx.saved_tensors
+        read, mask, W, S, A, B, shift, gain, y, bias, *of = ctx.saved_tensors
         need_x, need_y, _, need_bias, need_A, need_B, need_shift, *_ = ctx.needs_input_grad
         d = _rows(dY)
         dtype = d.dtype
-        dA = dB = None
+        db = d.sum(0) if need_bias else None
+        dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
+        dA = dB = dgain = spare = None
+        if gain is not None:
+            excess = gain - 1
+            if y is not None:
+                if y._version != ctx.version:
+                    raise RuntimeError(CHANGED)
+                spare = d * _rows(y)
+                dgain = _gain_gradient(spare.sum(0), d, gain, [bias, shift])
+            if need_y and db is not None:
+                db = -excess * db
+            d = torch.addcmul(d, d, excess.to(dtype), out=spare)
         if need_B:
             dB = torch.empty_like(B).copy_((S.t() @ d).t())
         if need_A or need_x:
@@ -161,19 +209,27 @@ class _Low(torch.autograd.Function):
             if need_x:
                 W = None if W is None else W.to(dtype)
                 ctx.pool.leave(Left(dS, _times(A, ctx.scale, dtype), mask, d, W))
-        db = d.sum(0) if need_bias else None
-        dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
-        return None, dY if need_y else None, None, db, dA, dB, dshift, None, None, None
+        dy = d.view(dY.shape) if need_y else None
+        return None, dy, None, db, dA, dB, dshift, dgain, None, None, None
+
+
+def _gain_gradient(dy: Tensor, d: Tensor, gain: Tensor, added: list[Tensor | None]) -> Tensor:
+    """Return Σ d ∘ z (out,) over the rows from dy = Σ d ∘ y, for y = gain ∘ z plus `added`."""
+    total = dy.to(gain.dtype)
+    for vector in added:
+        if vector is not None:
+            total = total - vector * d.sum(0)
+    return total / gain
 
 
 def _differentiable_backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
     """Return the same gradients in steps that can be differentiated again."""
-    read, _, W, _, A, B, shift, *_ = ctx.saved_tensors
+    read, _, W, _, A, B, shift, gain, *_ = ctx.saved_tensors
     _, need_y, _, need_bias, _, need_B, need_shift, *_ = ctx.needs_input_grad
-    if ctx.rewritten or (read is None and need_B):
+    if ctx.rewritten or gain is not None or (read is None and need_B):
         raise RuntimeError(
             "An adapted linear layer cannot be differentiated twice under dropout, under autocast, "
-            "after deltaw.fuse_blocks, or while its lora_A is frozen.\n"
+            "after deltaw.fuse_blocks, while its lora_A is frozen, or with DoRA.\n"
             "Fix: leave that for a pass which is differentiated twice."
         )
     d = _rows(dY)
@@ -189,7 +245,7 @@ def _differentiable_backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
     db = d.sum(0) if need_bias else None
     dshift = d.sum(0, dtype=shift.dtype) if need_shift else None
     dX = dX.reshape(*dY.shape[:-1], -1)
-    return dX, dY if need_y else None, None, db, dA, dB, dshift, None, None, None
+    return dX, dY if need_y else None, None, db, dA, dB, dshift, None, None, None, None
 
 
 def _times(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

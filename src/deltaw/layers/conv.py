@@ -68,6 +68,12 @@ class Conv(AdaptedLayer, _Conv):
         """Convolve with M in the shape of W."""
         return self.convolve(x, M.to(x.dtype).view(self.dense().shape))
 
+    def product(self, x: Tensor, base: Tensor, slot: str) -> Tensor:
+        """Return the base's output less its bias."""
+        if self.bias is None:
+            return base
+        return base - self.per_output(self.bias.to(base.dtype), slot)
+
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Convolve with A in each group, then mix the r channels of each with its rows of B."""
         W = self.dense()

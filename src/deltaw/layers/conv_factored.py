@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from deltaw.adapter import Rescaled
 from deltaw.layers.conv import CONVOLUTIONS, Conv, factored
 from deltaw.parts import Part
 from deltaw.state import LayerState
@@ -40,6 +41,10 @@ class FactoredConv(Conv):
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Convolve with scale B A, which has no cheaper form in this shape."""
         return self.act(x, (B.to(x.dtype) * scale) @ A.to(x.dtype), slot)
+
+    def rescaled(self, x: Tensor, update: Rescaled, slot: str, base: Tensor | None) -> Tensor:
+        """Convolve with ΔW, whose rows are no outputs in this shape."""
+        return self.act(x, update.matrix(self.matrix(slot)), slot)
 
     def fused(self, x: Tensor, parts: Sequence[Part]) -> None:
         """Return None: B A must be formed to be convolved with."""

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaw.adapter import LowRank
 from deltaw.kernels import compute_dtype
 from deltaw.kernels.bank import Bank, add_batched, add_masked, bank_dtype, stacked
 from deltaw.kernels.batched import Batched
-from deltaw.kernels.linear import Term, add_in_place, add_low_rank, linear
+from deltaw.kernels.linear import Term, add_in_place, add_low_rank, linear, rescale
 from deltaw.kernels.rows import add_rows
 from deltaw.kernels.segments import Segments
 from deltaw.layer import WEIGHT, AdaptedLayer
-from deltaw.parts import Part, factors, joinable, total_scale
+from deltaw.parts import Part, factors, gains_of, joinable, sole_gain, total_scale
 from deltaw.rowmap import Division, Seen
 from deltaw.state import LayerState
 from deltaw.swap import origin_of
@@ -79,6 +78,11 @@ class Linear(AdaptedLayer, _Linear):
         """Return M x."""
         return F.linear(x, M.to(x.dtype))
 
+    def product(self, x: Tensor, base: Tensor, slot: str) -> Tensor:
+        """Return what the slot has of the base's output, less its bias."""
+        y = base if self.bias is None else base - self.bias.to(base.dtype)
+        return y[..., slice(*span(slot, y.shape[-1]))]
+
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, slot: str) -> Tensor:
         """Return B (scale A x)."""
         return F.linear(F.linear(x, A.to(x.dtype)) * scale, B.to(x.dtype))
@@ -88,24 +92,34 @@ class Linear(AdaptedLayer, _Linear):
         joins = self.joins()
         if not (joins or self.storage or self.plain(self)) or not x.is_floating_point():
             return None
-        if not joinable(x, parts):
+        gain = sole_gain(x, parts)
+        if gain is None and not joinable(x, parts):
             return None
         dtype = compute_dtype(x)
         if torch.is_grad_enabled():
-            return self._in_graph(x, parts, joins, dtype)
+            return self._in_graph(x, parts, joins, dtype, gain)
         y = self.base(x)
         if parts[0].p or y.dtype != dtype or not (joins or y.is_contiguous()):
             return self.added(x, y, parts)
         read = x if x.dtype == dtype else x.to(dtype)
         y = y if joins else y.clone()
-        for slot, update, weight, _ in parts:
-            A, B, scale, shift = cast(LowRank, update)
+        for part in parts:
+            slot, update, weight, _ = part
             own = y if slot == WEIGHT else y[..., slice(*span(slot, y.shape[-1]))]
-            add_in_place(own, read, A, B, cast(float, scale * weight), shift, cast(float, weight))
+            add_in_place(own, read, *factors(part), total_scale(part))
+            if gain is not None:
+                rescale(own, gain, self.bias)
+            if update.shift is not None:
+                own.add_(update.shift, alpha=cast(float, weight))
         return y
 
     def _in_graph(
-        self, x: Tensor, parts: Sequence[Part], joins: bool, dtype: torch.dtype
+        self,
+        x: Tensor,
+        parts: Sequence[Part],
+        joins: bool,
+        dtype: torch.dtype,
+        gain: Tensor | None,
     ) -> Tensor:
         """Return base and parts from a kernel, which a frozen dense weight takes part in.
 
@@ -114,10 +128,10 @@ class Linear(AdaptedLayer, _Linear):
         own = self.reading(x, parts[0].p, dtype)
         if joins:
             W = self.whole()
-            return linear(self.base, own, W, self.bias, _term(parts, W.shape[0]))
+            return linear(self.base, own, W, self.bias, _term(parts, W.shape[0]), gain)
         y = self.base(x)
         if y.is_contiguous() and y.dtype == dtype:
-            return add_low_rank(y, own, _term(parts, y.shape[-1]))
+            return add_low_rank(y, own, _term(parts, y.shape[-1]), self.bias, gain)
         return self.added(x, y, parts)
 
     def fused_rows(self, x: Tensor, seen: Seen, division: Division) -> Tensor | None:
@@ -134,7 +148,8 @@ class Linear(AdaptedLayer, _Linear):
             return self._banked(x, read, bank, division)
         found = [self.contributions([(name, 1.0)]) for name in division.distinct]
         parts = [part for own in found for part in own]
-        if not joinable(x, parts):
+        gains = gains_of(x, found)
+        if gains is None:
             return None
         own = self.reading(x, parts[0].p, dtype)
         tensors = [factor for part in parts for factor in factors(part)]
@@ -148,10 +163,12 @@ class Linear(AdaptedLayer, _Linear):
         terms = [_term(own_parts, width) if own_parts else None for own_parts in found]
         if graded or not seen.passed or trained or parts[0].p:
             seen.passed = seen.passed or not graded
+            if any(gain is not None for gain in gains):
+                return None
             apart = [run.rows for run in division.runs]
             way = Batched() if division.together else Segments(apart)
             return add_rows(self.base, own, W, bias, y, terms, way)
-        seen.banks[key] = stacked(terms, key[0], tensors)
+        seen.banks[key] = stacked(terms, key[0], tensors, gains, self.bias)
         return self._banked(x, read, seen.banks[key], division)
 
     def _banked(self, x: Tensor, read: Tensor, bank: Bank, division: Division) -> Tensor | None:

@@ -39,6 +39,7 @@ def lora_config(recipe: Recipe) -> LoraConfig:
             lora_dropout=recipe.lora_dropout,
             bias=recipe.bias,
             use_rslora=recipe.use_rslora,
+            use_dora=recipe.use_dora,
             modules_to_save=recipe.modules_to_save,
             init_lora_weights=recipe.init_lora_weights,
             layers_to_transform=recipe.layers_to_transform,

@@ -24,6 +24,7 @@ LOW_RANK = (
     "lora_dropout",
     "bias",
     "use_rslora",
+    "use_dora",
     "init_lora_weights",
     "layers_to_transform",
     "layers_pattern",
@@ -119,6 +120,7 @@ class Recipe(BaseModel):
     lora_dropout: float = 0.0
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
+    use_dora: bool = False
     modules_to_save: list[str] | None = None
     init_lora_weights: bool | str = True
     layers_to_transform: int | list[int] | None = None
