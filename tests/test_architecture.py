@@ -66,6 +66,7 @@ DATA = {"errors", "kernels/", "config", "state", "patterns", "folder"}
 NARROWER: dict[str, set[str]] = {"formats/": DATA, "combine/": DATA, "kernels/": set()}
 CORE_LIBRARIES = {"torch", "safetensors"}
 LIBRARIES = {
+    "optim/": {"bitsandbytes"},
     "train/": {
         "accelerate",
         "datasets",

@@ -87,6 +87,13 @@ def test_the_guide_to_speed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert deltaw.active(names["model"]) == {"serving": 1.0}
 
 
+def test_the_guide_to_optimisers_runs() -> None:
+    pytest.importorskip("transformers")
+    names: dict[str, object] = {}
+    for _, code in BLOCK.findall((ROOT / "docs" / "optimisers.md").read_text()):
+        exec(compile(code, "docs/optimisers.md", "exec"), names)
+
+
 def test_the_page_of_methods_is_what_the_docstrings_say() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "methods.py"))["page"]()
     assert made == (ROOT / "docs" / "methods.md").read_text(), "run: python docs/methods.py"

@@ -5,13 +5,14 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config
+from transformers import GPT2Config
 from transformers import GPT2ForSequenceClassification as GPT2
 
+from deltaw.optim.layerwise import blocks
 from deltaw.train import rates
 from deltaw.train.advice import advice
 from deltaw.train.batches import EpochSampler
-from deltaw.train.methods import blocks, layer_rates, optimizer_groups, thaw_last
+from deltaw.train.methods import thaw_last
 from deltaw.train.recipe import Recipe, parse
 
 LEAST = {"model": "m", "data": "d"}
@@ -47,31 +48,6 @@ def test_buckets_hold_similar_lengths() -> None:
         return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
 
     assert padding(True) < 0.1 * padding(False)
-
-
-def test_layer_decay_multiplies_the_rate_once_for_each_layer_below() -> None:
-    config = BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=8,
-    )
-    model = BertForSequenceClassification(config)
-    found = layer_rates(model, 1.0, 0.5)
-    by_name = {name: found[id(p)] for name, p in model.named_parameters()}
-    assert by_name["classifier.weight"] == 1.0
-    assert by_name["bert.pooler.dense.weight"] == 1.0
-    assert [by_name[f"bert.encoder.layer.{i}.output.dense.weight"] for i in range(3)] == [
-        0.125,
-        0.25,
-        0.5,
-    ]
-    assert by_name["bert.embeddings.word_embeddings.weight"] == 0.0625
-    groups = optimizer_groups(model, 1.0, 0.1, {"classifier.weight"}, 0.5)
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    assert [g["weight_decay"] for g in groups if model.classifier.weight is g["params"][0]] == [0.1]
 
 
 def test_blocks_and_frozen_layers_of_gpt2() -> None:

@@ -46,6 +46,20 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Passes over the data (by rows).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a batch (16).")] = None,
+    optim: Annotated[
+        str | None,
+        typer.Option(help="adamw, or for full and freeze galore_adamw[_8bit][_layerwise]."),
+    ] = None,
+    loraplus_lr_ratio: Annotated[
+        float | None, typer.Option(help="LoRA+: the rate of B over that of A (off).")
+    ] = None,
+    galore_rank: Annotated[int | None, typer.Option(help="Directions of a gradient (128).")] = None,
+    galore_update_interval: Annotated[
+        int | None, typer.Option(help="Steps between two choices of them (200).")
+    ] = None,
+    galore_scale: Annotated[
+        float | None, typer.Option(help="Factor on projected updates (2).")
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens kept of a text.")] = None,
     metric: Annotated[
         str | None, typer.Option(help="accuracy, macro_f1, matthews, pearson or spearman.")
@@ -83,6 +97,11 @@ def train(
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,
+        "optim": optim,
+        "loraplus_lr_ratio": loraplus_lr_ratio,
+        "galore_rank": galore_rank,
+        "galore_update_interval": galore_update_interval,
+        "galore_scale": galore_scale,
         "max_length": max_length,
         "metric": metric,
         "early_stopping": early_stopping,

@@ -33,6 +33,7 @@ from deltaw.compat.peft_model import (
 from deltaw.compat.peft_trainer import reload
 from deltaw.errors import FormatError, raise_all
 from deltaw.formats.peft import TENSORS
+from deltaw.optim.loraplus import create_loraplus_optimizer
 
 __all__ = [
     "LoraConfig",
@@ -45,6 +46,7 @@ __all__ = [
     "PeftModelForSequenceClassification",
     "PeftModelForTokenClassification",
     "TaskType",
+    "create_loraplus_optimizer",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from deltaw.train.batches import EpochSampler
 from deltaw.train.interrupt import Interrupt
-from deltaw.train.methods import optimizer_groups
+from deltaw.train.optimizer import galore_optimizer, optimizer_groups
 from deltaw.train.recipe import Recipe
 from deltaw.train.trainer import ExactCheckpoints
 
@@ -28,17 +28,19 @@ class TextTrainer(ExactCheckpoints):
     recipe: Recipe
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimiser, with layer-wise rates where the recipe asks."""
+        """Build the optimiser that the recipe asks for."""
         if self.optimizer is None:
-            chosen, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = optimizer_groups(
                 self.model,
+                self.recipe,
                 self.args.learning_rate,
-                self.args.weight_decay,
                 set(self.get_decay_parameter_names(self.model)),
-                self.recipe.lr_layer_decay,
             )
-            self.optimizer = chosen(groups, **options)
+            if self.recipe.uses_galore:
+                self.optimizer = galore_optimizer(groups, self.recipe, self.args)
+            else:
+                chosen, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer = chosen(groups, **options)
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -126,7 +128,7 @@ def arguments(
         lr_scheduler_type=recipe.scheduler,
         warmup_steps=round(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
+        max_grad_norm=0.0 if recipe.updates_in_backward else recipe.max_grad_norm,
         bf16=recipe.bf16,
         use_cpu=recipe.bf16 and not torch.cuda.is_available(),  # else bf16 is refused on a CPU
         seed=recipe.seed,

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +11,11 @@ import deltaw
 from deltaw.config import LoraConfig
 from deltaw.errors import RunError
 from deltaw.heads import new_heads
+from deltaw.optim.layerwise import blocks
 from deltaw.patterns import within
 from deltaw.planning import Plan
 from deltaw.train.escape import printable
+from deltaw.train.optimizer import movement
 from deltaw.train.recipe import Recipe
 
 IN_PLACE = frozenset({"full", "freeze"})
@@ -74,9 +75,9 @@ def prepare(
     """
     if recipe.method == "full":
         model.requires_grad_(True)
-        return "every weight", ()
+        return "every weight" + movement(recipe), ()
     if recipe.method == "freeze":
-        return thaw_last(model, recipe.last_layers), ()
+        return thaw_last(model, recipe.last_layers) + movement(recipe), ()
     if recipe.method == "bitfit" and not any(n.endswith("bias") for n, _ in _base(model)):
         raise RunError(
             f"method=bitfit trains biases, and {type(model).__name__} has none below its head.\n"
@@ -90,7 +91,10 @@ def prepare(
     plan = deltaw.attach(model, config, ADAPTER, generator=generator)
     assert plan is not None
     left = random - {f"{row.path}.{name}" for row in plan.trained for name in row.names}
-    return count_kinds(plan), (*plan.warnings, *(_fate(path, left) for path in untrained))
+    return count_kinds(plan) + movement(recipe), (
+        *plan.warnings,
+        *(_fate(path, left) for path in untrained),
+    )
 
 
 def _base(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -123,22 +127,6 @@ def count_kinds(plan: Plan) -> str:
     return " and ".join(parts)
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer blocks, first to last: the longest list of modules in the base.
-
-    Raises:
-        RunError: if there is none.
-    """
-    base = getattr(model, "base_model", model)
-    lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise RunError(
-            f"{type(model).__name__} has no list of layers to count.\n"
-            "Fix: use method=full or method=lora without lr_layer_decay."
-        )
-    return list(max(lists, key=len))
-
-
 def thaw_last(model: nn.Module, k: int) -> str:
     """Freeze all but the last `k` blocks and what comes after them."""
     layers = blocks(model)
@@ -154,42 +142,3 @@ def thaw_last(model: nn.Module, k: int) -> str:
         if id(parameter) not in inside or id(parameter) in after:
             parameter.requires_grad_(True)
     return f"the last {k} of {len(layers)} layers and the head"
-
-
-def layer_rates(model: nn.Module, rate: float, decay: float) -> dict[int, float]:
-    """Return the learning rate of each trainable parameter by id: `rate decay^(L - l)`.
-
-    The last block has l = L - 1, embeddings lie below the first, and all after the blocks has
-    l = L.
-
-    Source: ULMFiT, arXiv 1801.06146, section 3.2.
-    """
-    layers = blocks(model)
-    depth = {id(p): len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
-    below = {
-        id(p)
-        for name, p in model.named_parameters()
-        if "embed" in name.lower() or ".wte." in name or ".wpe." in name
-    }
-    rates = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            steps = depth.get(id(parameter), len(layers) + 1 if id(parameter) in below else 0)
-            rates[id(parameter)] = rate * decay**steps
-    return rates
-
-
-def optimizer_groups(
-    model: nn.Module, rate: float, weight_decay: float, decayed: set[str], layer_decay: float | None
-) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: by learning rate, and with or without weight decay."""
-    rates = layer_rates(model, rate, layer_decay) if layer_decay else {}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = rates.get(id(parameter), rate), weight_decay if name in decayed else 0.0
-            groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": params, "lr": lr, "weight_decay": decay}
-        for (lr, decay), params in groups.items()
-    ]

@@ -9,58 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deltaw.errors import ConfigError, raise_all
 from deltaw.train import yamlfile
+from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
+from deltaw.train.spellings import OPTIMIZERS, SYNONYMS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "freeze"]
 Task = Literal["classification", "regression"]
 Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"]
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
-
-LOW_RANK = (
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "exclude_modules",
-    "lora_dropout",
-    "bias",
-    "use_rslora",
-    "use_dora",
-    "init_lora_weights",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-    "lora_bias",
-)
-READERS: dict[str, tuple[Method, ...]] = {
-    **dict.fromkeys(LOW_RANK, ("lora",)),
-    "modules_to_save": ("lora", "head", "bitfit"),
-    "last_layers": ("freeze",),
-}
-"""Which methods read a key; those not listed are read by all."""
-
-SYNONYMS = {
-    "alpha": "lora_alpha",
-    "rank": "r",
-    "lora_r": "r",
-    "lora_rank": "r",
-    "lora_target": "target_modules",
-    "dropout": "lora_dropout",
-    "lr": "learning_rate",
-    "num_train_epochs": "epochs",
-    "model_name_or_path": "model",
-    "dataset": "data",
-    "output_dir": "output",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "lr_scheduler_type": "scheduler",
-    "warmup_ratio": "warmup",
-    "cutoff_len": "max_length",
-    "max_seq_length": "max_length",
-    "finetuning_type": "method",
-    "save_steps": "eval_every",
-    "eval_steps": "eval_every",
-}
+Optim = Literal[
+    "adamw",
+    "galore_adamw",
+    "galore_adamw_layerwise",
+    "galore_adamw_8bit",
+    "galore_adamw_8bit_layerwise",
+]
 
 
 class RecordedScore(BaseModel):
@@ -130,6 +93,13 @@ class Recipe(BaseModel):
     lora_bias: bool = False
     last_layers: int = Field(2, ge=1)
     lr_layer_decay: float | None = Field(None, gt=0, le=1)
+    loraplus_lr_ratio: float | None = Field(None, gt=0, le=1e6)
+    loraplus_lr_embedding: float = Field(1e-6, gt=0, lt=10)
+    optim: Optim = "adamw"
+    galore_rank: int = Field(128, ge=1)
+    galore_update_interval: int = Field(200, ge=1)
+    galore_scale: float = Field(2.0, gt=0)
+    galore_target: str | list[str] = "all-linear"
 
     epochs: float | None = Field(None, gt=0, le=1e6)
     max_steps: int | None = Field(None, ge=1, le=10**9)
@@ -158,7 +128,17 @@ class Recipe(BaseModel):
     def _list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("r", "last_layers", "batch_size", "seed", mode="before")
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _optim(cls, value: object) -> object:
+        return OPTIMIZERS.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("galore_target", mode="before")
+    @classmethod
+    def _galore_target(cls, value: object) -> object:
+        return "all-linear" if value == "all" else value
+
+    @field_validator("r", "last_layers", "batch_size", "seed", "galore_rank", mode="before")
     @classmethod
     def _whole(cls, value: object) -> object:
         if isinstance(value, bool):
@@ -188,6 +168,16 @@ class Recipe(BaseModel):
             check_segment(value)
         return value
 
+    @property
+    def uses_galore(self) -> bool:
+        """Tell whether matrices are trained through the leading directions of their gradients."""
+        return self.optim.startswith("galore")
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Tell whether a weight is updated as soon as the backward pass has its gradient."""
+        return self.optim.endswith("layerwise")
+
 
 def check_segment(name: str) -> None:
     """Raise `ValueError` unless `name` is one plain path segment, as run and adapter names are."""
@@ -204,7 +194,8 @@ def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe
             does not fit or that the method does not read.
     """
     known = [key for key in Recipe.model_fields if key != "record"]
-    problems = [_unknown(str(key), known) for key in values if key not in Recipe.model_fields]
+    values, problems = respelt(values)
+    problems += [_unknown(str(key), known) for key in values if key not in Recipe.model_fields]
     good = {key: value for key, value in values.items() if key in Recipe.model_fields}
     recipe = None
     try:
@@ -212,7 +203,7 @@ def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe
     except ValidationError as error:
         problems += [_misfit(detail) for detail in error.errors()]
     else:
-        problems += _unread(recipe)
+        problems += without_effect(recipe)
     raise_all(ConfigError, f"The recipe from {printable(origin, 300)} cannot be used:", problems)
     assert recipe is not None
     return recipe
@@ -253,16 +244,6 @@ def _unknown(key: str, known: Sequence[str]) -> str:
     near = SYNONYMS.get(key) or next(iter(difflib.get_close_matches(key, known, 1)), None)
     hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
     return f"unknown key {printable(key)}{hint}"
-
-
-def _unread(recipe: Recipe) -> list[str]:
-    return [
-        f"{key}={printable(repr(value))} has no effect with method={recipe.method}, only with "
-        f"{' or '.join(readers)}; leave it out, or did you mean method={readers[0]}?"
-        for key, readers in READERS.items()
-        if recipe.method not in readers
-        and (value := getattr(recipe, key)) != Recipe.model_fields[key].default
-    ]
 
 
 def _misfit(detail: Any) -> str:

@@ -1,0 +1,64 @@
+"""Which keys of a recipe are read, by its method and by its optimiser."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from deltaw.errors import printable
+
+if TYPE_CHECKING:
+    from deltaw.train.recipe import Recipe
+
+LOW_RANK = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "bias",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+    "loraplus_lr_ratio",
+    "loraplus_lr_embedding",
+)
+GALORE = ("galore_rank", "galore_update_interval", "galore_scale", "galore_target")
+READERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(LOW_RANK, ("lora",)),
+    **dict.fromkeys(("optim", *GALORE), ("full", "freeze")),
+    "modules_to_save": ("lora", "head", "bitfit"),
+    "last_layers": ("freeze",),
+}
+"""Which methods read a key; those not listed are read by all."""
+
+
+def without_effect(recipe: "Recipe") -> list[str]:
+    """Return what is wrong with every value that nothing would read."""
+    fields = type(recipe).model_fields
+    changed = {key: value for key, value in recipe if value != fields[key].default}
+    unread = {
+        key: f"{key}={printable(repr(changed[key]))} has no effect with method={recipe.method}, "
+        f"only with {' or '.join(readers)}; leave it out, or did you mean method={readers[0]}?"
+        for key, readers in READERS.items()
+        if key in changed and recipe.method not in readers
+    }
+    return [*unread.values(), *_unread_by_optimizer(recipe, changed.keys() - unread)]
+
+
+def _unread_by_optimizer(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
+    if recipe.loraplus_lr_ratio is None and "loraplus_lr_embedding" in changed:
+        yield "loraplus_lr_embedding has no effect without loraplus_lr_ratio"
+    for key in GALORE:
+        if key in changed and not recipe.uses_galore:
+            yield f"{key} has no effect with optim={recipe.optim}; did you mean optim=galore_adamw?"
+    for key in ("gradient_accumulation", "max_grad_norm"):
+        if key in changed and recipe.updates_in_backward:
+            yield (
+                f"{key} has no effect with optim={recipe.optim}, which updates each weight in "
+                "every backward pass; leave it out, or did you mean optim="
+                f"{recipe.optim.removesuffix('_layerwise')}?"
+            )

@@ -1,0 +1,58 @@
+"""Keys and values of a recipe by the names that other trainers have for them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deltaw.errors import printable
+
+SYNONYMS = {
+    "alpha": "lora_alpha",
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lora_target": "target_modules",
+    "dropout": "lora_dropout",
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "model_name_or_path": "model",
+    "dataset": "data",
+    "output_dir": "output",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "lr_scheduler_type": "scheduler",
+    "warmup_ratio": "warmup",
+    "cutoff_len": "max_length",
+    "max_seq_length": "max_length",
+    "finetuning_type": "method",
+    "save_steps": "eval_every",
+    "eval_steps": "eval_every",
+    "loraplus_weight_decay": "weight_decay",
+    "update_proj_gap": "galore_update_interval",
+    "optim_target_modules": "galore_target",
+}
+"""What an unknown key probably means."""
+
+OPTIMIZERS = {"galore": "galore_adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw"}
+"""Other names of a recipe's `optim`."""
+
+
+def respelt(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values with LLaMA-Factory's switches for GaLore as `optim`, and what is wrong."""
+    plain = {key: value for key, value in values.items() if key not in SWITCHES}
+    given = {key: values[key] for key in SWITCHES if key in values}
+    problems = [
+        f"{key}={printable(repr(value))}: must be true or false"
+        for key, value in given.items()
+        if not isinstance(value, bool)
+    ]
+    if any(given.values()) and "optim" in values:
+        problems.append(f"{' and '.join(given)} stand beside optim; keep optim alone")
+    if given.get("galore_layerwise") and not given.get("use_galore"):
+        problems.append("galore_layerwise has no effect without use_galore: true")
+    if given.get("use_galore") and not problems:
+        layerwise = "_layerwise" if given.get("galore_layerwise") else ""
+        plain["optim"] = f"galore_adamw{layerwise}"
+    return plain, problems
+
+
+SWITCHES = ("use_galore", "galore_layerwise")
