@@ -72,7 +72,7 @@ def test_a_moment_takes_a_byte_an_entry_and_is_off_by_a_small_share_of_its_block
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_training_goes_nearly_where_full_moments_go(dtype: torch.dtype) -> None:
     W, copy = weight(dtype), weight(dtype)
-    group = {**SETTINGS, "scale": 1.0}
+    group = {**SETTINGS, "scale": 1.0, "update_proj_gap": 100}
     packed = GaLoreAdamW([{"params": [W], **group}], lr=0.05, weight_decay=0.0)
     plain = GaLoreAdamW([{"params": [copy], **group, "optim_bits": 32}], lr=0.05, weight_decay=0.0)
     train(packed, W, 0, 30)
@@ -94,3 +94,13 @@ def test_packed_moments_go_on_exactly(dtype: torch.dtype, tmp_path: Path) -> Non
     train(optimizer, W, 6, 11)
     train(again, copy, 6, 11)
     assert torch.equal(W, copy)
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+def test_a_gradient_of_zeros_moves_nothing() -> None:
+    W = weight()
+    optimizer = GaLoreAdamW([{"params": [W], **SETTINGS}], weight_decay=0.0)
+    for _ in range(3):
+        W.grad = torch.zeros_like(W)
+        optimizer.step()
+    assert torch.equal(W, weight())

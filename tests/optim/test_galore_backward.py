@@ -40,6 +40,7 @@ def checkpointed(model: Any) -> Any:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
 @pytest.mark.parametrize(
     "make",
     [

@@ -12,6 +12,7 @@ from torch import nn
 
 from deltaw.errors import ConfigError, StateError, TargetError
 from deltaw.optim.galore import GaLoreAdamW
+from deltaw.train import rates
 from deltaw.train.console import Console
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import TextTrainer
@@ -45,7 +46,7 @@ def test_names_of_other_trainers(values: dict[str, object], optim: str) -> None:
     ("values", "message"),
     [
         ({"use_galore": "yes"}, "use_galore='yes': must be true or false"),
-        ({"use_galore": True, "optim": "galore"}, "use_galore stand.* beside optim; keep optim"),
+        ({"use_galore": True, "optim": "galore"}, "optim does not go with use_galore; keep optim"),
         ({"galore_layerwise": True}, "galore_layerwise has no effect without use_galore"),
         ({"optim": "adam"}, "optim='adam': Input should be 'adamw', 'galore_adamw'"),
         ({"galore_rank": 0}, "galore_rank=0: Input should be greater"),
@@ -121,6 +122,15 @@ def test_a_rank_beyond_every_matrix_and_an_adapter_without_b_are_named() -> None
     prepare(model, recipe)
     with pytest.raises(StateError, match="No B of an adapter"):
         grouped(recipe, model)
+
+
+def test_lora_plus_keeps_the_product_of_both_rates() -> None:
+    plain = rates.learning_rate(parse(LEAST), 768, 500)
+    plus = rates.learning_rate(parse(LEAST | {"loraplus_lr_ratio": 16}), 768, 500)
+    assert plus.value * (16 * plus.value) == pytest.approx(plain.value**2, rel=0.1)
+    assert plus.origin == f"{plain.origin}; / sqrt(16) for LoRA+"
+    asked = parse(LEAST | {"loraplus_lr_ratio": 16, "learning_rate": 0.1})
+    assert rates.learning_rate(asked, 768, 500).value == 0.1
 
 
 GALORE = {"method": "full", "galore_rank": 4, "galore_update_interval": 2, "learning_rate": 0.005}

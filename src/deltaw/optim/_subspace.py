@@ -38,6 +38,7 @@ def basis(G: Tensor, rank: int, *, left: bool, exact: bool, seed: int) -> Tensor
             "vectors; the weight was left as it was.\nFix: use a smaller learning rate, or warm up."
         )
     wide = G.to(torch.promote_types(torch.float32, G.dtype))
+    P: Tensor
     if exact or rank + OVERSAMPLING >= min(G.shape):
         U, _, Vh = torch.linalg.svd(wide, full_matrices=False)
         P = U[:, :rank] if left else Vh[:rank].T
@@ -54,4 +55,5 @@ def _sketched(M: Tensor, rank: int, seed: int) -> Tensor:
     for _ in range(POWER_PASSES):
         Q = M @ torch.linalg.qr(M.T @ torch.linalg.qr(Q).Q).Q
     Q = torch.linalg.qr(Q).Q
-    return (Q @ torch.linalg.svd(Q.T @ M, full_matrices=False).U)[:, :rank]
+    found: Tensor = Q @ torch.linalg.svd(Q.T @ M, full_matrices=False).U[:, :rank]
+    return found

@@ -190,7 +190,7 @@ class GaLoreAdamW(Optimizer):
         if self._layerwise:
             self._update_in_backward([len(self.param_groups) - 1])
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; return what `closure` returned."""
         loss = None
         if closure is not None:
@@ -216,7 +216,8 @@ class GaLoreAdamW(Optimizer):
         if self._layerwise:
             for parameter in self._parameters():
                 if parameter in _in_backward:
-                    _in_backward.pop(parameter).remove()
+                    _in_backward[parameter].remove()
+                    del _in_backward[parameter]
         self._layerwise = False
 
     def _parameters(self) -> Iterator[nn.Parameter]:

@@ -25,7 +25,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__} has no list of layers to count.\n"
             "Fix: train all of it at one rate, or adapt it, instead of counting its layers."
         )
-    return list(max(lists, key=len))
+    return max((list(found) for found in lists), key=len)
 
 
 def factors(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:

@@ -46,6 +46,9 @@ def _adapter_advice(recipe: Recipe, rows: int) -> list[str]:
             f"r={recipe.r}: use_rslora=true keeps a high rank from learning more slowly "
             "(arXiv 2312.03732)"
         )
+    ratio = recipe.loraplus_lr_ratio
+    if ratio is not None and not 2 <= ratio <= 32:
+        lines.append(f"loraplus_lr_ratio={ratio:g}: 4 to 16 is usual (arXiv 2402.12354, section 5)")
     scale = (recipe.lora_alpha or 2 * recipe.r) / recipe.r
     if not 0.5 <= scale <= 4:
         lines.append(

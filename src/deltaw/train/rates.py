@@ -5,7 +5,8 @@ appendix A.3), times (768 / width)². Adam's rate is inverse to the width (arXiv
 3); the second factor stands for the depth, since narrow encoders are shallow too, and agrees with
 what was measured on MiniLM. An adapter takes 10 times that rate, 15 times below 100 steps, whatever
 its rank (Thinking Machines, "LoRA Without Regret", 2025; the higher rate also in arXiv 2405.09673).
-A new head alone is a convex problem and takes 50 times the rate (measured).
+A new head alone is a convex problem and takes 50 times the rate (measured). LoRA+ divides the rate
+of A by the root of its ratio, so that the product of the rates of A and B stays.
 """
 
 import math
@@ -76,8 +77,12 @@ def learning_rate(recipe: Recipe, width: int, total: int) -> Choice:
     if recipe.method == "head":
         return Choice(_rounded(50 * full), f"default for a head alone: 50 x {rule}")
     factor, why = (15, f"under {SHORT} steps") if total < SHORT else (10, "adapters")
+    origin = f"default: {factor} x {rule}, {why}; LoRA Without Regret, 2025"
+    if recipe.loraplus_lr_ratio is None:
+        return Choice(_rounded(factor * full), origin)
+    ratio = recipe.loraplus_lr_ratio
     return Choice(
-        _rounded(factor * full), f"default: {factor} x {rule}, {why}; LoRA Without Regret, 2025"
+        _rounded(factor * full / math.sqrt(ratio)), f"{origin}; / sqrt({ratio:g}) for LoRA+"
     )
 
 

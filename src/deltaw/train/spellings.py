@@ -35,6 +35,8 @@ SYNONYMS = {
 OPTIMIZERS = {"galore": "galore_adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw"}
 """Other names of a recipe's `optim`."""
 
+SWITCHES = ("use_galore", "galore_layerwise")
+
 
 def respelt(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the values with LLaMA-Factory's switches for GaLore as `optim`, and what is wrong."""
@@ -46,13 +48,10 @@ def respelt(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(value, bool)
     ]
     if any(given.values()) and "optim" in values:
-        problems.append(f"{' and '.join(given)} stand beside optim; keep optim alone")
+        problems.append(f"optim does not go with {' and '.join(given)}; keep optim alone")
     if given.get("galore_layerwise") and not given.get("use_galore"):
         problems.append("galore_layerwise has no effect without use_galore: true")
     if given.get("use_galore") and not problems:
         layerwise = "_layerwise" if given.get("galore_layerwise") else ""
         plain["optim"] = f"galore_adamw{layerwise}"
     return plain, problems
-
-
-SWITCHES = ("use_galore", "galore_layerwise")
