@@ -34,9 +34,9 @@ RANK = 128
 
 STARTS = {"trained": "its own weights", "random": "random weights"}
 SEEDS = (0, 1, 2)
-LOSS_STEPS, LOSS_ROWS, LOSS_TOKENS = 300, 16, 256
+LOSS_STEPS, LOSS_ROWS, LOSS_TOKENS = 300, 8, 256
 LOSS_RANK, LOSS_GAP = 16, 50
-HELD_OUT = 200
+HELD_OUT = 100
 RATES = {
     ("trained", "adamw"): (1e-4, 3e-4, 1e-3),
     ("trained", "galore"): (4e-4, 1.2e-3, 4e-3),
@@ -122,7 +122,7 @@ def train(start: str, name: str, rate: float, seed: int, steps: int = LOSS_STEPS
     """Return the mean loss on held-out stories after some steps with warm-up and a linear end."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     model, known, held_out = stories(start)
     optimizer = optimizer_of(name, model, rate, LOSS_RANK, LOSS_GAP)
@@ -153,7 +153,7 @@ def stories(start: str) -> tuple[Any, Any, Any]:
     if start == "random":
         model = LlamaForCausalLM(model.config)
     lines = (SHARED / "data" / "tinystories_2mb" / "stories.jsonl").read_text("utf-8").splitlines()
-    ids = [tokenizer(json.loads(line)["text"])["input_ids"] for line in lines]
+    ids = [tokenizer(json.loads(line)["text"], verbose=False)["input_ids"] for line in lines]
 
     def joined(part: list[list[int]]) -> torch.Tensor:
         return torch.tensor([token for story in part for token in story])
