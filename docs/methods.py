@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deltaw.folder import files_in
 
-FOLDERS = ("adapters", "inits", "layers", "kernels", "quant", "optim", "formats")
+FOLDERS = ("adapters", "inits", "layers", "kernels", "quant", "optim", "formats", "combine")
 HEADER = """# Methods
 
 What there is in each folder, in the words of its files; `python docs/methods.py` writes this page.

@@ -94,6 +94,15 @@ def test_the_guide_to_optimisers_runs() -> None:
         exec(compile(code, "docs/optimisers.md", "exec"), names)
 
 
+def test_the_page_of_concepts_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {"torch": torch, "deltaw": deltaw, "randomise": randomise}
+    blocks = BLOCK.findall((ROOT / "docs" / "concepts.md").read_text())
+    assert blocks
+    for _, code in blocks:
+        exec(compile(code, "docs/concepts.md", "exec"), names)
+    assert "% kept\n" in capsys.readouterr().out
+
+
 def test_the_page_of_methods_is_what_the_docstrings_say() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "methods.py"))["page"]()
     assert made == (ROOT / "docs" / "methods.md").read_text(), "run: python docs/methods.py"

@@ -17,6 +17,7 @@ _HOME = {
     "configs": "switching",
     "disabled": "switching",
     "capture": "capturing",
+    "combine": "combine",
     "fuse_blocks": "blocks",
     "fuse_loss": "fusing",
     "load": "loading",
@@ -40,6 +41,7 @@ __all__ = [
     "active",
     "attach",
     "capture",
+    "combine",
     "configs",
     "detach",
     "disabled",
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from deltaw import combine
     from deltaw.attaching import attach, detach
     from deltaw.blocks import fuse_blocks
     from deltaw.capturing import capture
@@ -78,7 +81,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import deltaw` costs nothing."""
     if name not in _HOME:
         raise AttributeError(f"module 'deltaw' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"deltaw.{_HOME[name]}"), name)
+    home = importlib.import_module(f"deltaw.{_HOME[name]}")
+    value = home if name == _HOME[name] else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -2,11 +2,14 @@
 
 import typer
 
+from deltaw.cli.combine import combine
 from deltaw.cli.demo import demo
 from deltaw.cli.evaluate import evaluate
+from deltaw.cli.extract import extract
 from deltaw.cli.inspect import inspect
 from deltaw.cli.merge import merge
 from deltaw.cli.predict import predict
+from deltaw.cli.resize import resize
 from deltaw.cli.train import train
 
 app = typer.Typer(
@@ -21,3 +24,6 @@ app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(inspect)
 app.command()(merge)
+app.command()(combine)
+app.command()(resize)
+app.command()(extract)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import deltaw
+from deltaw.compat.peft_combining import CombiningModel
 from deltaw.compat.peft_config import LoraConfig
 from deltaw.compat.peft_hub import adapter_folder
 from deltaw.compat.peft_merging import MergingModel
@@ -20,7 +21,7 @@ from deltaw.layer import AdaptedLayer
 from deltaw.swap import swap
 
 
-class PeftModel(MergingModel, MixedBatchModel):
+class PeftModel(MergingModel, MixedBatchModel, CombiningModel):
     """Mixin of an adapted model that gives it PEFT's methods."""
 
     @staticmethod

@@ -121,6 +121,29 @@ def load_empty(
         raise _cannot_load(name, error) from error
 
 
+def load_own(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """Return the model of the class that its configuration names, on the meta device.
+
+    Raises:
+        RunError: if its type is unknown.
+    """
+    try:
+        with quiet(), torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(
+                name, trust_remote_code=trust_remote_code
+            )
+            kind = getattr(transformers, (config.architectures or [""])[0], None)
+            if kind is None:
+                return transformers.AutoModel.from_config(  # type: ignore[no-any-return]
+                    config, trust_remote_code=trust_remote_code
+                )
+            model: nn.Module = kind(config)
+            model.tie_weights()  # type: ignore[operator]
+            return model
+    except LOADING as error:
+        raise _cannot_load(name, error) from error
+
+
 def untrained_in(folder: Path, model: nn.Module) -> list[str]:
     """Return the paths in the base of `model`, which may be empty, that nobody trained in `folder`.
 

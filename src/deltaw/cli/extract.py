@@ -1,0 +1,80 @@
+"""`deltaw extract`: the adapter that turns a base into a fine-tuned model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltaw.cli.adapters import Energy, Exact, Out, Portable, Rank, new_folder, show, write_adapter
+from deltaw.cli.options import TrustRemoteCode, announce_loading, targets
+from deltaw.errors import RunError, printable
+
+if TYPE_CHECKING:
+    from deltaw.combine import Place
+
+SHOWN = 8
+
+
+def extract(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or file of the base.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The same model, fine-tuned.")],
+    out: Out,
+    rank: Rank = None,
+    energy: Energy = None,
+    target_modules: Annotated[
+        list[str] | None,
+        typer.Option("--targets", help='Names, a regular expression, or "all-linear" (all).'),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Parts to leave out, or that only one model has.")
+    ] = None,
+    rest: Annotated[
+        str, typer.Option(help="Changed norms, biases, heads: report, save (in full) or refuse.")
+    ] = "report",
+    portable: Portable = False,
+    exact: Exact = False,
+    seed: Annotated[int, typer.Option(help="Of the random sketches.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write the difference of two full checkpoints as a low-rank adapter of the base."""
+    folder = new_folder(out)
+    announce_loading()
+    from deltaw import combine
+    from deltaw.train.console import Console
+
+    console = Console()
+    made = combine.extract(
+        base,
+        tuned,
+        rank=rank,
+        energy=energy,
+        targets=targets(target_modules),
+        exclude=[name for value in exclude or () for name in value.split(",")],
+        rest=rest,
+        places=_places(Path(tuned), trust_remote_code),
+        exact=exact,
+        seed=seed,
+    )
+    show(made.kept)
+    console.field("unchanged", f"{made.unchanged} tensors")
+    if made.rest:
+        names = [printable(name) for name in made.rest[:SHOWN]]
+        more = f", ... ({len(made.rest)})" if len(made.rest) > SHOWN else ""
+        kept = "kept in full" if rest == "save" else "changed and left out (--rest save keeps them)"
+        console.field("rest", f"{kept}:\n{', '.join(names)}{more}")
+    write_adapter(made.state, folder, portable)
+
+
+def _places(tuned: Path, trust: bool) -> "dict[str, Place] | None":
+    """Return the layers of the model that `config.json` names, or None where that is not known."""
+    if not (tuned / "config.json").is_file():
+        return None
+    from deltaw.analysis.places import places
+    from deltaw.train.model import load_own
+
+    try:
+        return places(load_own(str(tuned), trust_remote_code=trust))
+    except RunError as error:
+        print(f"warning   {printable(str(error).splitlines()[0], 300)}")
+        print("          layers are told from names and shapes")
+        return None

@@ -1,0 +1,220 @@
+"""`deltaw combine`, `resize` and `extract`: what they write and what they print."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tests.train.conftest import Command
+
+import deltaw
+from deltaw.config import LoraConfig
+from deltaw.formats import peft
+from deltaw.state import LayerState, State
+
+
+def adapter(folder: Path, r: int, seed: int, *, head: bool = False, width: int = 7) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        f"h.{n}.lin": LayerState(
+            "linear",
+            {
+                "weight.lora_A": torch.randn(r, width, generator=generator),
+                "weight.lora_B": torch.randn(6, r, generator=generator),
+            },
+            0.5,
+        )
+        for n in range(2)
+    }
+    if head:
+        layers["head"] = LayerState("module", {"weight.trained": torch.ones(3)})
+    config = LoraConfig(r=r, lora_alpha=0.5 * r, modules_to_save=["head"] if head else [])
+    peft.write(State(config, layers), folder)
+    return folder
+
+
+def delta(folder: Path, path: str) -> torch.Tensor:
+    own = peft.read(folder).layers[path]
+    return own.scale * own.tensors["weight.lora_B"] @ own.tensors["weight.lora_A"]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    return adapter(tmp_path / "a", 2, 1), adapter(tmp_path / "b", 3, 2)
+
+
+def test_a_sum_says_what_it_is_and_is_written(
+    deltaw_command: Command, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, text, err = deltaw_command("combine", *two, "--out", out, "--weights", "0.5,-1")
+    assert (code, err) == (0, "")
+    assert text == (
+        f"sum       0.5 x {two[0]}\n"
+        f"          -1 x {two[1]}\n"
+        "layer    rank  energy   error\n"
+        "h.0.lin     5  100.00%   0.00%\n"
+        "h.1.lin     5  100.00%   0.00%\n"
+        "2 layers keep 100.00% to 100.00% of Σσ² at rank 5 to 5; error is ‖ΔW' - ΔW‖/‖ΔW‖\n"
+        f"written   {out}: r=5, 130 parameters\n"
+        f"next      deltaw inspect {out}\n"
+    )
+    for path in ("h.0.lin", "h.1.lin"):
+        expected = 0.5 * delta(two[0], path) - delta(two[1], path)
+        torch.testing.assert_close(delta(out, path), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        (["--method", "svd"], 3),
+        (["--method", "svd", "--rank", "2"], 2),
+        (["--method", "ties", "--density", "0.5", "--energy", "1"], 6),
+        (["--method", "dare", "--density", "0.5", "--seed", "3"], 3),
+        (["--method", "dare-ties", "--rank", "4"], 4),
+        (["--method", "prune", "--exact"], 3),
+        (["--portable"], 5),
+    ],
+)
+def test_every_method_writes_an_adapter_of_its_rank(
+    deltaw_command: Command,
+    two: tuple[Path, Path],
+    tmp_path: Path,
+    options: list[str],
+    rank: int,
+) -> None:
+    code, text, err = deltaw_command("combine", *two, "--out", tmp_path / "out", *options)
+    assert (code, err) == (0, "")
+    assert peft.read(tmp_path / "out").config.r == rank
+    assert f"r={rank}, " in text
+
+
+def test_heads_are_dropped_on_request(deltaw_command: Command, tmp_path: Path) -> None:
+    both = [adapter(tmp_path / f"{n}", 2, n, head=True) for n in range(2)]
+    code, _, err = deltaw_command("combine", *both, "--out", tmp_path / "out")
+    assert code == 1
+    assert "  - head.weight: 2\n" in err
+    assert not (tmp_path / "out").exists()
+    code, _, err = deltaw_command("combine", *both, "--out", tmp_path / "out", "--drop-copies")
+    assert (code, err) == (0, "")
+    assert list(peft.read(tmp_path / "out").layers) == ["h.0.lin", "h.1.lin"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--method", "mean"], "--method must be one of sum, svd, ties, dare"),
+        (["--density", "0.5"], "--density would change nothing with --method sum"),
+        (["--method", "ties", "--seed", "1"], "--seed would change nothing with --method ties"),
+        (["--weights", "1,x"], "'1,x' are not numbers"),
+        (["--weights", "1"], "2 adapters need as many weights, not 1"),
+        (["--rank", "9"], "rank 9 is above that of every matrix"),
+        (["--energy", "2"], "energy must lie in (0, 1]"),
+    ],
+)
+def test_bad_options_write_nothing(
+    deltaw_command: Command, two: tuple[Path, Path], tmp_path: Path, options: list[str], told: str
+) -> None:
+    code, out, err = deltaw_command("combine", *two, "--out", tmp_path / "out", *options)
+    assert (code, out) == (1, "")
+    assert told in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(
+    deltaw_command: Command, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    for command in (
+        ("combine", *two),
+        ("resize", two[0], "--rank", "1"),
+        ("extract", *two, "--rank", "1"),
+    ):
+        code, _, err = deltaw_command(*command, "--out", tmp_path / "out")
+        assert code == 1
+        assert "exists already. Fix: give a new folder." in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_adapter_is_resized(
+    deltaw_command: Command, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, text, err = deltaw_command("resize", two[1], "--out", tmp_path / "out", "--rank", "2")
+    assert (code, err) == (0, "")
+    M = delta(two[1], "h.0.lin")
+    sigma = torch.linalg.svdvals(M)
+    share = float(sigma[:2].square().sum() / sigma.square().sum())
+    assert f"h.0.lin     2  {share:>6.2%}  {(1 - share) ** 0.5:>6.2%}\n" in text
+    assert peft.read(tmp_path / "out").config.r == 2
+    code, _, err = deltaw_command("resize", two[1], "--out", tmp_path / "other")
+    assert code == 1
+    assert "Neither rank nor energy is given" in err
+
+
+@pytest.fixture
+def tuned(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny model with every weight moved."""
+    folder = Path(shutil.copytree(tiny / "model", tmp_path / "tuned"))
+    named = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in named.items():
+        if tensor.is_floating_point():
+            named[name] = tensor + 0.02 * torch.randn(tensor.shape, generator=generator)
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_an_adapter_is_extracted_and_gives_the_tuned_model(
+    deltaw_command: Command, tiny: Path, tuned: Path, tmp_path: Path
+) -> None:
+    base, out = tiny / "model", tmp_path / "out"
+    code, text, err = deltaw_command(
+        "extract", base, tuned, "--out", out, "--energy", "1", "--rest", "save"
+    )
+    assert (code, err) == (0, "")
+    assert "rest      kept in full:\n" in text
+    assert f"written   {out}: r=" in text
+    ids = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
+    model, expected = (
+        transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in (base, tuned)
+    )
+    deltaw.load(model, out)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(ids).last_hidden_state, expected(ids).last_hidden_state, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_an_extraction_says_what_it_leaves_out(
+    deltaw_command: Command, tiny: Path, tuned: Path, tmp_path: Path
+) -> None:
+    code, text, err = deltaw_command(
+        "extract",
+        tiny / "model",
+        tuned,
+        "--out",
+        tmp_path / "out",
+        "--rank",
+        "2",
+        "--targets",
+        "query,value",
+    )
+    assert (code, err) == (0, "")
+    assert "rest      changed and left out (--rest save keeps them):\n" in text
+    assert len(peft.read(tmp_path / "out").layers) == text.count(".query ") + text.count(".value ")
+    code, _, err = deltaw_command(
+        "extract",
+        tiny / "model",
+        tuned,
+        "--out",
+        tmp_path / "two",
+        "--rank",
+        "2",
+        "--rest",
+        "refuse",
+    )
+    assert code == 1
+    assert "changed more than the targets" in err
