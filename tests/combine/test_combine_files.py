@@ -64,7 +64,7 @@ SETTINGS: Mapping[str, dict[str, object]] = {
         "target_modules": ["emb", "conv", "grouped", "lin"],
         "rank_pattern": {"conv": 4},
     },
-    "bias": {"r": 2, "lora_alpha": 3, "lora_bias": True, "target_modules": ["lin", "grouped"]},
+    "other": {"r": 2, "lora_alpha": 3, "target_modules": ["lin", "grouped"]},
 }
 GPT2: Mapping[str, dict[str, object]] = {
     "plain": {"r": 2, "lora_alpha": 5, "target_modules": ["c_attn", "c_fc"]},
@@ -176,4 +176,15 @@ def test_trained_biases_and_heads_go_with_the_sum(tmp_path: Path) -> None:
     states = [adapter(base, settings, seed) for seed in (1, 2)]
     expected = by_formula(base, states, [0.25, 0.75])
     made = combine.add(states, [0.25, 0.75]).state
+    torch.testing.assert_close(in_peft(base, made, tmp_path / "a"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_biases_on_b_go_with_the_sum(tmp_path: Path) -> None:
+    base = mixed()
+    settings = {"lora_alpha": 3, "lora_bias": True, "target_modules": ["lin", "grouped"]}
+    states = [adapter(base, {**settings, "r": r}, seed=r) for r in (2, 3)]
+    states.append(adapter(base, {"r": 1, "lora_alpha": 7, "target_modules": ["conv"]}, 1))
+    weights = [0.7, -1.3, 2.0]
+    expected = by_formula(base, states, weights)
+    made = combine.add(states, weights).state
     torch.testing.assert_close(in_peft(base, made, tmp_path / "a"), expected, rtol=1e-4, atol=1e-5)

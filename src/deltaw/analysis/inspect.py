@@ -86,7 +86,7 @@ def report(state: State, base: nn.Module | None = None) -> Report:
                 slot = name.removesuffix(".lora_A")
                 W = _matrix(modules[path], layer, slot) if path in modules else None
                 layers.append(_layer(path, slot, layer, W))
-    layers.sort(key=_in_order)
+    layers.sort(key=lambda layer: in_order(layer.path))
     return Report(tuple(layers), tuple(copies), count)
 
 
@@ -128,9 +128,9 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def _in_order(layer: LayerReport) -> list[tuple[int, str]]:
+def in_order(path: str) -> list[tuple[int, str]]:
     """Sort layer 10 after layer 9."""
-    return [(int(part) if part.isdigit() else -1, part) for part in layer.path.split(".")]
+    return [(int(part) if part.isdigit() else -1, part) for part in path.split(".")]
 
 
 def _square(A: Tensor, B: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from deltaw.analysis.inspect import in_order
 from deltaw.combine import Kept
 
 
@@ -13,7 +14,7 @@ def text(kept: Sequence[Kept]) -> str:
     lines = [f"{'layer':<{width}}  rank  energy   error"]
     lines += [
         f"{each.path:<{width}}  {each.rank:>4}  {each.energy:>6.2%}  {each.error:>6.2%}".rstrip()
-        for each in kept
+        for each in sorted(kept, key=lambda each: in_order(each.path))
     ]
     ranks, energies = [each.rank for each in kept], [each.energy for each in kept]
     lines.append(

@@ -53,7 +53,7 @@ class Checkpoint:
 
     def _add(self, file: Path) -> None:
         try:
-            opened = safe_open(file, framework="pt").__enter__()
+            opened: Any = safe_open(file, framework="pt")
             for name in opened.keys():  # noqa: SIM118  (it is no mapping)
                 self._place[name] = opened
                 self.shapes[name] = tuple(opened.get_slice(name).get_shape())

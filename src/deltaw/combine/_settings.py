@@ -13,6 +13,7 @@ from deltaw.state import LayerState, State
 
 def state_of(states: Sequence[State], layers: Mapping[str, LayerState]) -> State:
     """Return the layers as a state, with the settings that `states` agree on."""
+    layers = _with_biases(layers)
     configs = [state.config for state in states]
     config = settings(configs[0], layers)
     tasks = {each.task_type for each in configs}
@@ -54,6 +55,21 @@ def settings(config: LoraConfig, layers: Mapping[str, LayerState]) -> LoraConfig
         lora_dropout=0.0,
         init_lora_weights=True,
     )
+
+
+def _with_biases(layers: Mapping[str, LayerState]) -> dict[str, LayerState]:
+    """Return the layers with a bias on every B, but those of embeddings, if there is one on any.
+
+    PEFT has one setting for all.
+    """
+    if not any(name.endswith("lora_B_bias") for own in layers.values() for name in own.tensors):
+        return dict(layers)
+    made = {}
+    for path, own in layers.items():
+        names = slots(own) if own.kind != "embedding" else []
+        zeros = {f"{name}.lora_B_bias": pair(own, name)[1][:, 0] * 0 for name in names}
+        made[path] = replace(own, tensors={**zeros, **own.tensors})
+    return made
 
 
 def highest_rank(state: State) -> int:

@@ -77,7 +77,7 @@ def of_product(part: Product) -> Spectrum:
     P, Y = torch.linalg.qr(R.T)
     U, S, Vh = torch.linalg.svd(X @ Y.T, full_matrices=False)
     noise = L.norm() * R.norm() * max(len(L), R.shape[1]) * torch.finfo(S.dtype).eps
-    return Spectrum(Q @ U, torch.where(S > noise, S, 0), Vh @ P.T)
+    return Spectrum(Q @ U, torch.where(noise < S, S, 0), Vh @ P.T)
 
 
 def of_matrix(M: Tensor, limit: Limit, exact: bool = False, seed: int = 0) -> Spectrum:

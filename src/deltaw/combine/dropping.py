@@ -2,9 +2,9 @@
 
     ΔW̃ᵢ = Mᵢ ∘ ΔWᵢ / density  with  Mᵢ ~ Bernoulli(density),  then  Σ wᵢ ΔW̃ᵢ  or TIES
 
-Source: arXiv 2311.03099, equation 1, with p = 1 - density. The masks are over the elements of ΔW;
-PEFT drops those of A and of B, which leaves density² of the terms and mixes adapters. A mask is
-nearly of full rank, so look at what a cut to a low rank keeps.
+Source: arXiv 2311.03099 (drop and rescale), with p = 1 - density. The masks are over the elements
+of ΔW; PEFT drops those of A and of B, which leaves density² of the terms and mixes adapters. A mask
+is nearly of full rank, so look at what a cut to a low rank keeps.
 """
 
 from collections.abc import Sequence

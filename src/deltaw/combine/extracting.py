@@ -94,7 +94,8 @@ def extract(
     check_limit(rank, energy, {p: min(own[0], math.prod(own[1:])) for p, own in shapes.items()})
     limit = Limit(rank, energy)
     layers, kept = {}, list[Kept]()
-    for path, place in found.items():
+    for path in sorted(found):
+        place = found[path]
         difference = both.difference(layout[path][1])
         if difference is None:
             continue
@@ -104,7 +105,7 @@ def extract(
         layers[path] = layer_of(like, tuple(difference.shape[2:]), parts, {}, torch.float32)
         kept += report
     ours = {layout[path][1] for path in found}
-    changed = [n for n in both.tuned.shapes if n not in ours and not both.same(n)]
+    changed = [n for n in sorted(both.tuned.shapes) if n not in ours and not both.same(n)]
     both.check_sound()
     copies = _copies(both, changed, rest)
     unchanged = len(both.tuned.shapes) - len(changed) - len({layout[path][1] for path in layers})
