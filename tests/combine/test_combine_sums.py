@@ -3,7 +3,7 @@
 import pytest
 import torch
 from combine_states import KINDS, close, delta, layer, several, shift, state, weighted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw import combine
@@ -25,12 +25,14 @@ def same(made: State, states: list[State], weights: list[float], tolerance: floa
     assert made.config.alpha_pattern == made.config.rank_pattern
 
 
+@settings(max_examples=40)
 @given(several())
 def test_side_by_side_is_the_sum(drawn: Drawn) -> None:
     states, weights = drawn
     same(combine.concatenate(states, weights), states, weights)
 
 
+@settings(max_examples=40)
 @given(several())
 def test_the_sum_is_the_sum_at_no_higher_rank(drawn: Drawn) -> None:
     states, weights = drawn
@@ -45,6 +47,7 @@ def test_the_sum_is_the_sum_at_no_higher_rank(drawn: Drawn) -> None:
     assert all(kept.error < 1e-11 for kept in made.kept)
 
 
+@settings(max_examples=40)
 @given(several(), st.sampled_from([-2.0, 0.5, 3.0]))
 def test_sums_are_linear_in_their_weights(drawn: Drawn, factor: float) -> None:
     states, weights = drawn
@@ -56,6 +59,7 @@ def test_sums_are_linear_in_their_weights(drawn: Drawn, factor: float) -> None:
         close(delta(again.layers[path]), factor * delta(once.layers[path]))
 
 
+@settings(max_examples=40)
 @given(several())
 def test_order_does_not_matter(drawn: Drawn) -> None:
     states, weights = drawn

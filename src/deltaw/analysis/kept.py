@@ -16,9 +16,13 @@ def text(kept: Sequence[Kept]) -> str:
         f"{each.path:<{width}}  {each.rank:>4}  {each.energy:>6.2%}  {each.error:>6.2%}".rstrip()
         for each in sorted(kept, key=lambda each: in_order(each.path))
     ]
-    ranks, energies = [each.rank for each in kept], [each.energy for each in kept]
-    lines.append(
-        f"{len(kept)} layers keep {min(energies):.2%} to {max(energies):.2%} of Σσ² "
-        f"at rank {min(ranks)} to {max(ranks)}; error is ‖ΔW' - ΔW‖/‖ΔW‖"
-    )
+    energies = _span([f"{e:.2%}" for e in sorted(each.energy for each in kept)])
+    ranks = _span([str(r) for r in sorted(each.rank for each in kept)])
+    layers = f"{len(kept)} layers keep" if len(kept) > 1 else "1 layer keeps"
+    lines.append(f"{layers} {energies} of Σσ² at rank {ranks}; error is ‖ΔW' - ΔW‖/‖ΔW‖")
     return "\n".join(lines)
+
+
+def _span(ascending: Sequence[str]) -> str:
+    first, last = ascending[0], ascending[-1]
+    return first if first == last else f"{first} to {last}"

@@ -12,7 +12,7 @@ from deltaw.errors import RunError, printable
 if TYPE_CHECKING:
     from deltaw.combine import Place
 
-SHOWN = 8
+SHOWN = 3
 
 
 def extract(
@@ -41,6 +41,7 @@ def extract(
     announce_loading()
     from deltaw import combine
     from deltaw.train.console import Console
+    from deltaw.train.data.wording import counted
 
     console = Console()
     made = combine.extract(
@@ -56,12 +57,13 @@ def extract(
         seed=seed,
     )
     show(made.kept)
-    console.field("unchanged", f"{made.unchanged} tensors")
+    console.field("unchanged", counted(made.unchanged, "tensor"))
     if made.rest:
         names = [printable(name) for name in made.rest[:SHOWN]]
-        more = f", ... ({len(made.rest)})" if len(made.rest) > SHOWN else ""
-        kept = "kept in full" if rest == "save" else "changed and left out (--rest save keeps them)"
-        console.field("rest", f"{kept}:\n{', '.join(names)}{more}")
+        kept = "kept in full" if rest == "save" else "left out; --rest save keeps them in full"
+        more = ", ..." if len(made.rest) > SHOWN else ""
+        count = counted(len(made.rest), "other tensor")
+        console.field("rest", f"{count} changed, {kept}:\n{', '.join(names)}{more}")
     write_adapter(made.state, folder, portable)
 
 
