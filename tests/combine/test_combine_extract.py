@@ -113,6 +113,15 @@ def test_the_rest_is_saved_or_refused_on_request(pair: tuple[Path, Path]) -> Non
     assert "  - h.lin.bias\n  - norm.weight\n" in str(error.value)
 
 
+def test_a_module_of_the_rest_is_saved_whole(tmp_path: Path) -> None:
+    base = {**tensors(), "norm.weight": torch.ones(4), "norm.bias": torch.zeros(4)}
+    new = {**moved(tensors(), 1), "norm.weight": torch.rand(4), "norm.bias": torch.zeros(4)}
+    a, b = saved(tmp_path / "a.safetensors", base), saved(tmp_path / "b.safetensors", new)
+    made = combine.extract(a, b, rank=1, rest="save")
+    assert set(made.state.layers["norm"].tensors) == {"weight.trained", "bias.trained"}
+    assert made.rest == ("h.lin.bias", "norm.weight")
+
+
 def sharded(folder: Path, named: Tensors) -> Path:
     folder.mkdir()
     names = list(named)

@@ -155,6 +155,12 @@ def test_energy_gives_the_lowest_rank_that_keeps_it(energy: float) -> None:
     assert {config.rank_pattern.get(f"^h\\.{n}", config.r) for n in range(6)} == set(ranks.values())
 
 
+def test_groups_share_the_rank() -> None:
+    made = combine.resize(state({"h": layer("spanning", 3, 0.7)}), rank=4)
+    assert len(made.state.layers["h"].tensors["weight.lora_A"]) == made.kept[0].rank == 4
+    assert made.state.layers["h"].tensors["weight.lora_B"].shape == (8, 2)
+
+
 def test_slices_are_cut_each_on_its_own() -> None:
     task = state({"h": layer("fused", 4, 0.7)})
     made = combine.resize(task, rank=2)
