@@ -5,7 +5,9 @@ import torch
 from combine_states import KINDS, close, delta, layer, several, shift, state, weighted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import deltaw
 from deltaw import combine
 from deltaw.state import State
 
@@ -211,3 +213,26 @@ def test_a_portable_adapter_has_one_rank_and_alpha(kind: str) -> None:
     assert not made.config.rank_pattern and not made.config.alpha_pattern
     for path, own in made.layers.items():
         close(delta(own), delta(task.layers[path]))
+
+
+def test_a_start_that_is_subtracted_counts_with_its_sign() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 5), nn.Conv1d(4, 6, 3, groups=2)).requires_grad_(False)
+    for name in ("a", "b"):
+        config = deltaw.LoraConfig(
+            r=2, lora_alpha=3, target_modules=["0", "1"], init_lora_weights="olora"
+        )
+        deltaw.attach(model, config, name)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.3 * torch.randn(parameter.shape)
+    states = [deltaw.capture(model, name) for name in ("a", "b")]
+    before = [layer.weight.clone() for layer in model]
+    deltaw.activate(model, {"a": 0.75, "b": -2.0})
+    with deltaw.merged(model):
+        deltas = [layer.weight - W for layer, W in zip(model, before, strict=True)]
+    deltaw.detach(model)
+    deltaw.attach(model, combine.add(states, [0.75, -2.0]).state, trainable=False)
+    with deltaw.merged(model):
+        for layer, W, delta in zip(model, before, deltas, strict=True):
+            torch.testing.assert_close(layer.weight - W, delta, rtol=1e-5, atol=1e-6)

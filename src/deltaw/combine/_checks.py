@@ -10,7 +10,7 @@ from deltaw.errors import ConfigError, MergeError, printable, raise_all
 from deltaw.kernels.merge import is_finite
 from deltaw.state import LayerState, State
 
-FACTORS = (".lora_A", ".lora_B", ".lora_B_bias", ".trained")
+FACTORS = (".lora_A", ".lora_B", ".lora_B_bias", ".start_A", ".start_B", ".trained")
 
 
 def check(states: Sequence[State], weights: Sequence[float] | None) -> list[float]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltaw.state import LayerState
+from deltaw.state import LayerState, without_twin
 
 
 class Product(NamedTuple):
@@ -51,8 +51,10 @@ def kernel(layer: LayerState) -> tuple[int, ...]:
 
 
 def pair(layer: LayerState, slot: str) -> tuple[Tensor, Tensor]:
-    """Return A and B of a slot."""
-    return layer.tensors[f"{slot}.lora_A"], layer.tensors[f"{slot}.lora_B"]
+    """Return A and B of a slot, of twice the rank where a start is subtracted."""
+    A, B = layer.tensors[f"{slot}.lora_A"], layer.tensors[f"{slot}.lora_B"]
+    A0, B0 = layer.tensors.get(f"{slot}.start_A"), layer.tensors.get(f"{slot}.start_B")
+    return (A, B) if A0 is None or B0 is None else without_twin(A, B, A0, B0)
 
 
 def groups_in(layer: LayerState, slot: str) -> int:
