@@ -35,6 +35,7 @@ ROWS = (
         "switching",
         "attaching",
         "blocks",
+        "calibrating",
         "capturing",
         "fingerprint",
         "fitting",

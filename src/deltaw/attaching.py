@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from deltaw.adapters import Parts, builder_of
 from deltaw.adapters._reserved import ReservedLora
 from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.authority import Authority
+from deltaw.calibrating import Loss, calibration_of
 from deltaw.config import LoraConfig
-from deltaw.errors import ConfigError, FormatError, StateError, TargetError, raise_all
+from deltaw.errors import FormatError, StateError, TargetError, raise_all
 from deltaw.fitting import Fit, fit, refuse_loaded_as_one, refuse_mixed
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
@@ -23,13 +25,11 @@ from deltaw.optimizers import watch
 from deltaw.originals import kept_by, restored
 from deltaw.planning import Plan, base_modules, look, plan
 from deltaw.quant import storage_of
-from deltaw.root import AdaptedPart, adapted_layers, adopt, find_root
+from deltaw.root import AdaptedPart, adapted_layers, adopt, check_attachable, find_root
 from deltaw.serving import USUAL, Serving
-from deltaw.starting import initial_state
+from deltaw.starting import as_started, initial_state
 from deltaw.state import State
 from deltaw.swap import clear_bound_forward, refuse_hidden_names, swap, unswap
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
 def attach(
@@ -40,6 +40,8 @@ def attach(
     generator: torch.Generator | None = None,
     trainable: bool = True,
     strict: bool = True,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
 ) -> Plan | None:
     """Put an adapter on `model` in place: `W' = W + s B A` in every layer it names.
 
@@ -56,17 +58,23 @@ def attach(
         trainable: whether its parameters have `requires_grad`.
         strict: raise where an entry of the settings matches nothing, instead of a warning in the
             plan.
+        data: batches for the starts from data (`eva`, `lora_ga`), read once: each a mapping of
+            keyword arguments, a tuple of positional ones, or one tensor, where the model runs.
+        loss: runs the model on a batch and returns its loss, as in `loss(model, batch)`; None
+            gives the batch to the model and takes the output's `loss`.
 
     Returns:
         What was adapted, for a config; None for a state.
 
     Raises:
-        ConfigError: if the name cannot be used.
+        ConfigError: if the name cannot be used; if there is no such start, or it needs data that
+            are not there; listing every layer that it cannot start.
         TargetError: listing what matches nothing or cannot be adapted.
         FormatError: listing every tensor of the state that does not fit the model.
         StateError: if the name is taken, the adapters are merged, or the model is a `DataParallel`.
     """
     check_attachable(model, name)
+    calibration = calibration_of(source, data, loss)
     if isinstance(source, LoraConfig):
         known = source.base_model_name_or_path or getattr(model, "name_or_path", None) or None
         if known and Path(known).is_dir():
@@ -74,8 +82,9 @@ def attach(
             known = str(Path(known).resolve())
         source = dataclasses.replace(source, base_model_name_or_path=known)
         made = plan(model, source, strict=strict)
-        attach_state(model, initial_state(model, made, generator), name, trainable, fresh=True)
-        return made
+        state = initial_state(model, made, generator, calibration)
+        attach_state(model, state, name, trainable, fresh=True)
+        return as_started(made, state)
     attach_state(model, source, name, trainable)
     return None
 
@@ -176,38 +185,6 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         for module in root.modules():
             if isinstance(module, AdaptedPart):
                 unswap(module)
-
-
-def check_attachable(model: nn.Module, name: str) -> None:
-    """Raise where no adapter of that name can be put on `model` now."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise StateError(
-            f"Cannot attach to a {type(model).__name__}.\n"
-            "Fix: attach to the model first, then wrap it (DistributedDataParallel or FSDP2; "
-            "DataParallel copies the model at every step and is not supported)."
-        )
-    if "_orig_mod" in model._modules:
-        raise StateError(
-            "Cannot attach to a compiled model.\nFix: attach to the model first, then compile it."
-        )
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
-        raise ConfigError(
-            f"{name!r} cannot be an adapter's name.\nFix: use letters, digits, '_' and '-' only, "
-            "and no name of an attribute of torch.nn.ModuleDict."
-        )
-    root = find_root(model)
-    if root is not None and root is not model:
-        raise StateError(
-            f"A part of this {type(model).__name__} has adapters of its own.\n"
-            "Fix: attach to that part again, or detach it first."
-        )
-    if root is not None:
-        root.authority.require_changeable("attach")
-        if name in root.authority.configs:
-            raise StateError(
-                f"There is an adapter {name!r} already.\n"
-                f"Fix: choose another name, or deltaw.detach(model, {name!r}) first."
-            )
 
 
 def _freeze(layers: dict[str, nn.Module], authority: Authority) -> None:

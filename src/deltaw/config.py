@@ -51,8 +51,9 @@ class LoraConfig:
         modules_to_save: modules trained in full beside the adapters. `None` finds the new head of
             a classification model; `[]` trains none.
         init_lora_weights: `True` starts A Kaiming-uniform and B at zero, `"gaussian"` draws A from
-            N(0, 1/r²); other names are the files of `deltaw/inits`. `False` draws A and B both at
-            random, so the adapted model does not start at the base's output.
+            N(0, 1/r²); other names are the files of `deltaw/inits`, such as `"pissa"`, `"olora"`,
+            `"eva"`. `False` draws A and B both at random, so the adapted model does not start at
+            the base's output.
         layers_to_transform: indices of the blocks to adapt; `None` means all.
         layers_pattern: names of the block lists those indices count in; `None` finds them.
         rank_pattern: pattern -> rank for the layers whose path ends in a match of the pattern;

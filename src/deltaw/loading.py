@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deltaw.attaching import attach_state, check_attachable
+from deltaw.attaching import attach_state
 from deltaw.errors import FormatError, StateError, printable
 from deltaw.fingerprint import fingerprint
 from deltaw.fitting import fit
 from deltaw.formats import format_of, sniff
 from deltaw.hotswap import swap_in
 from deltaw.planning import base_modules
-from deltaw.root import find_root
+from deltaw.root import check_attachable, find_root
 from deltaw.serving import Serving
 from deltaw.state import State
 

@@ -1,5 +1,6 @@
 """The adapted model itself: its authority, and the calls on it that would lose the adapters."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -7,7 +8,7 @@ from torch import nn
 
 from deltaw.adapter import refuse_cast
 from deltaw.authority import Authority
-from deltaw.errors import StateError, raise_all
+from deltaw.errors import ConfigError, StateError, raise_all
 from deltaw.formats import format_of
 from deltaw.layer import AdaptedLayer
 from deltaw.snapshot import state_of
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     _Module = nn.Module
 else:
     _Module = object
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
 class AdaptedPart(Swapped, _Module):
@@ -142,6 +145,38 @@ def require_root(model: nn.Module) -> AdaptedModel:
     if root is None:
         raise StateError(f"{type(model).__name__} has no adapters. Fix: attach or load one first.")
     return root
+
+
+def check_attachable(model: nn.Module, name: str) -> None:
+    """Raise where no adapter of that name can be put on `model` now."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise StateError(
+            f"Cannot attach to a {type(model).__name__}.\n"
+            "Fix: attach to the model first, then wrap it (DistributedDataParallel or FSDP2; "
+            "DataParallel copies the model at every step and is not supported)."
+        )
+    if "_orig_mod" in model._modules:
+        raise StateError(
+            "Cannot attach to a compiled model.\nFix: attach to the model first, then compile it."
+        )
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
+        raise ConfigError(
+            f"{name!r} cannot be an adapter's name.\nFix: use letters, digits, '_' and '-' only, "
+            "and no name of an attribute of torch.nn.ModuleDict."
+        )
+    root = find_root(model)
+    if root is not None and root is not model:
+        raise StateError(
+            f"A part of this {type(model).__name__} has adapters of its own.\n"
+            "Fix: attach to that part again, or detach it first."
+        )
+    if root is not None:
+        root.authority.require_changeable("attach")
+        if name in root.authority.configs:
+            raise StateError(
+                f"There is an adapter {name!r} already.\n"
+                f"Fix: choose another name, or deltaw.detach(model, {name!r}) first."
+            )
 
 
 def adopt(model: nn.Module, authority: Authority | None = None) -> AdaptedModel:

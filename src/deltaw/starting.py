@@ -1,21 +1,32 @@
 """From a plan to the state an adapter starts in."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from deltaw.inits import Site, starts
+from deltaw import calibrating
+from deltaw.calibrating import Calibration
+from deltaw.errors import ConfigError, raise_all
+from deltaw.inits import Factors, Run, Site, from_data, kind_of, refusal, starts, variant_of
+from deltaw.kernels.merge import is_finite
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometry_of
 from deltaw.offload import device_of, stored
 from deltaw.planning import Plan, Target, base_modules, look
 from deltaw.state import LayerState, State
 
+Places = Sequence[tuple[Target, AdaptedLayer]]
 
-def initial_state(model: nn.Module, plan: Plan, generator: torch.Generator | None = None) -> State:
+
+def initial_state(
+    model: nn.Module,
+    plan: Plan,
+    generator: torch.Generator | None = None,
+    calibration: Calibration | None = None,
+) -> State:
     """Return the factors at their start and the copies of what is trained in full.
 
     Args:
@@ -23,19 +34,27 @@ def initial_state(model: nn.Module, plan: Plan, generator: torch.Generator | Non
         plan: what is adapted.
         generator: a CPU generator; the same seed gives the same factors whatever else ran, in any
             dtype and on any device of the model. None draws from torch's global one.
+        calibration: what a start from data starts from.
+
+    Raises:
+        ConfigError: if there is no such start, or listing every layer that it cannot start.
     """
     layers = base_modules(model)
     name = plan.config.init_lora_weights
-    places = [(t, look_at(layers[t.path])) for t in plan.targets]
-    real = [(t, layer) for t, layer in places if device_of(layer).type != "meta"]
-    sites = [site for t, layer in real for site in _sites(t, layer, generator)]
-    factors = iter(starts(name, sites))
+    places = [(target, _look_at(layers[target.path])) for target in plan.targets]
+    sites = {
+        target.path: list(_sites(target, layer, generator, variant_of(name)))
+        for target, layer in places
+    }
+    _refuse(name, places, sites)
+    run = _run(model, name, places, sites, layers, calibration)
+    real = [target.path for target, layer in places if device_of(layer).type != "meta"]
+    factors = iter(starts(name, [site for path in real for site in sites[path]], run))
     states = {}
     for target, layer in places:
-        if device_of(layer).type == "meta":
-            pairs = [_empty(target.r, *shape) for shape in target.shapes]
-        else:
-            pairs = [next(factors) for _ in target.slots]
+        pairs = [next(factors) if target.path in real else _empty(s) for s in sites[target.path]]
+        if not len(pairs[0][0]):
+            continue
         tensors = _tensors(target, layer, pairs, twin=isinstance(name, str))
         if plan.config.lora_bias:
             tensors |= {
@@ -51,7 +70,21 @@ def initial_state(model: nn.Module, plan: Plan, generator: torch.Generator | Non
     return State(plan.config, states)
 
 
-def look_at(module: nn.Module) -> AdaptedLayer:
+def as_started(plan: Plan, state: State) -> Plan:
+    """Return the plan with the ranks that the start gave, without the layers it left out."""
+    targets = []
+    for target in plan.targets:
+        tensors = state.layers[target.path].tensors if target.path in state.layers else {}
+        ranks = [len(A) for name, A in tensors.items() if name.endswith(".lora_A")]
+        if ranks and ranks[0] != target.r:
+            count = target.parameters + (ranks[0] - target.r) * sum(map(sum, target.shapes))
+            alpha = target.scale * (ranks[0] ** 0.5 if plan.config.use_rslora else ranks[0])
+            target = replace(target, r=ranks[0], alpha=alpha, parameters=count)
+        targets += [target] if ranks else []
+    return replace(plan, targets=tuple(targets))
+
+
+def _look_at(module: nn.Module) -> AdaptedLayer:
     """Return the module as the layer that it would be if it were adapted."""
     geometry = geometry_of(module)
     assert geometry is not None
@@ -59,20 +92,107 @@ def look_at(module: nn.Module) -> AdaptedLayer:
 
 
 def _sites(
-    target: Target, layer: AdaptedLayer, generator: torch.Generator | None
+    target: Target, layer: AdaptedLayer, generator: torch.Generator | None, variant: str
 ) -> Iterator[Site]:
     for slot, shape in zip(target.slots, target.shapes, strict=True):
-        where = target.path if slot == WEIGHT else f"{target.path} {slot}"
-        matrix = functools.partial(layer.matrix, slot)
-        yield Site(where, shape, target.r, target.scale, layer.zero_factor, generator, matrix)
+        yield Site(
+            target.path if slot == WEIGHT else f"{target.path} {slot}",
+            target.path,
+            shape,
+            target.r,
+            target.scale,
+            layer.zero_factor,
+            generator,
+            functools.partial(layer.matrix, slot),
+            variant,
+        )
 
 
-def _empty(r: int, out: int, into: int) -> tuple[Tensor, Tensor]:
-    return torch.empty(r, into, device="meta"), torch.empty(out, r, device="meta")
+def _refuse(name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]]) -> None:
+    """Raise where a start cannot begin on some layers, listing them all."""
+    kind = kind_of(name)
+    problems = []
+    for target, layer in places:
+        reason = _unreadable(layer, kind)
+        if reason:
+            problems.append(f"{target.path}: {reason}")
+            continue
+        for site in sites[target.path]:
+            reason = refusal(name, site)
+            if not reason and kind == "from_weights" and not is_finite(site.matrix()):
+                reason = "its weight holds NaN or Inf"
+            if reason:
+                problems.append(f"{site.name}: {reason}")
+    raise_all(
+        ConfigError,
+        f"These layers cannot start with init_lora_weights={name!r}:",
+        problems,
+        "give them another rank by rank_pattern, take them out with exclude_modules, or use "
+        "init_lora_weights=True.",
+    )
+
+
+def _unreadable(layer: AdaptedLayer, kind: str) -> str:
+    """Return why a start of that kind cannot see what it starts from."""
+    if kind == "start":
+        return ""
+    if device_of(layer).type == "meta":
+        return "it is on the meta device and has no values; load the weights first"
+    if kind == "from_inputs":
+        return ""
+    if layer.storage is not None:
+        return (
+            f"its weight is stored as {type(layer.storage).__name__}, and the rounding of a packed "
+            "weight is not taken into such a start yet"
+        )
+    if layer.frozen(WEIGHT).is_meta:
+        return "its weight is offloaded; attach first and offload then"
+    return ""
+
+
+def _run(
+    model: nn.Module,
+    name: bool | str,
+    places: Places,
+    sites: Mapping[str, Sequence[Site]],
+    modules: Mapping[str, nn.Module],
+    calibration: Calibration | None,
+) -> Run | None:
+    """Return what runs the model for a start from data; None for the others."""
+    if not from_data(name):
+        if calibration is not None:
+            raise ConfigError(
+                f"init_lora_weights={name!r} starts from no data.\n"
+                "Fix: leave data and loss out, or use eva or lora_ga."
+            )
+        return None
+    if calibration is None:
+        raise ConfigError(
+            f"init_lora_weights={name!r} starts from data, and there are none.\n"
+            "Fix: deltaw.attach(model, config, data=batches) with some batches of training data."
+        )
+    layers = {
+        target.path: (
+            modules[target.path],
+            layer,
+            dict(zip(target.slots, [site.name for site in sites[target.path]], strict=True)),
+        )
+        for target, layer in places
+    }
+    how = calibrating.inputs if kind_of(name) == "from_inputs" else calibrating.gradients
+    return how(model, calibration, layers)
+
+
+def _empty(site: Site) -> Factors:
+    out, into = site.shape
+    return (
+        torch.empty(site.r, into, device="meta"),
+        torch.empty(out, site.r, device="meta"),
+    )
 
 
 def _tensors(
-    target: Target, layer: AdaptedLayer, pairs: Sequence[tuple[Tensor, Tensor]], twin: bool
+    target: Target, layer: AdaptedLayer, pairs: Sequence[Factors], twin: bool
 ) -> dict[str, Tensor]:
     """Return the factors of all slots, and those of a start that is subtracted beside them."""
     tensors: dict[str, Tensor] = {}

@@ -130,10 +130,10 @@ def _ran(model: nn.Module, found: Mapping[str, Adapter], batch: Any, *, train: b
     ]
     try:
         if train:
-            loss_of(_call(model, batch)).backward()  # type: ignore[no-untyped-call]
+            loss_of(call(model, batch)).backward()  # type: ignore[no-untyped-call]
         else:
             with torch.no_grad():
-                _call(model, batch)
+                call(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -142,9 +142,9 @@ def _ran(model: nn.Module, found: Mapping[str, Adapter], batch: Any, *, train: b
 
 def _same_output(model: nn.Module, batch: Any) -> bool:
     with torch.no_grad():
-        adapted = tensors_of(_call(model, batch))
+        adapted = tensors_of(call(model, batch))
         with disabled(model):
-            base = tensors_of(_call(model, batch))
+            base = tensors_of(call(model, batch))
     return all(torch.equal(a, b) for a, b in zip(adapted, base, strict=True))
 
 
@@ -189,7 +189,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(old)
 
 
-def _call(model: nn.Module, batch: Any) -> Any:
+def call(model: nn.Module, batch: Any) -> Any:
+    """Return the output for a mapping of keyword arguments, a tuple of positional ones, or one."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)

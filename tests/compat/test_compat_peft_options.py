@@ -199,3 +199,27 @@ def test_an_adapter_of_a_name_that_no_folder_can_have_is_not_there(name: str) ->
         ours.PeftModel.from_pretrained(bert(), name)
     with pytest.raises(FormatError, match=r"There is no folder (owner/adapter/)?a"):
         ours.PeftModel.from_pretrained(bert(), "owner/adapter", subfolder=name)
+
+
+def test_an_eva_start_waits_for_its_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 30, (4, 9), generator=generator)
+    settings = {"r": 2, "target_modules": ["query", "output.dense"], "init_lora_weights": "eva"}
+    model = ours.get_peft_model(bert(), ours.LoraConfig(**settings))
+    before = bert()(ids).logits
+    assert model.peft_config["default"].init_lora_weights == "eva"
+    with pytest.raises(ConfigError, match="rows of inputs"):
+        ours.initialize_lora_eva_weights(model, [{"input_ids": ids[:1, :2]}])
+    with pytest.raises(ConfigError, match="dataloader"):
+        ours.initialize_lora_eva_weights(model)
+    ours.initialize_lora_eva_weights(model, [{"input_ids": ids}])
+    assert isinstance(model, ours.PeftModel) and model.active_adapter == "default"
+    assert list(model.peft_config) == ["default"]
+    state = deltaw.capture(model)
+    ranks = {p: len(layer.tensors["weight.lora_A"]) for p, layer in state.layers.items()}
+    assert sum(ranks.values()) == 12 and len(set(ranks.values())) > 1
+    assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
+    assert torch.equal(model.eval()(ids).logits, before)
+    other = ours.get_peft_model(bert(), ours.LoraConfig(r=2, target_modules=["query"]))
+    with pytest.raises(ConfigError, match="waits for it"):
+        ours.initialize_lora_eva_weights(other, [{"input_ids": ids}])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw.adapter import Adapter
+from deltaw.inits import from_data
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.conv_spanning import SpanningConv
 from laws.cases import Head, Small
@@ -97,8 +98,16 @@ def source(setting: Setting, model: nn.Module, seed: int = 3) -> deltaw.LoraConf
 def adapt(model: nn.Module, setting: Setting, name: str = "default", seed: int = 3) -> nn.Module:
     """Attach at the start that the setting asks for."""
     generator = torch.Generator().manual_seed(seed)
-    deltaw.attach(model, source(setting, model, seed), name, generator=generator)
+    data = {}
+    if from_data(setting.init):
+        data = {"data": [setting.case.x(setting.dtype, n) for n in (21, 22)], "loss": squares}
+    deltaw.attach(model, source(setting, model, seed), name, generator=generator, **data)
     return model
+
+
+def squares(model: nn.Module, x: Tensor) -> Tensor:
+    """A loss for starts from data."""
+    return model(x).float().square().mean()
 
 
 def fill(model: nn.Module, name: str = "default", seed: int = 5, size: float = 0.3) -> nn.Module:

@@ -41,6 +41,13 @@ class Case:
             return torch.randperm(self.vocabulary, generator=generator).view(self.shape)
         return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
 
+    def learned(self, layer: nn.Module, tensors: oracle.Tensors, scale: float) -> Tensor:
+        """ΔW of the factors, less that of the start where it is subtracted."""
+        own = {name: t for name, t in tensors.items() if ".start_" not in name}
+        start = {n.replace("start", "lora"): t for n, t in tensors.items() if ".start_" in n}
+        delta = self.delta(layer, own, scale)
+        return delta - self.delta(layer, start, scale) if start else delta
+
     def __str__(self) -> str:
         return self.name
 

@@ -19,6 +19,7 @@ import deltaw.adapters.dora
 import deltaw.addition
 import deltaw.attaching
 import deltaw.fingerprint
+import deltaw.formats.peft
 import deltaw.inits.kaiming
 import deltaw.kernels.batched
 import deltaw.kernels.linear
@@ -155,11 +156,22 @@ def _(patch: Patch) -> None:
     patch.setattr(deltaw.inits.kaiming, "start", start)
 
 
+@mutant(
+    "a start is not subtracted",
+    1,
+    lambda: law01.attaching_changes_no_output(setting("linear", init="pissa")),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(LoraAdapter, "factors", lambda self: (self.lora_A, self.lora_B))
+
+
 @mutant("the seed is ignored", 1, lambda: law01.start_is_the_seeds_alone(setting("gpt2-fused-101")))
 def _(patch: Patch) -> None:
     real = deltaw.attaching.initial_state
     patch.setattr(
-        deltaw.attaching, "initial_state", lambda model, plan, generator: real(model, plan)
+        deltaw.attaching,
+        "initial_state",
+        lambda model, plan, *rest: real(model, plan, None, rest[1]),
     )
 
 
@@ -673,6 +685,19 @@ def _(patch: Patch) -> None:
         "_layer_state",
         lambda layer, name: real(layer, next(iter(layer.adapter))),
     )
+
+
+@mutant(
+    "a start is lost on disk",
+    5,
+    lambda: in_folder(lambda p: law05.saving_keeps_the_output(setting("linear", init="pissa"), p)),
+)
+def _(patch: Patch) -> None:
+    def without(layer: LayerState) -> LayerState:
+        kept = {name: t for name, t in layer.tensors.items() if ".start_" not in name}
+        return replace(layer, tensors=kept)
+
+    patch.setattr(deltaw.formats.peft, "plain", without)
 
 
 @mutant(

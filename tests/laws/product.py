@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from deltaw import adapters, inits
+from deltaw.layers import geometry_of
+from deltaw.layers.linear import slice_slot
+from deltaw.planning import look
 from laws.cases import BY_NAME, CASES, Case
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+RANKS = ((3, 5.0), (1, 7.0), (2, 3.0))
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,30 @@ def setting(name: str, **values: object) -> Setting:
     return Setting(BY_NAME[name], **values)  # type: ignore[arg-type]
 
 
+@functools.cache
+def fits(case: Case, init: bool | str, r: int) -> bool:
+    """Whether a start of that rank can be had on the layer of a case."""
+    if case.form != "config":
+        return True
+    geometry = geometry_of(layer := case.layer())
+    assert geometry is not None
+    n = len(case.enabled)
+    shape = look(layer, geometry).shape(slice_slot(0, n) if n else "weight")
+    zero = geometry.zero_factor
+    site = inits.Site("layer", "layer", shape, r, 1.0, zero, None, lambda: layer.weight)
+    return not inits.refusal(init, site)
+
+
+def ranks(case: Case, init: bool | str) -> tuple[tuple[int, float], ...]:
+    """The first two ranks that a start can have on the layer of a case."""
+    return tuple(rank for rank in RANKS if fits(case, init, rank[0]))[:2]
+
+
 def domains(case: Case) -> dict[str, tuple[object, ...]]:
     """The values that make sense with a case."""
     plain: dict[str, tuple[object, ...]] = {
         "dtype": DTYPES,
-        "rank": ((3, 5.0),),
+        "rank": RANKS[:1],
         "rslora": (False,),
         "dropout": (0.0,),
         "bias": ("none",),
@@ -80,13 +103,15 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
         "method": ("lora",),
     }
     if case.form != "module":
-        plain |= {"rank": ((3, 5.0), (1, 7.0)), "rslora": (False, True), "dropout": (0.0, 0.25)}
+        plain |= {"rank": RANKS[:2], "rslora": (False, True), "dropout": (0.0, 0.25)}
     if case.form == "factored":  # loralib has alpha / r alone
         plain |= {"rslora": (False,)}
     if case.form in ("config", "module"):
         plain |= {"bias": ("none", "all", "lora_only"), "head": (False, True)}
     if case.form == "config":
+        known = {rank for init in inits.names() for rank in ranks(case, init)}
         plain |= {"init": tuple(inits.names()), "method": tuple(adapters.names())}
+        plain |= {"rank": tuple(rank for rank in RANKS if rank in known)}
     if case.form == "config" and not isinstance(case.layer(), nn.Embedding):
         plain |= {"lora_bias": (False, True)}
     return plain
@@ -94,9 +119,10 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
 
 def everything(case: Case) -> Iterator[Setting]:
     """The whole product of one case."""
-    own = domains(case)
-    for values in itertools.product(*own.values()):
-        yield Setting(case, *values)  # type: ignore[arg-type]
+    for values in itertools.product(*domains(case).values()):
+        row = Setting(case, *values)  # type: ignore[arg-type]
+        if row.rank in ranks(case, row.init):
+            yield row
 
 
 @functools.cache
@@ -125,11 +151,14 @@ Pair = tuple[tuple[int, object], ...]
 
 def _filled(case: Case, pair: Pair, rng: random.Random) -> Setting:
     fixed = dict(pair)
-    values = [
-        fixed.get(place, rng.choice(values))
-        for place, values in enumerate(domains(case).values(), start=1)
-    ]
-    return Setting(case, *values)  # type: ignore[arg-type]
+    while True:
+        values = [
+            fixed.get(place, rng.choice(values))
+            for place, values in enumerate(domains(case).values(), start=1)
+        ]
+        row = Setting(case, *values)  # type: ignore[arg-type]
+        if row.rank in ranks(case, row.init):
+            return row
 
 
 def _pairs(row: Setting) -> set[Pair]:
@@ -140,8 +169,11 @@ def _pairs(row: Setting) -> set[Pair]:
 @functools.cache
 def _all_pairs(case: Case) -> frozenset[Pair]:
     columns = [(case.name,), *domains(case).values()]
+    names = [field.name for field in fields(Setting)]
+    at = names.index("rank"), names.index("init")
     return frozenset(
         ((i, a), (j, b))
         for (i, first), (j, second) in itertools.combinations(enumerate(columns), 2)
         for a, b in itertools.product(first, second)
+        if (i, j) != at or a in ranks(case, b)  # type: ignore[arg-type]
     )

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import deltaw
-from deltaw.inits import names
-from laws.building import adapt, base, fill, parts, run, same_bits
+from deltaw.inits import Site, from_data, kind_of, names, refusal
+from laws.building import adapt, base, fill, parts, run, same_bits, squares
 from laws.product import DTYPES, Setting, setting
 from laws.running import over_cases, over_pairs, whole_product
 
@@ -61,10 +61,14 @@ def test_identity_for_drawn_shapes(kind, out, into, r, dtype, init) -> None:
         "embedding": lambda: nn.Embedding(into, out),
     }[kind]()
     model = nn.Sequential(layer).to(dtype)
-    x = torch.arange(into) if kind == "embedding" else torch.randn(3, into, *[4][: kind == "conv"])
+    shape = (out, into * (2 if kind == "conv" else 1))
+    zero = "A" if kind == "embedding" else "B"
+    assume(not refusal(init, Site("", "", shape, r, 1.0, zero, None, lambda: layer.weight)))
+    x = torch.arange(into) if kind == "embedding" else torch.randn(20, into, *[4][: kind == "conv"])
     x = x if kind == "embedding" else x.to(dtype)
     before = model(x)
-    deltaw.attach(model, deltaw.LoraConfig(r=r, target_modules=["0"], init_lora_weights=init))
+    config = deltaw.LoraConfig(r=r, target_modules=["0"], init_lora_weights=init)
+    deltaw.attach(model, config, **({"data": [x], "loss": squares} if from_data(init) else {}))
     assert torch.equal(model(x), before)
 
 
@@ -93,17 +97,21 @@ def test_the_seed_alone_decides(case) -> None:
 def test_the_global_generator_is_left_alone(init: str) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    adapt(base(setting("linear")), setting("linear", init=init))
+    adapt(base(setting("linear")), setting("linear", rank=(2, 3.0), init=init))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("init", names())
-def test_the_start_is_the_same_in_every_dtype(init: str) -> None:
-    models = [
-        adapt(base(s), s) for d in DTYPES for s in [setting("gpt2-fused-101", init=init, dtype=d)]
-    ]
+@pytest.mark.parametrize("init", [n for n in names() if not from_data(n)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_start_is_that_of_the_same_values_in_float32(init: str, dtype: torch.dtype) -> None:
+    s = setting("gpt2-fused-101", rank=(2, 3.0), init=init, dtype=dtype)
+    models = [adapt(base(s), s), adapt(base(s).float(), s)]
     found = [[p.float() for a in parts(m) for p in a.parameters()] for m in models]
-    assert all(torch.equal(a, b) for other in found for a, b in zip(found[0], other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    if kind_of(init) == "start":
+        other = adapt(base(s, seed=1), s)
+        drawn = [p.float() for a in parts(other) for p in a.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(found[0], drawn, strict=True))
 
 
 @over_cases()

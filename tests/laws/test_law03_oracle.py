@@ -73,19 +73,19 @@ def delta_of(setting: Setting, layer: nn.Module, tensors: dict[str, Tensor]) -> 
     """ΔW of one slot as a whole weight, zero beside the slot."""
     case = setting.case
     if setting.method == "lora":
-        return case.delta(layer, tensors, setting.scale)
+        return case.learned(layer, tensors, setting.scale)
     W = layer._parameters["weight"].detach().double()
     axis = 1 if case.file in ("embedding", "conv1d") else 0
     (magnitude,) = (t for k, t in tensors.items() if k.endswith("magnitude_vector"))
     if case.enabled:
         first = int(next(iter(tensors))[6]) * len(magnitude)
         rows = torch.arange(first, first + len(magnitude))
-        delta = case.delta(layer, tensors, setting.scale).index_select(axis, rows)
+        delta = case.learned(layer, tensors, setting.scale).index_select(axis, rows)
         part = oracle.dora_delta(layer, W.index_select(axis, rows), delta, magnitude, axis)
         return torch.zeros_like(W).index_copy(axis, rows, part)
     unpadded = copy.copy(layer)
     unpadded.__dict__["padding_idx"] = None
-    delta = case.delta(unpadded, tensors, setting.scale)
+    delta = case.learned(unpadded, tensors, setting.scale)
     found = oracle.dora_delta(layer, W, delta, magnitude, axis)
     padding = getattr(layer, "padding_idx", None)
     if padding is None:
@@ -156,7 +156,7 @@ def gradients_are_the_oracles(setting: Setting) -> None:
     names = {f"{n}": p for n, p in model.layer.adapter["default"].named_parameters()}
     trained = [key for key in tensors if key.startswith(tuple(slots(setting.case)))]
     trained += [key for key in tensors if key.endswith(".trained")]
-    assert len(names) == len(set(trained))
+    assert len(names) == len({key for key in trained if ".start_" not in key})
     for name, parameter in names.items():
         slot, _, tensor = name.partition(".")
         found = tensors[f"{slot.partition('_of_')[0]}.{tensor}"].grad
@@ -347,7 +347,7 @@ def with_deltas(
     W = oracle.spread(layer, own["weight"]) if case.form == "spanning" else own["weight"]
     y = case.apply(layer, x, W, trained.get("bias.trained", own.get("bias")))
     for name, setting_, weight in (("a", s, 0.75), ("b", wide, -2.0)):
-        delta = case.delta(layer, leaves(model, name), setting_.scale)
+        delta = case.learned(layer, leaves(model, name), setting_.scale)
         y = y + weight * case.apply(layer, x, delta, None)
     return y
 

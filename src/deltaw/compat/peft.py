@@ -7,7 +7,7 @@ a model is loaded rather than what it computes are accepted and change nothing.
 `transformers.Trainer` trains it, saves it, resumes it and loads its best checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deltaw
+from deltaw.calibrating import Loss
 from deltaw.compat.peft_config import LoraConfig, PeftConfig, TaskType
 from deltaw.compat.peft_model import (
     PeftModel,
@@ -31,8 +32,9 @@ from deltaw.compat.peft_model import (
     refuse,
 )
 from deltaw.compat.peft_trainer import reload
-from deltaw.errors import FormatError, raise_all
+from deltaw.errors import ConfigError, FormatError, raise_all
 from deltaw.formats.peft import TENSORS
+from deltaw.inits import kind_of
 from deltaw.optim.loraplus import create_loraplus_optimizer
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "initialize_lora_eva_weights",
     "set_peft_model_state_dict",
 ]
 
@@ -80,6 +83,44 @@ def get_peft_model(
         peft_config = replace(peft_config, revision=revision)
     attach_config(model, peft_config, adapter_name)
     return as_peft(model)
+
+
+def initialize_lora_eva_weights(
+    model: PeftModel,
+    dataloader: Iterable[Any] | None = None,
+    eva_state_dict: None = None,
+    forward_fn: Loss | None = None,
+    prepare_model_inputs_fn: None = None,
+    prepare_layer_inputs_fn: None = None,
+    adapter_name: str = "default",
+    gather_distributed_inputs: bool = True,
+    show_progress_bar: bool = True,
+) -> None:
+    """Start an adapter of `init_lora_weights="eva"` from the batches of `dataloader`, read once.
+
+    Its parameters are new ones: build the optimiser after this.
+
+    Raises:
+        ConfigError: if its start is another one, or the data are missing or tell too little.
+    """
+    refuse(
+        eva_state_dict=eva_state_dict,
+        prepare_model_inputs_fn=prepare_model_inputs_fn,
+        prepare_layer_inputs_fn=prepare_layer_inputs_fn,
+    )
+    config = model.peft_config[adapter_name]
+    if kind_of(config.init_lora_weights) != "from_inputs" or dataloader is None:
+        raise ConfigError(
+            "An EVA start needs a dataloader, and an adapter that waits for it.\n"
+            'Fix: give the data, to an adapter of LoraConfig(init_lora_weights="eva").'
+        )
+    active, spare = deltaw.active(model), f"{adapter_name}_eva"
+    attach_config(model, config, spare, dataloader, forward_fn)
+    started = deltaw.capture(model, spare)
+    deltaw.detach(model, adapter_name)
+    deltaw.attach(model, started, adapter_name, trainable=not config.inference_mode)
+    deltaw.detach(model, spare)
+    deltaw.activate(model, active)
 
 
 def get_peft_model_state_dict(

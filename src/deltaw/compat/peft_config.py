@@ -19,7 +19,7 @@ from deltaw.formats.peft import CONFIG
 
 _UNSUPPORTED = {name: what for name, what in FEATURES.items() if name != "enable_lora"} | {
     "corda_config": "a CorDA start",
-    "eva_config": "an EVA start",
+    "eva_config": "a config of an EVA start (init_lora_weights='eva_rho_2' says rho)",
     "loftq_config": "a LoftQ start",
     "lora_ga_config": "a LoRA-GA start",
 }

@@ -1,13 +1,15 @@
 """PEFT's `PeftModel`, mixed into the class of an adapted model."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 import deltaw
+from deltaw.calibrating import Loss
 from deltaw.compat.peft_combining import CombiningModel
 from deltaw.compat.peft_config import LoraConfig
 from deltaw.compat.peft_hub import adapter_folder
@@ -17,7 +19,9 @@ from deltaw.compat.peft_targets import default_targets, heads
 from deltaw.compat.peft_trainer import prepare_trainer
 from deltaw.errors import ConfigError, raise_all
 from deltaw.formats.peft import CONFIG, TENSORS
+from deltaw.inits import kind_of
 from deltaw.layer import AdaptedLayer
+from deltaw.root import require_root
 from deltaw.swap import swap
 
 
@@ -237,14 +241,36 @@ def refuse(**options: object) -> None:
     )
 
 
-def attach_config(model: nn.Module, config: LoraConfig, name: str) -> None:
-    """Put a new adapter on `model` where PEFT would, and warn of settings that match nothing."""
+def attach_config(
+    model: nn.Module,
+    config: LoraConfig,
+    name: str,
+    data: Iterable[Any] | None = None,
+    forward: Loss | None = None,
+) -> None:
+    """Put a new adapter on `model` where PEFT would, and warn of settings that match nothing.
+
+    Without data a start from inputs is one of zeros, which `initialize_lora_eva_weights` replaces.
+    """
+    start = config.init_lora_weights
+    waits = data is None and kind_of(start) == "from_inputs"
     config = replace(
         config,
         target_modules=config.target_modules or default_targets(model),
         modules_to_save=heads(model, config.modules_to_save, config.task_type),
+        init_lora_weights=True if waits else start,
     )
-    made = deltaw.attach(model, config, name, trainable=not config.inference_mode, strict=False)
+    made = deltaw.attach(
+        model,
+        config,
+        name,
+        trainable=not config.inference_mode,
+        strict=False,
+        data=data,
+        loss=forward,
+    )
+    own = require_root(model).authority.configs
+    own[name] = replace(own[name], init_lora_weights=start)
     for text in made.warnings if made else ():
         warnings.warn(text, stacklevel=3)
 

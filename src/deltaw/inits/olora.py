@@ -6,14 +6,24 @@ Source: arXiv 2406.01775, section 3. W is left as it is and s B0 A0 subtracted b
 paper rewrites W. The first r columns of W alone determine B0, so no whole decomposition is made.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
 
-from deltaw.inits import Site
+from deltaw.inits import Factors, Site, above
 
 
-def start(site: Site) -> tuple[Tensor, Tensor]:
-    """Return A (r, in) and B (out, r) in float32."""
+def refusal(site: Site) -> str:
+    """Return why the slot cannot start so: Q has fewer than r columns."""
+    return above(site, site.r)
+
+
+def from_weights(sites: Sequence[Site]) -> list[Factors]:
+    """Return A (r, in) and B (out, r) of every site in float32."""
+    return [_first(site) for site in sites]
+
+
+def _first(site: Site) -> Factors:
     W = site.matrix().detach().float()
     B, _ = torch.linalg.qr(W[:, : site.r])
     return B.T @ W, B

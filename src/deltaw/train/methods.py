@@ -1,16 +1,18 @@
 """What each `method` trains: adapters beside frozen weights, or the weights themselves."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 import deltaw
+from deltaw.calibrating import Loss
 from deltaw.config import LoraConfig
 from deltaw.errors import RunError
 from deltaw.heads import new_heads
+from deltaw.inits import from_data, kind_of
 from deltaw.optim.layerwise import blocks
 from deltaw.patterns import within
 from deltaw.planning import Plan
@@ -29,9 +31,13 @@ def lora_config(recipe: Recipe) -> LoraConfig:
 
     `head` trains new heads alone, `bitfit` heads and every bias.
 
+    Raises:
+        ConfigError: if a setting is out of range, or there is no such start.
+
     Source: BitFit, arXiv 2106.10199.
     """
     if recipe.method == "lora":
+        kind_of(recipe.init_lora_weights)
         return LoraConfig(
             r=recipe.r,
             lora_alpha=recipe.lora_alpha,
@@ -61,13 +67,17 @@ def lora_config(recipe: Recipe) -> LoraConfig:
 
 
 def prepare(
-    model: nn.Module, recipe: Recipe, untrained: Sequence[str] = ()
+    model: nn.Module,
+    recipe: Recipe,
+    untrained: Sequence[str] = (),
+    data: Iterable[Any] = (),
+    loss: Loss | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     """Freeze and adapt `model` as the method asks; return what is trained as text, and warnings.
 
     The adapter's start is drawn from the recipe's seed, whatever else was drawn before. What
     nobody has trained in the base (`untrained`) belongs to the new head and is trained in full,
-    unless `modules_to_save` leaves it out.
+    unless `modules_to_save` leaves it out. `data` and `loss` are for the starts from data.
 
     Raises:
         RunError: if the method needs layers or biases that the model does not have.
@@ -88,7 +98,15 @@ def prepare(
     config = lora_config(recipe)
     if untrained and config.modules_to_save is None:
         config = replace(config, modules_to_save=[*new_heads(model), *untrained])
-    plan = deltaw.attach(model, config, ADAPTER, generator=generator)
+    measured = from_data(config.init_lora_weights)
+    plan = deltaw.attach(
+        model,
+        config,
+        ADAPTER,
+        generator=generator,
+        data=data if measured else None,
+        loss=loss if measured else None,
+    )
     assert plan is not None
     left = random - {f"{row.path}.{name}" for row in plan.trained for name in row.names}
     return count_kinds(plan) + movement(recipe), (

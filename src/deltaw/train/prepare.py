@@ -1,24 +1,25 @@
 """From a recipe to everything a run needs: data, model, tokens, and the choices left open."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.integrations import get_available_reporting_integrations
 
 from deltaw.errors import ConfigError, RunError
 from deltaw.train import methods, rates
-from deltaw.train.batches import Collator
+from deltaw.train.batches import Collator, EpochSampler
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data, build
 from deltaw.train.data.detect import detect
 from deltaw.train.data.table import read_data
 from deltaw.train.escape import printable
 from deltaw.train.identity import base_digest, tokenizer_digest
+from deltaw.train.loop import loss
 from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY
 from deltaw.train.model import (
     full_name,
@@ -33,6 +34,8 @@ from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
 from deltaw.train.tokens import Encoded, Lengths, encode
 
+SEEN = 16
+"""How many batches a start from data sees."""
 VERSIONS = ("deltaw", "torch", "transformers", "tokenizers", "accelerate", "safetensors")
 
 
@@ -77,7 +80,9 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     _refuse_unknown(recipe, tokenizer, train)
     base = base_digest(model)
-    adapted, warnings = methods.prepare(model, recipe, untrained)
+    collator = Collator(tokenizer)
+    first = _first_batches(recipe, train, collator)
+    adapted, warnings = methods.prepare(model, recipe, untrained, first, _loss_of)
     total = rates.steps(recipe, len(train))
     width = hidden_size(model.config)
     epochs, rate = rates.epochs(recipe, len(train)), rates.learning_rate(recipe, width, total)
@@ -108,7 +113,7 @@ def prepare(recipe: Recipe, console: Console) -> Job:
         data=data,
         model=model,
         tokenizer=tokenizer,
-        collator=Collator(tokenizer),
+        collator=collator,
         train=train,
         validation=validation,
         held_out=test or validation,
@@ -135,6 +140,22 @@ def _load(recipe: Recipe, data: Data) -> tuple[Any, nn.Module, list[str]]:
         config, source, recipe.seed, revision=recipe.revision, trust_remote_code=trust
     )
     return tokenizer, model, untrained
+
+
+def _first_batches(
+    recipe: Recipe, rows: Sequence[Encoded], collator: Collator
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches that a start from data sees, in an order of the seed's."""
+    size = recipe.batch_size
+    lengths = [len(row["input_ids"]) for row in rows]  # type: ignore[arg-type]
+    order = list(EpochSampler(lengths, size, recipe.seed, bucketed=False))[: size * SEEN]
+    for start in range(0, len(order), size):
+        yield collator([rows[index] for index in order[start : start + size]])
+
+
+def _loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    labels = batch["labels"]
+    return loss(model(**{key: batch[key] for key in batch if key != "labels"}), labels)
 
 
 def _refuse_unknown(recipe: Recipe, tokenizer: Any, rows: Sequence[Encoded]) -> None:

@@ -33,7 +33,7 @@ LOCK = ".lock"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WRITTEN = re.compile(
     r"recipe\.yaml|results\.json|log\.jsonl|deltaw\.json|adapter_config\.json"
-    r"|adapter_model\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(adapter_model|deltaw_start)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|(generation_)?config\.json|(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
     r"|vocab\.(json|txt)|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
