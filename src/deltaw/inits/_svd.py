@@ -49,15 +49,17 @@ def principal(W: Tensor, k: int, generator: torch.Generator | None, passes: int 
     if (passes + 1) * width >= min(out, into):
         return exact(W, k)
     seeds = torch.randn(n, into, width, dtype=W.dtype, device="cpu", generator=generator)
-    ranges = [_orthonormal(W @ seeds.to(W.device))]
+    Q = _orthonormal(W @ seeds.to(W.device))
+    P = (Q.mT @ W).mT
     for _ in range(passes):
-        ranges.append(_orthonormal(W @ (W.mT @ ranges[-1])))
-    Q = _orthonormal(torch.cat(ranges, -1))
-    P = W.mT @ Q
-    S2, Z = _eigen(P)
-    Z, S = Z[..., -k:].flip(-1), S2[..., -k:].flip(-1).clamp(0).sqrt()
-    V = (P.double() @ Z) / S.clamp(torch.finfo(W.dtype).tiny).unsqueeze(-2)
-    return (Q.double() @ Z).to(W.dtype), S.to(W.dtype), V.to(W.dtype)
+        Y = W @ P[..., -width:]
+        for _ in range(2):
+            Y = Y - Q @ (Q.mT @ Y)
+        new = _orthonormal(Y)
+        Q, P = torch.cat((Q, new), -1), torch.cat((P, (new.mT @ W).mT), -1)
+    values, Z = _eigen(P.double())
+    S, Z = values[..., -k:].flip(-1).clamp(0).sqrt().to(W.dtype), Z[..., -k:].flip(-1).to(W.dtype)
+    return Q @ Z, S, P @ Z / S.clamp(torch.finfo(W.dtype).tiny).unsqueeze(-2)
 
 
 def exact(W: Tensor, k: int) -> Triple:
@@ -85,14 +87,14 @@ def minor(W: Tensor, k: int) -> Triple:
 
 def _orthonormal(Y: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns, with zeros in place of what depends on others."""
-    values, vectors = _eigen(Y)
+    wide = Y.double()
+    values, vectors = _eigen(wide)
     counts = values > INDEPENDENT * values[..., -1:]
-    lengths = torch.where(counts, values.clamp(torch.finfo(torch.float64).tiny).rsqrt(), 0)
-    return (Y.double() @ (vectors * lengths.unsqueeze(-2))).to(Y.dtype)
+    lengths = torch.where(counts, values.clamp(torch.finfo(values.dtype).tiny).rsqrt(), 0)
+    return (wide @ (vectors * lengths.unsqueeze(-2))).to(Y.dtype)
 
 
 def _eigen(Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues, smallest first, and eigenvectors of YᵀY in float64."""
-    wide = Y.double()
-    values, vectors = torch.linalg.eigh(wide.mT @ wide)
+    """Return the eigenvalues of YᵀY, smallest first, and their vectors."""
+    values, vectors = torch.linalg.eigh(Y.mT @ Y)
     return values, vectors
