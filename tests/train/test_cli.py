@@ -169,6 +169,8 @@ def test_inspecting_a_model_is_a_dry_run_without_weights(
         (["train", "MODEL", "nowhere.csv"], "nowhere.csv"),
         (["train", "MODEL", "DATA", "--r", "0"], "r must be a whole number above 0"),
         (["train", "MODEL", "DATA", "--lora-alpha", "-1"], "lora_alpha must be a number above 0"),
+        (["train", "MODEL", "DATA", "init_lora_weights=pisa"], "pissa_exact, pissa_niter_N"),
+        (["train", "MODEL", "DATA", "init_lora_weights=pissa", "--r", "999"], "its rank of 999"),
         (["train", "MODEL", "DATA", "--lora-dropout", "1"], "lora_dropout must lie in [0, 1)"),
         (["train", "MODEL", "DATA", "--targets", "nope,query"], "'nope'"),
         (["train", "MODEL", "DATA", "--name", "../up"], "one plain folder name"),
