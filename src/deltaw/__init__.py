@@ -22,9 +22,12 @@ _HOME = {
     "fuse_loss": "fusing",
     "load": "loading",
     "merge": "merging",
+    "measure_merge": "measuring",
     "merged": "merging",
     "unmerge": "merging",
     "plan": "planning",
+    "prepare_quantized": "quantizing",
+    "quantize": "quantizing",
     "rows": "mixing",
     "save": "saving",
     "summary": "summarizing",
@@ -48,9 +51,12 @@ __all__ = [
     "fuse_blocks",
     "fuse_loss",
     "load",
+    "measure_merge",
     "merge",
     "merged",
     "plan",
+    "prepare_quantized",
+    "quantize",
     "rows",
     "save",
     "summary",
@@ -67,9 +73,11 @@ if TYPE_CHECKING:
     from deltaw.errors import DeltawError
     from deltaw.fusing import fuse_loss
     from deltaw.loading import load
+    from deltaw.measuring import measure_merge
     from deltaw.merging import merge, merged, unmerge
     from deltaw.mixing import rows
     from deltaw.planning import plan
+    from deltaw.quantizing import prepare_quantized, quantize
     from deltaw.saving import save
     from deltaw.state import LayerState, State
     from deltaw.summarizing import summary

@@ -213,6 +213,8 @@ def _equip(
         layer.authority = authority
         layer.originals = {}
         layer.storage = storage_of(layer)
+        if layer.storage is not None:
+            layer.storage.settle(layer)
         layer.adapter = nn.ModuleDict()
     layer.adapter[name] = nn.ModuleDict(modules)
     layer.adapter[name].train(layer.training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deltaw.layer import WEIGHT
 from deltaw.offload import stored
+from deltaw.storage import inner
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -25,14 +26,16 @@ def bits(tensor: Tensor) -> str:
     The tensor is read as a matrix of integers, as wide as its rows allow, whose rows and columns
     are summed on its device at the speed of memory; only these sums go through SHA-256.
     """
-    rows = len(tensor) if tensor.dim() else 1
-    matrix = tensor.detach().contiguous().view(-1).view(torch.uint8).reshape(rows, -1)
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    if matrix.numel():
-        width = math.gcd(matrix.shape[1], 8)
-        words = matrix.view(_INTEGER[width])
-        for sums in (words.sum(1, dtype=torch.int64), words.sum(0, dtype=torch.int64)):
-            digest.update(raw(sums))
+    digest = hashlib.sha256()
+    for part in inner(tensor):
+        rows = len(part) if part.dim() else 1
+        matrix = part.contiguous().view(-1).view(torch.uint8).reshape(rows, -1)
+        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+        if matrix.numel():
+            width = math.gcd(matrix.shape[1], 8)
+            words = matrix.view(_INTEGER[width])
+            for sums in (words.sum(1, dtype=torch.int64), words.sum(0, dtype=torch.int64)):
+                digest.update(raw(sums))
     return digest.hexdigest()
 
 
@@ -58,7 +61,7 @@ def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:
         weight = None if module._parameters.get(WEIGHT) is None else stored(module, WEIGHT)
         if weight is None or weight.is_meta:
             return None
-        weights[path] = weight
+        weights[path] = inner(weight)[0]
     digest = hashlib.sha256()
     for path, frozen in weights.items():
         digest.update(f"{path} {tuple(frozen.shape)}\n".encode())

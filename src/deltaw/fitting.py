@@ -14,6 +14,7 @@ from deltaw.layers.module import TrainedModule
 from deltaw.offload import loaded_as_one
 from deltaw.patterns import within
 from deltaw.planning import look, refusals
+from deltaw.quant import storage_of
 from deltaw.select import nearest
 from deltaw.state import LayerState, State, without_twin
 
@@ -73,6 +74,8 @@ def fit(
                 problems.append(f"{path}: its {name} is adapted and trained in full as well")
             elif own is None:
                 problems.append(f"{path}: the module has no {name}")
+            elif name == WEIGHT and storage_of(module):
+                problems.append(f"{path}: its weight is packed and cannot be trained in full")
             elif own.shape != trained.shape:
                 problems.append(_misfit(f"{path}.{name}", trained, tuple(own.shape)))
             else:

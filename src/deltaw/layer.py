@@ -300,6 +300,10 @@ class AdaptedLayer(Swapped, _Module):
         """Return the frozen weight as a dense tensor in the layer's own layout."""
         return self.frozen(WEIGHT) if self.storage is None else self.storage.read(self)
 
+    def dense_shape(self) -> torch.Size:
+        """Return the shape of `dense()`."""
+        return self.frozen(WEIGHT).shape if self.storage is None else self.storage.shape(self)
+
     def frozen(self, name: str) -> Tensor:
         """Return the base's own parameter or buffer, whatever is trained in its place."""
         tensor = self._parameters[name] if name in self._parameters else self._buffers[name]

@@ -18,7 +18,8 @@ from deltaw.offload import is_sharded
 from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.parts import mixed
 from deltaw.root import adapted_layers, require_root
-from deltaw.storage import Original
+from deltaw.storage import Original, inner
+from deltaw.unpacking import Unpacked, pack_again, replace_packed, usual_dtype
 
 Shared = dict[tuple[int, str], list[str]]
 Done = dict[tuple[str, AdaptedLayer, str], Original]
@@ -51,11 +52,14 @@ def merge(
     original: str = "keep",
     path: str | Path | None = None,
     untie: bool = False,
+    requantize: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> MergeReport:
     """Write the active adapters into the weights: `W' = round(W + Σ weight ΔW)`.
 
     ΔW and the sum are computed in float32 (float64 for a float64 base) and rounded once to the
-    weight's dtype. Nothing is changed where anything is refused.
+    weight's dtype. A packed weight is unpacked and stays so: its layer is a plain one until
+    `unmerge`. Nothing is changed where anything is refused.
 
     Args:
         model: an adapted model with at least one active adapter.
@@ -65,10 +69,14 @@ def merge(
             base's own, or one to be written.
         untie: give a weight that is shared with another parameter, in whatever part of `model`,
             its own copy first.
+        requantize: pack the merged weights as those in place are, which rounds them again and may
+            take most of a small ΔW; `deltaw.measure_merge` tells.
+        dtype: what unpacked weights are written in; None is what they were packed from or, where
+            they do not tell (int8), the dtype of their bias, else of the model's first weight.
 
     Raises:
         MergeError: listing every weight that is tied, on meta, sharded, renormalised by `max_norm`,
-            or whose ΔW holds NaN or Inf.
+            or whose ΔW holds NaN or Inf; or that cannot be packed again.
         StateError: if no adapter is active, or adapters are merged already.
     """
     root = require_root(model)
@@ -87,11 +95,13 @@ def merge(
     problems = [
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
+    unpacked = Unpacked(requantize, dtype, usual_dtype(root))
+    problems += unpacked.refusals(original, layers)
     raise_all(MergeError, "Cannot merge:", problems)
     rounding: dict[str, float] = {}
     with _all_or_none(model) as done:
         for path_, layer in layers.items():
-            found, lost = _merged(path_, layer, active, problems)
+            found, lost = _merged(path_, layer, active, problems, unpacked)
             for name, new in found.items() if not problems else ():
                 _write(layer, name, new, (id(layer), name) in shared)
                 done[path_, layer, name] = layer.originals[name]
@@ -157,14 +167,15 @@ def _shared(model: nn.Module, root: nn.Module) -> Shared:
     inside = next(path for path, module in model.named_modules() if module is root)
     spans = sorted(
         (
-            p.data_ptr(),
-            p.data_ptr() + max(p.nbytes, 1),
+            memory.data_ptr(),
+            memory.data_ptr() + max(memory.nbytes, 1),
             f"{path}.{name}".removeprefix(f"{inside}.").lstrip("."),
             (id(module), name),
         )
         for path, module in model.named_modules()
         for name, p in module._parameters.items()
         if p is not None and not p.is_meta and not is_sharded(p)
+        for memory in inner(p)[:1]
     )
     groups: list[dict[tuple[int, str], str]] = []
     end = 0
@@ -216,41 +227,40 @@ def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
 
 
 def _merged(
-    path: str, layer: AdaptedLayer, active: Active, problems: list[str]
+    path: str, layer: AdaptedLayer, active: Active, problems: list[str], unpacked: Unpacked
 ) -> tuple[dict[str, Tensor], float | None]:
     """Return the merged tensors of one layer, and the share of ΔW that rounding takes."""
-    lost = None
+    storage, lost = layer.storage, None
     try:
         with torch.no_grad():
             new = {
                 name: mixed(layer.frozen(name), layer.copies(name, active))
                 for name in _touched(layer, active)
+                if storage is None or name != WEIGHT
             }
             addition = addition_of(layer, active)
-            if addition.products or addition.dense:
-                W = new[WEIGHT] if layer.storage is None else layer.dense()
-                dtype = layer.frozen(WEIGHT).dtype if layer.storage is None else None
-                merged = addition.to(W, dtype)
-                if layer.storage is not None:
-                    new |= layer.storage.store(layer, merged)
-                else:
-                    lost = addition.lost(W, merged)
-                    new[WEIGHT] = merged
             if addition.shift is not None:
                 new["bias"] = new["bias"].to(addition.shift.dtype) + addition.shift
+            new = {name: tensor.to(layer.frozen(name).dtype) for name, tensor in new.items()}
+            if addition.products or addition.dense:
+                W = new[WEIGHT] if storage is None else layer.dense()
+                dtype = layer.frozen(WEIGHT).dtype if storage is None else unpacked.dtype_of(layer)
+                new[WEIGHT] = addition.to(W, dtype)
+                lost = None if dtype is None else addition.lost(W, new[WEIGHT])
+            broken = [name for name, tensor in new.items() if not is_finite(tensor)]
+            if storage is not None and WEIGHT in new and not broken:
+                new |= unpacked.stored(layer, new[WEIGHT])
     except MergeError as problem:
         problems.append(f"{path}: {problem}")
         return {}, None
-    new = {name: tensor.to(layer.frozen(name).dtype) for name, tensor in new.items()}
-    problems += [
-        f"{path}.{name} would hold NaN or Inf"
-        for name, tensor in new.items()
-        if not is_finite(tensor)
-    ]
+    problems += [f"{path}.{name} would hold NaN or Inf" for name in broken]
     return new, lost
 
 
 def _write(layer: AdaptedLayer, name: str, new: Tensor, tied: bool) -> None:
+    if layer.storage is not None and name == WEIGHT and isinstance(new, nn.Parameter):
+        replace_packed(layer, new)
+        return
     old = layer.frozen(name)
     new = new.contiguous()
     parameter = old if tied and isinstance(old, nn.Parameter) else None
@@ -268,6 +278,8 @@ def _write(layer: AdaptedLayer, name: str, new: Tensor, tied: bool) -> None:
 def _give_back(model: nn.Module, layer: AdaptedLayer, name: str, tensor: Tensor | None) -> None:
     kept = layer.originals.pop(name)
     assert tensor is not None
+    if kept.packed is not None:
+        pack_again(layer, kept.packed)
     if kept.parameter is not None:
         _put_in_place_of(layer.frozen(name), kept.parameter, model)
     elif name in layer._buffers:

@@ -120,6 +120,12 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         )
     problems: list[str] = []
     targets = list(_targets(layers, selection, config, problems))
+    trained = list(_trained(layers, selection, config))
+    problems += [
+        f"{row.path}: its weight is packed and cannot be trained in full"
+        for row in trained
+        if WEIGHT in row.names and storage_of(layers[row.path])
+    ]
     taken = ", ".join(g.takes for g in geometries() if g.takes and "takes" in vars(g))
     raise_all(
         TargetError,
@@ -127,7 +133,6 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         problems,
         f"name layers of a supported type ({taken}), or take these out with exclude_modules.",
     )
-    trained = list(_trained(layers, selection, config))
     if not targets and not any(row.parameters for row in trained):
         raise TargetError(
             f"Nothing in {type(model).__name__} would be trained.\n"
@@ -214,6 +219,9 @@ def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> li
             "would train and then have no effect"
         ]
     reasons = geometry.refusals(layer)
+    storage = storage_of(layer)
+    if storage is not None and not reasons:
+        reasons = storage.refusals(layer)
     if _is_odd(layer):
         reasons.append(
             f"{origin_of(layer).__name__} overrides forward; if it still applies its weight as "

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from deltaw.layer import AdaptedLayer
+from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.quant import storage_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Summary:
 def summary(model: nn.Module) -> Summary:
     """Return name, shape, trainable and count of every parameter, and which layers are adapted."""
     rows = tuple(
-        Row(name, tuple(p.shape), p.requires_grad, p.numel()) for name, p in _counted(model)
+        Row(name, tuple(shape), p.requires_grad, shape.numel())
+        for name, p, shape in _counted(model)
     )
     adapted = tuple(
         path
@@ -101,15 +104,22 @@ def shorten_groups(paths: tuple[str, ...]) -> list[str]:
     return [shorten(group) for group in groups.values()]
 
 
-def _counted(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield each parameter once, under its first name where no trained copy stands in for it."""
+def _counted(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, torch.Size]]:
+    """Yield each parameter once, with its shape unpacked, where no trained copy stands in for it.
+
+    It goes under its first name.
+    """
     seen: set[int] = set()
     for path, module in model.named_modules():
         copied = set(_copied(module)) if isinstance(module, AdaptedLayer) else ()
+        storage = storage_of(module)
         for name, parameter in module._parameters.items():
             if parameter is not None and name not in copied and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield f"{path}.{name}".lstrip("."), parameter
+                shape = parameter.shape
+                if storage is not None and name == WEIGHT:
+                    shape = storage.shape(module)
+                yield f"{path}.{name}".lstrip("."), parameter, shape
 
 
 def _copied(layer: AdaptedLayer) -> Iterator[str]:

@@ -10,6 +10,8 @@ from deltaw.adapter import Adapter
 from deltaw.inits import from_data
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.conv_spanning import SpanningConv
+from deltaw.quant import storage_of
+from deltaw.storage import inner
 from laws.cases import Head, Small
 from laws.oracle import spread_rows
 from laws.product import Setting
@@ -35,7 +37,21 @@ def base(setting: Setting, seed: int = 0) -> nn.Module:
         if getattr(layer, "bias", None) is not None:
             nn.init.normal_(layer.bias)
     model = model.to(setting.dtype).eval()
+    if setting.case.packed:
+        deltaw.quantize(model, setting.case.packed, exclude_modules=["head"])
+        return model
     settle(model, setting.case.x(setting.dtype))
+    return model
+
+
+def unpacked(model: nn.Module, setting: Setting) -> nn.Module:
+    """The model with a dense weight in its layer."""
+    layer = model.layer
+    storage = storage_of(layer)
+    if storage is not None:
+        W = storage.read(layer).to(setting.dtype)
+        model.layer = nn.Linear(*W.shape[::-1], bias=layer.bias is not None, dtype=W.dtype)
+        model.layer.weight.data, model.layer.bias = W, layer.bias
     return model
 
 
@@ -149,8 +165,11 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether dtype, shape and every bit agree."""
-    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+    """Whether dtype, shape and every bit agree, of each tensor that a packed one is made of."""
+    return all(
+        x.dtype == y.dtype and torch.equal(bits(x), bits(y))
+        for x, y in zip(inner(a), inner(b), strict=True)
+    )
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:

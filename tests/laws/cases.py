@@ -1,14 +1,16 @@
 """A small model for every layer geometry: odd shapes, and the oracle of its layer."""
 
+import importlib.util
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import deltaw.layers
+from deltaw.quant import kinds
 from laws import oracle
 
 Delta = Callable[[nn.Module, oracle.Tensors, float], Tensor]
@@ -20,7 +22,9 @@ class Case:
     """One layer: the file of `deltaw/layers` it is for, how to build it, its input and its oracle.
 
     `form` says how an adapter gets on it: by a config, or by the state of a file of PEFT's
-    ("spanning") or loralib's ("factored") convolutions, or as a copy in full ("module").
+    ("spanning") or loralib's ("factored") convolutions, or as a copy in full ("module"). `packed`
+    is what its weight is packed in, which goes up to float32, and `slack` how far its own product
+    is from that of the unpacked weight.
     """
 
     name: str
@@ -33,9 +37,23 @@ class Case:
     form: str = "config"
     mergeable: bool = True
     vocabulary: int = 0
+    packed: str = ""
+    slack: float = 0.0
+
+    @property
+    def absent(self) -> str:
+        """The package that is not installed and without which nothing can be packed in this way."""
+        name = "torchao" if self.packed.startswith("torchao") else "bitsandbytes"
+        return "" if not self.packed or importlib.util.find_spec(name) else name
+
+    @property
+    def reloads(self) -> bool:
+        """Whether the base loads its own `state_dict`, which bitsandbytes' layers do not."""
+        return not self.packed or self.packed.startswith("torchao")
 
     def x(self, dtype: torch.dtype, seed: int = 1) -> Tensor:
         """An input; of an embedding every token."""
+        dtype = torch.float32 if self.packed and dtype is torch.float64 else dtype
         generator = torch.Generator().manual_seed(seed)
         if self.vocabulary:
             return torch.randperm(self.vocabulary, generator=generator).view(self.shape)
@@ -156,6 +174,19 @@ def _fused(name: str, *enabled: bool) -> Case:
     )
 
 
+def _packed(kind: str, slack: float = 0.0) -> Case:
+    return Case(
+        f"linear-{kind}",
+        "linear",
+        lambda: nn.Linear(64, 16),
+        (2, 3, 64),
+        oracle.linear_delta,
+        oracle.linear,
+        packed=kind,
+        slack=slack,
+    )
+
+
 def _fused_gpt2(name: str, *enabled: bool) -> Case:
     n = len(enabled)
     return Case(
@@ -213,6 +244,9 @@ def _factored(name: str, layer: Callable[[], nn.Module], *space: int) -> Case:
         form="factored",
     )
 
+
+# LLM.int8() rounds the input to 8 bits, and int4 on a CPU sums in another order in half precision.
+SLACK = {"int8": 3e-2}
 
 CASES = (
     _linear("linear", lambda: nn.Linear(5, 7)),
@@ -285,6 +319,13 @@ CASES = (
             + b
         ),
         form="module",
+    ),
+    *(_packed(kind, SLACK.get(kind, 0.0)) for kind in kinds()),
+    replace(
+        _fused("fused-101-nf4", True, False, True),
+        packed="nf4",
+        shape=(2, 3, 6),
+        layer=lambda: sliced(nn.Linear(6, 9), 3),
     ),
 )
 BY_NAME = {case.name: case for case in CASES}

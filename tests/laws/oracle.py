@@ -26,12 +26,13 @@ def transposed_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor
 
 def fused_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
     """ΔW (out, in), row by row: row o belongs to slice o // (out / slices)."""
-    W = layer.weight
+    out, into = layer.weight.shape[::-1]
+    if isinstance(layer, nn.Linear):
+        out, into = layer.out_features, layer.in_features
     A = {int(n[6]): t for n, t in tensors.items() if n.endswith(".lora_A")}
     B = {int(n[6]): t for n, t in tensors.items() if n.endswith(".lora_B")}
     slices = layer.slices
-    size = W.shape[0] // slices if isinstance(layer, nn.Linear) else W.shape[1] // slices
-    into = W.shape[1] if isinstance(layer, nn.Linear) else W.shape[0]
+    size = out // slices
     rows = [
         scale * torch.einsum("r,ri->i", B[o // size][o % size], A[o // size])
         if o // size in A

@@ -34,6 +34,10 @@ class Setting:
     init: bool | str = True
     method: str = "lora"
 
+    def __post_init__(self) -> None:
+        if self.case.packed and self.dtype is torch.float64:
+            object.__setattr__(self, "dtype", torch.float32)
+
     def __str__(self) -> str:
         marks = [
             str(self.dtype).removeprefix("torch."),
@@ -104,6 +108,8 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
     }
     if case.form != "module":
         plain |= {"rank": RANKS[:2], "rslora": (False, True), "dropout": (0.0, 0.25)}
+    if case.packed:
+        plain |= {"dtype": DTYPES[:3]}
     if case.form == "factored":  # loralib has alpha / r alone
         plain |= {"rslora": (False,)}
     if case.form in ("config", "module"):

@@ -18,12 +18,20 @@ def always(setting: Setting) -> bool:
 
 def over_pairs(keep: Keep = always) -> pytest.MarkDecorator:
     """Parametrise `setting` by the covering array."""
-    return pytest.mark.parametrize("setting", [s for s in pairwise() if keep(s)], ids=str)
+    kept = [installed(s, case=s.case) for s in pairwise() if keep(s)]
+    return pytest.mark.parametrize("setting", kept, ids=str)
+
+
+def installed(*values: object, case: Case) -> object:
+    """Values of parameters, skipped where the storage of `case` needs a package that is absent."""
+    skip = [pytest.mark.skip(f"package absent: {case.absent}")] if case.absent else []
+    return pytest.param(*values, marks=skip)
 
 
 def over_cases(keep: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
     """Parametrise `case`."""
-    return pytest.mark.parametrize("case", [c for c in CASES if keep(c)], ids=str)
+    kept = [installed(c, case=c) for c in CASES if keep(c)]
+    return pytest.mark.parametrize("case", kept, ids=str)
 
 
 def whole_product(case: Case, law: Callable[[Setting], None], keep: Keep = always) -> None:

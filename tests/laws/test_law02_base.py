@@ -68,7 +68,7 @@ def base_checkpoint_loads(setting: Setting) -> None:
     assert same_bits(run(model, setting), run(other, setting))
 
 
-@over_cases()
+@over_cases(lambda case: case.reloads)
 def test_the_bases_own_checkpoint_loads(case) -> None:
     base_checkpoint_loads(Setting(case, head=case.form == "config"))
 

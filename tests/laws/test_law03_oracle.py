@@ -17,8 +17,8 @@ from deltaw.kernels.dropout import keep_mask, rounded
 from deltaw.layer import AdaptedLayer
 from deltaw.layers import geometries
 from laws import oracle
-from laws.building import adapt, base, fill, loss, parts
-from laws.cases import BY_NAME, Case
+from laws.building import adapt, base, fill, loss, parts, unpacked
+from laws.cases import CASES, Case
 from laws.product import Setting, setting
 from laws.running import over_cases, over_pairs, whole_product
 
@@ -31,7 +31,9 @@ TOLERANCE = {
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> None:
-    """Compare relative to the size of the whole."""
+    """Compare relative to the size of the whole; what is meant for float64 is wider in float32."""
+    if a.dtype is torch.float32 and tolerance < 1e-9:
+        tolerance = 2e-5
     a, b = a.detach().double(), b.detach().double()
     assert a.shape == b.shape
     error = float((a - b).abs().max()) / max(float(b.abs().max()), 1.0)
@@ -56,7 +58,7 @@ def expected(
     """The output of `layer`, by hand; `dropped` holds the input of each slot's adapter."""
     case, layer = setting.case, model.layer
     own = {k: p for k, p in layer._parameters.items() if p is not None}
-    W = tensors.get("weight.trained", own["weight"].detach().double())
+    W = tensors.get("weight.trained", layer.dense().detach().double())
     b = tensors.get("bias.trained", own["bias"].detach().double() if "bias" in own else None)
     if case.form == "module":
         return case.apply(layer, x, W, b)
@@ -132,7 +134,7 @@ def forward_is_the_oracles(setting: Setting, training: bool = False) -> None:
     for graded in (False, True):
         torch.manual_seed(11)
         with torch.set_grad_enabled(graded):
-            close(model.layer(x), y, TOLERANCE[setting.dtype])
+            close(model.layer(x), y, max(TOLERANCE[setting.dtype], setting.case.slack))
 
 
 def gradients_are_the_oracles(setting: Setting) -> None:
@@ -141,7 +143,7 @@ def gradients_are_the_oracles(setting: Setting) -> None:
     model = fill(adapt(base(setting), setting)).train()
     x = setting.case.x(torch.float64)
     ours = x.clone().requires_grad_() if x.is_floating_point() else x
-    theirs = x.clone().requires_grad_() if x.is_floating_point() else x
+    theirs = x.double().clone().requires_grad_() if x.is_floating_point() else x
     tensors = leaves(model)
     torch.manual_seed(12)
     y = model.layer(ours)
@@ -222,14 +224,14 @@ def forward_is_the_plain_layers(setting: Setting) -> None:
     """A plain layer whose weight is `merged(W)` gives the output, whatever the method."""
     setting = setting.but(dtype=torch.float64, head=False, bias="none", lora_bias=False)
     model = fill(adapt(base(setting), setting))
-    plain = base(setting)
+    plain = unpacked(base(setting), setting)
     layer = model.layer
     with torch.no_grad():
         for slot, adapter, _ in layer.contributors():
             W = layer.matrix(slot)
             plain.layer.weight.add_(layer.layout(adapter.merged(W) - W, slot))
         x = setting.case.x(torch.float64)
-        close(layer(x), plain.layer(x), 1e-12)
+        close(layer(x), plain.layer(x), max(1e-12, setting.case.slack))
 
 
 def known(setting: Setting) -> bool:
@@ -304,7 +306,7 @@ def gradcheck_holds(case: Case) -> None:
     assert torch.autograd.gradcheck(output, (*first, *held), fast_mode=True)
 
 
-@over_cases(lambda case: case.name != "embedding-max-norm")
+@over_cases(lambda case: case.name != "embedding-max-norm" and not case.packed)
 def test_gradcheck(case: Case) -> None:
     gradcheck_holds(case)
 
@@ -330,12 +332,14 @@ def weighted_sum_is_the_oracles(case: Case) -> None:
     else:
         y = with_deltas(s, wide, model, x, total)
     with torch.no_grad():
-        close(model.layer(x), y, 1e-12)
+        close(model.layer(x), y, max(1e-12, case.slack))
 
 
 def leaves_of_base(model: nn.Module) -> dict[str, Tensor]:
     """The layer's own tensors."""
-    return {k: p.detach().double() for k, p in model.layer._parameters.items() if p is not None}
+    layer = model.layer
+    held = {k: p for k, p in layer._parameters.items() if p is not None} | {"weight": layer.dense()}
+    return {k: p.detach().double() for k, p in held.items()}
 
 
 def with_deltas(
@@ -343,6 +347,7 @@ def with_deltas(
 ) -> Tensor:
     """The base product and both low-rank parts."""
     case, layer = s.case, model.layer
+    x = x.double() if x.is_floating_point() else x
     own = leaves_of_base(model)
     W = oracle.spread(layer, own["weight"]) if case.form == "spanning" else own["weight"]
     y = case.apply(layer, x, W, trained.get("bias.trained", own.get("bias")))
@@ -416,7 +421,7 @@ def test_convolutions_of_drawn_shapes(
 
 def test_the_oracle_is_torchs_own_layer() -> None:
     """The oracle itself, without an adapter, against torch."""
-    for case in BY_NAME.values():
+    for case in (case for case in CASES if not case.packed):
         s = Setting(case, dtype=torch.float64)
         layer = base(s).layer
         own = {k: p.detach() for k, p in layer._parameters.items() if p is not None}

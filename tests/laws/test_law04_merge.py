@@ -65,7 +65,7 @@ def merged_weight_is_rounded_once(setting: Setting) -> None:
                 tensor.copy_(whole * (tensor != 0) / 8)
     state = deltaw.capture(model).layers["layer"].tensors
     tensors = {k: t.double() for k, t in state.items()}
-    W = model.layer.frozen("weight").detach().double()
+    W = model.layer.dense().detach().double()
     case = setting.case
     delta = case.learned(model.layer, tensors, 3 / r) if case.form != "module" else 0
     W = tensors.get("weight.trained", W)
@@ -87,11 +87,12 @@ def merge_keeps_the_output(setting: Setting) -> None:
         base = run(model, setting)
     deltaw.merge(model)
     merged = run(model, setting)
-    assert list(model.state_dict()) == keys
+    assert setting.case.packed or list(model.state_dict()) == keys
     # Rounding is as large as the terms of the sum, which may cancel in so small a layer.
     size = max(plain.double().norm(), base.double().norm()).clamp(1e-3)
     difference = (merged.double() - plain.double()).norm() / size
-    assert difference <= {torch.float32: 1e-5, torch.float64: 1e-13}.get(setting.dtype, 3e-2)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-13}.get(setting.dtype, 3e-2)
+    assert difference <= max(tolerance, setting.case.slack)
     deltaw.unmerge(model)
     assert_same_state(dict(model.state_dict()), before)
     assert same_bits(run(model, setting), plain)
@@ -311,6 +312,7 @@ def test_a_tied_weight_gets_its_own_copy_when_asked() -> None:
 def thin_factors_are_the_layout(setting: Setting) -> None:
     """L R is ΔW in the layout of the weight, for each slot."""
     setting = setting.but(dtype=torch.float64, head=False, bias="none")
+    close = 1e-12 if setting.dtype is torch.float64 else 1e-5
     model = adapted(setting)
     layer = model.layer
     for slot, adapter, _ in layer.contributors():
@@ -321,7 +323,7 @@ def thin_factors_are_the_layout(setting: Setting) -> None:
             assert setting.case.form == "spanning"
         else:
             L, R = thin
-            assert torch.allclose((L @ R).view(layer.weight.shape), expected, atol=1e-12)
+            assert torch.allclose((L @ R).view(layer.dense_shape()), expected, atol=close)
 
 
 @over_pairs(lambda s: s.case.form != "module" and s.method == "lora")

@@ -40,6 +40,15 @@ def train(
     lora_alpha: Annotated[float | None, typer.Option(help="Scale times rank (2r).")] = None,
     lora_dropout: Annotated[float | None, typer.Option(help="Dropout before A (0).")] = None,
     target_modules: Targets = None,
+    quantization_bit: Annotated[
+        int | None, typer.Option(help="Keep frozen linear weights in 4 or 8 bits.")
+    ] = None,
+    quantization_type: Annotated[
+        str | None, typer.Option(help="4-bit values: nf4 (default) or fp4.")
+    ] = None,
+    quantization_method: Annotated[
+        str | None, typer.Option(help="What packs the weights: bnb (default) or torchao.")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--lr", help="Peak rate (by rule).")
     ] = None,
@@ -93,6 +102,9 @@ def train(
         "lora_alpha": lora_alpha,
         "lora_dropout": lora_dropout,
         "target_modules": targets(target_modules),
+        "quantization_bit": quantization_bit,
+        "quantization_type": quantization_type,
+        "quantization_method": quantization_method,
         "learning_rate": learning_rate,
         "epochs": epochs,
         "max_steps": max_steps,

@@ -53,6 +53,7 @@ __all__ = [
     "get_peft_model",
     "get_peft_model_state_dict",
     "initialize_lora_eva_weights",
+    "prepare_model_for_kbit_training",
     "set_peft_model_state_dict",
 ]
 
@@ -131,6 +132,22 @@ def get_peft_model_state_dict(
     with TemporaryDirectory() as folder:
         deltaw.save(model, folder, adapter_name)
         return load_file(Path(folder) / TENSORS[0])
+
+
+def prepare_model_for_kbit_training(
+    model: nn.Module,
+    use_gradient_checkpointing: bool = True,
+    gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+    auto_clear_cache: bool = True,
+) -> nn.Module:
+    """Get a model with packed weights ready for training, the rest of it in float32.
+
+    Raises:
+        StateError: if none of its weights is packed.
+    """
+    refuse(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+    deltaw.prepare_quantized(model, float32=True, checkpointing=use_gradient_checkpointing)
+    return model
 
 
 def set_peft_model_state_dict(

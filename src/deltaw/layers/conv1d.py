@@ -31,6 +31,11 @@ class Conv1D(Linear):
         """Return W (out, in) of the whole layer."""
         return self.dense().T
 
+    def extent(self) -> tuple[int, int]:
+        """Return (out, in) of the whole layer."""
+        into, out = self.dense_shape()
+        return out, into
+
     def layout(self, M: Tensor, slot: str) -> Tensor:
         """Return M (out, in) as the layer stores it, (in, out)."""
         return super().layout(M, slot).T.contiguous()

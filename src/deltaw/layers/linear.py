@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from deltaw.kernels import compute_dtype
 from deltaw.kernels.bank import Bank, add_batched, add_masked, bank_dtype, stacked
 from deltaw.kernels.batched import Batched
+from deltaw.kernels.frozen import linear_in
 from deltaw.kernels.linear import Term, add_in_place, add_low_rank, linear, rescale
 from deltaw.kernels.rows import add_rows
 from deltaw.kernels.segments import Segments
@@ -49,13 +50,26 @@ class Linear(AdaptedLayer, _Linear):
         """Tell whether the layer runs the forward of `nn.Linear`."""
         return origin_of(layer).forward is nn.Linear.forward
 
+    def base(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the original forward, with the gradient of its input if the storage has none."""
+        storage = self.storage
+        if storage is None or not torch.is_grad_enabled() or storage.differentiable(self):
+            return super().base(*args, **kwargs)
+        (x,) = (*args, *kwargs.values())
+        return linear_in(x, self.bias, super().base, self.whole)
+
     def whole(self) -> Tensor:
         """Return W (out, in) of the whole layer."""
         return self.dense()
 
+    def extent(self) -> tuple[int, int]:
+        """Return (out, in) of the whole layer."""
+        rows, columns = self.dense_shape()
+        return rows, columns
+
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in) of the slot."""
-        rows, columns = self.whole().shape
+        rows, columns = self.extent()
         start, stop = span(slot, rows)
         return stop - start, columns
 
@@ -66,13 +80,13 @@ class Linear(AdaptedLayer, _Linear):
 
     def layout(self, M: Tensor, slot: str) -> Tensor:
         """Return the rows of M among rows of zeros."""
-        rows = self.whole().shape[0]
+        rows, _ = self.extent()
         start, stop = span(slot, rows)
         return M if stop - start == rows else F.pad(M, (0, 0, start, rows - stop))
 
     def thin(self, A: Tensor, B: Tensor, slot: str) -> tuple[Tensor, Tensor]:
         """Return B among rows of zeros, and A."""
-        return _at(B, slot, self.whole().shape[0]), A
+        return _at(B, slot, self.extent()[0]), A
 
     def act(self, x: Tensor, M: Tensor, slot: str) -> Tensor:
         """Return M x."""
@@ -184,7 +198,7 @@ class Linear(AdaptedLayer, _Linear):
 
     def spread(self, v: Tensor, slot: str) -> Tensor:
         """Return zeros with v where the slot lies."""
-        rows = self.whole().shape[0]
+        rows, _ = self.extent()
         start, stop = span(slot, rows)
         return F.pad(v, (start, rows - stop))
 

@@ -18,3 +18,8 @@ def storages() -> tuple[Storage, ...]:
 def storage_of(layer: nn.Module) -> Storage | None:
     """Return the storage of the layer's weight, or None where it is a dense tensor."""
     return next((storage for storage in storages() if storage.fits(layer)), None)
+
+
+def kinds() -> dict[str, Storage]:
+    """Return the names under which a weight can be packed, each with its storage."""
+    return {kind: storage for storage in storages() for kind in storage.kinds}

@@ -27,9 +27,12 @@ LOW_RANK = (
     "loraplus_lr_embedding",
 )
 GALORE = ("galore_rank", "galore_update_interval", "galore_scale", "galore_target")
+QUANTIZATION = ("quantization_type", "double_quantization", "quantization_method")
+"""Keys that say how the weights are packed which `quantization_bit` asks for."""
 READERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LOW_RANK, ("lora",)),
     **dict.fromkeys(("optim", *GALORE), ("full", "freeze")),
+    "quantization_bit": ("lora", "head", "bitfit"),
     "modules_to_save": ("lora", "head", "bitfit"),
     "last_layers": ("freeze",),
 }
@@ -46,7 +49,27 @@ def without_effect(recipe: "Recipe") -> list[str]:
         for key, readers in READERS.items()
         if key in changed and recipe.method not in readers
     }
-    return [*unread.values(), *_unread_by_optimizer(recipe, changed.keys() - unread)]
+    left = changed.keys() - unread
+    return [
+        *unread.values(),
+        *_unread_by_optimizer(recipe, left),
+        *_unread_of_packing(recipe, left),
+    ]
+
+
+def _unread_of_packing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
+    """Yield what says how weights are packed where none are, or not in that way."""
+    bit, method = recipe.quantization_bit, recipe.quantization_method
+    if bit is None:
+        readers, keys = "quantization_bit", QUANTIZATION
+    elif (bit, method) != (4, "bnb"):
+        readers, keys = "quantization_bit=4 and quantization_method=bnb", QUANTIZATION[:2]
+    else:
+        return
+    for key in keys:
+        if key in changed:
+            value = printable(repr(getattr(recipe, key)))
+            yield f"{key}={value} has no effect, only with {readers}; leave it out"
 
 
 def _unread_by_optimizer(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

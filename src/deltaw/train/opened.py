@@ -15,6 +15,7 @@ from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer
+from deltaw.train.packing import pack, packing
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import RECIPE, read_recipe, read_results
 
@@ -39,6 +40,8 @@ class Opened:
         """Merge the adapter into the weights where that is possible; return what was done."""
         if self.recipe.method in IN_PLACE:
             return "a model without adapters"
+        if packing(self.recipe) is not None:
+            return "adapter beside packed weights"
         try:
             deltaw.merge(self.model, original="none")
         except MergeError as error:
@@ -76,7 +79,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
         raise _lost_labels(folder, labels)
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code=trust_remote_code)
     require_tokenizer(tokenizer, folder, recipe)
-    loaded, _ = load_model(
+    loaded, untrained = load_model(
         config,
         source,
         recipe.seed,
@@ -85,6 +88,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     )
     if not in_place:
         require_base(loaded, source, recipe)
+        pack(loaded, recipe, untrained)
         try:
             deltaw.load(loaded, folder, ADAPTER)
         except FormatError as error:

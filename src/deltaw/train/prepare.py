@@ -29,6 +29,7 @@ from deltaw.train.model import (
     load_tokenizer,
     positions,
 )
+from deltaw.train.packing import pack
 from deltaw.train.rates import Choice
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
@@ -80,6 +81,7 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     _refuse_unknown(recipe, tokenizer, train)
     base = base_digest(model)
+    pack(model, recipe, untrained)
     collator = Collator(tokenizer)
     first = _first_batches(recipe, train, collator)
     adapted, warnings = methods.prepare(model, recipe, untrained, first, _loss_of)

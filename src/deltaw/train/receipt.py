@@ -12,6 +12,7 @@ from deltaw.train.data.wording import counted, size
 from deltaw.train.escape import printable
 from deltaw.train.methods import lora_config
 from deltaw.train.model import size_on_disk
+from deltaw.train.packing import packing
 
 if TYPE_CHECKING:
     from deltaw.train.prepare import Job
@@ -50,7 +51,7 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     console.field(
         "model",
         f"{name}: {type(job.model).__name__.removeprefix('Adapted')}, {config.model_type}, "
-        f"{size(size_on_disk(job.model))} in float32",
+        f"{size(size_on_disk(job.model))} in {packing(recipe) or 'float32'}",
     )
     summary = deltaw.summary(job.model)
     console.field("method", f"{recipe.method}: {job.adapted}")

@@ -91,6 +91,10 @@ class Recipe(BaseModel):
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     lora_bias: bool = False
+    quantization_bit: Literal[4, 8] | None = None
+    quantization_type: Literal["nf4", "fp4"] = "nf4"
+    double_quantization: bool = True
+    quantization_method: Literal["bnb", "torchao"] = "bnb"
     last_layers: int = Field(2, ge=1)
     lr_layer_decay: float | None = Field(None, gt=0, le=1)
     loraplus_lr_ratio: float | None = Field(None, gt=0, le=1e6)

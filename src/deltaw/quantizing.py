@@ -1,0 +1,170 @@
+"""Packing the linear layers of a model in place, and getting a packed model ready to train."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltaw.errors import ConfigError, StateError, TargetError, raise_all
+from deltaw.heads import new_heads, output_head
+from deltaw.layer import AdaptedLayer
+from deltaw.patterns import ends_with, within
+from deltaw.planning import FAST_PATH
+from deltaw.quant import kinds, storage_of
+from deltaw.select import nearest
+from deltaw.storage import Storage
+from deltaw.walking import walk
+
+DOUBLE = ("nf4", "fp4")
+"""The kinds of which the scales can be packed too."""
+
+
+@torch.inference_mode(False)
+def quantize(
+    model: nn.Module,
+    kind: str = "nf4",
+    *,
+    exclude_modules: Sequence[str] = (),
+    double_quantization: bool | None = None,
+) -> tuple[str, ...]:
+    """Pack the weights of the linear layers of `model` in place; return their paths.
+
+    The layers stay where they are, with their names, biases and hooks. Left as they are: output
+    heads and new heads, which lose most; subclasses of `nn.Linear`; and what torch reads past its
+    forward. Models that transformers quantises while it loads them need no such step.
+
+    Args:
+        model: the model, with its weights, on the device it will be used on.
+        kind: `"nf4"`, `"fp4"` or `"int8"` by bitsandbytes, `"torchao-int8"` or `"torchao-int4"`.
+        exclude_modules: names of further modules to leave as they are, with all that is in them.
+        double_quantization: whether the scales of nf4 and fp4 are packed too; None is yes.
+
+    Raises:
+        ConfigError: if there is no such kind, or its package is not installed.
+        StateError: if adapters are on the model.
+        TargetError: listing every name that matches nothing and every layer that cannot be packed;
+            nothing is changed then.
+    """
+    storage = _storage(kind, double_quantization)
+    modules = dict(walk(model))
+    raise_all(
+        StateError,
+        "Packing would change the weights under these adapted layers:",
+        [path or type(m).__name__ for path, m in modules.items() if isinstance(m, AdaptedLayer)],
+        "quantize the model first and attach then, or deltaw.detach(model).",
+    )
+    misses = [n for n in exclude_modules if not any(ends_with(path, n) for path in modules)]
+    problems = [f"exclude_modules {n!r} matches nothing{nearest(n, list(modules))}" for n in misses]
+    layers = dict(_linear(model, modules, exclude_modules))
+    problems += [f"{p}: {why}" for p, layer in layers.items() for why in _misfits(layer, kind)]
+    problems += _tied(modules, layers)
+    fix = "leave such layers out with exclude_modules, or choose another kind."
+    raise_all(TargetError, f"The model cannot be packed in {kind}:", problems, fix)
+    for layer in layers.values():
+        storage.pack(layer, kind, double_quantization is not False)
+    return tuple(layers)
+
+
+def prepare_quantized(
+    model: nn.Module, *, float32: bool = False, checkpointing: bool = False
+) -> None:
+    """Get a model with packed weights ready for training, in place.
+
+    All parameters are frozen, and no forward pass changes the bits of a packed weight. `attach`
+    does both; call this before a model that transformers quantised is first run without gradients.
+
+    Args:
+        model: a model without adapters.
+        float32: keep what is not packed (norms, embeddings, heads) in float32.
+        checkpointing: recompute activations in the backward pass; for models of transformers. The
+            input embeddings then require gradients, so that reentrant checkpointing works too.
+
+    Raises:
+        ConfigError: if `checkpointing` is asked of another model.
+        StateError: if no weight of the model is packed, or adapters are on it.
+    """
+    packed = [m for _, m in walk(model) if storage_of(m) is not None]
+    adapted = any(isinstance(m, AdaptedLayer) for _, m in walk(model))
+    if adapted or not packed:
+        why = "it has adapters already" if adapted else "none of its weights is packed"
+        raise StateError(
+            f"{type(model).__name__} cannot be prepared for training: {why}.\n"
+            "Fix: load it quantised or call deltaw.quantize, then this, then attach."
+        )
+    if checkpointing:
+        _checkpoint(model)
+    model.requires_grad_(False)
+    for layer in packed:
+        storage = storage_of(layer)
+        assert storage is not None
+        storage.settle(layer)
+    if float32:
+        for _, module in walk(model):
+            if storage_of(module) is None:
+                for parameter in module._parameters.values():
+                    if parameter is not None and parameter.is_floating_point():
+                        parameter.data = parameter.data.float()
+
+
+def _storage(kind: str, double: bool | None) -> Storage:
+    known = kinds()
+    if kind not in known:
+        raise ConfigError(
+            f"There is no way called {kind!r} to pack a weight. Fix: use one of {', '.join(known)}."
+        )
+    if double is not None and kind not in DOUBLE:
+        raise ConfigError(
+            f"double_quantization={double} has no meaning for {kind}, only for "
+            f"{' and '.join(DOUBLE)}. Fix: leave it out."
+        )
+    return known[kind]
+
+
+def _linear(
+    model: nn.Module, modules: dict[str, nn.Module], exclude: Sequence[str]
+) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the layers that are packed."""
+    kept = {path for path in modules for name in exclude if path and ends_with(path, name)}
+    kept |= {*output_head(model), *new_heads(model)}
+    for path, layer in modules.items():
+        inside = isinstance(modules.get(path.rpartition(".")[0]), FAST_PATH)
+        left = inside or within(path, kept) or storage_of(layer) is not None
+        if type(layer) is nn.Linear and not left:
+            yield path, layer
+
+
+def _misfits(layer: nn.Linear, kind: str) -> list[str]:
+    if layer.weight.is_meta:
+        return ["its weight is on the meta device; load the weights first"]
+    if layer.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return [f"its weight is {layer.weight.dtype}, and only up to 32 bits can be packed"]
+    return kinds()[kind].misfits(layer, kind)
+
+
+def _tied(modules: dict[str, nn.Module], layers: dict[str, nn.Linear]) -> list[str]:
+    """Return the layers whose weight another module holds too."""
+    holders: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(path)
+    return [
+        f"{path}: its weight is tied to {', '.join(p for p in shared if p != path)}"
+        for path, layer in layers.items()
+        if len(shared := holders[id(layer.weight)]) > 1
+    ]
+
+
+def _checkpoint(model: Any) -> None:
+    known = sys.modules.get("transformers")
+    if known is None or not isinstance(model, known.PreTrainedModel):
+        raise ConfigError(
+            f"checkpointing=True is for models of transformers, not for {type(model).__name__}.\n"
+            "Fix: use torch.utils.checkpoint in its forward."
+        )
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(name for name in names if name in dir(type(model)))
+    getattr(model, enable)({"use_reentrant": False})
+    model.enable_input_require_grads()

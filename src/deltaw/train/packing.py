@@ -1,0 +1,38 @@
+"""The base of a run with its weights packed as the recipe says."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+import deltaw
+from deltaw.patterns import ends_with
+from deltaw.train.recipe import Recipe
+
+
+def packing(recipe: Recipe) -> str | None:
+    """Return the kind of `deltaw.quantize` that the recipe asks for, or None."""
+    bit = recipe.quantization_bit
+    if bit is None:
+        return None
+    if recipe.quantization_method == "torchao":
+        return f"torchao-int{bit}"
+    return recipe.quantization_type if bit == 4 else "int8"
+
+
+def pack(model: nn.Module, recipe: Recipe, untrained: Sequence[str]) -> None:
+    """Pack the linear layers of the base in place, if the recipe asks for it.
+
+    Heads stay as they are, and what is trained in full beside them: `modules_to_save` and, without
+    it, what nobody has trained in the base (`untrained`).
+
+    Raises:
+        ConfigError: if the package that packs them is not installed.
+        TargetError: listing every layer that cannot be packed.
+    """
+    kind = packing(recipe)
+    if kind is None:
+        return
+    double = recipe.double_quantization if kind in ("nf4", "fp4") else None
+    names = recipe.modules_to_save or untrained
+    kept = [path for path, _ in model.named_modules() if any(ends_with(path, n) for n in names)]
+    deltaw.quantize(model, kind, exclude_modules=kept, double_quantization=double)

@@ -1,0 +1,80 @@
+"""Runs on packed weights, from the command line."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from tests.train.conftest import Command
+
+from deltaw.errors import ConfigError
+from deltaw.train import yamlfile
+from deltaw.train.recipe import parse
+
+BASE = {"model": "m", "data": "d"}
+
+
+def missing(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        not importlib.util.find_spec(package), reason=f"package absent: {package}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        pytest.param(["--quantization-bit", "4"], "nf4", marks=missing("bitsandbytes")),
+        pytest.param(
+            ["--quantization-bit", "4", "--quantization-type", "fp4", "double_quantization=false"],
+            "fp4",
+            marks=missing("bitsandbytes"),
+        ),
+        pytest.param(["--quantization-bit", "8"], "int8", marks=missing("bitsandbytes")),
+        pytest.param(
+            ["--quantization-bit", "8", "--quantization-method", "torchao"],
+            "torchao-int8",
+            marks=missing("torchao"),
+        ),
+    ],
+)
+def test_a_run_on_packed_weights(
+    options: list[str], kind: str, tiny: Path, tmp_path: Path, deltaw_command: Command
+) -> None:
+    """It trains, is recorded, predicts again from its folder alone, and merges to a plain model."""
+    run = tmp_path / "run"
+    code, out, err = deltaw_command(
+        "train", tiny / "model", tiny / "data.csv", "-o", run, "--max-steps", "40", "--lr", "0.02",
+        *options,
+    )  # fmt: skip
+    assert code == 0, err
+    assert f" in {kind}" in out
+    assert yamlfile.read(run / "recipe.yaml")["quantization_bit"] == int(options[1])
+    scores = json.loads((run / "results.json").read_text())
+    assert scores["after"]["values"]["accuracy"] > scores["before"]["values"]["accuracy"]
+    code, out, err = deltaw_command("predict", run, "please refund order 7 now")
+    assert code == 0, err
+    assert out.split()[0] == "refund"
+    code, out, err = deltaw_command("eval", run)
+    assert code == 0, err
+    code, out, err = deltaw_command("merge", run, tmp_path / "plain")
+    assert code == 0, err
+    assert "largest difference of logits" in out
+
+
+UNREAD = {
+    "full": ({"quantization_bit": 4, "method": "full"}, "quantization_bit=4 has no effect"),
+    "type": ({"quantization_type": "fp4"}, "only with quantization_bit; leave"),
+    "torchao": (
+        {"quantization_bit": 8, "quantization_method": "torchao", "double_quantization": False},
+        "double_quantization=False has no effect, only with quantization_bit=4 and",
+    ),
+    "bits": ({"quantization_bit": 3}, "quantization_bit=3"),
+    "synonym": ({"load_in_4bit": True}, "did you mean quantization_bit"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_settings_that_make_no_sense(name: str) -> None:
+    values, message = UNREAD[name]
+    with pytest.raises(ConfigError, match=message):
+        parse(BASE | values)
