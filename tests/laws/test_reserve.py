@@ -51,6 +51,8 @@ def plain(setting: Setting, file: Path) -> nn.Module:
     return model
 
 
+# dynamo itself makes an object of the autograd function of bitsandbytes' int8
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @over_cases(reservable)
 def test_in_place_of_another(case: Case, tmp_path: Path) -> None:
     in_place_of_another(case, tmp_path)

@@ -51,7 +51,9 @@ def four(setting: Setting, trainable: bool = True) -> nn.Module:
     for seed, name in enumerate("abcd"):
         own = setting.but(rank=(seed + 1, 5.0 - seed)) if setting.case.form == "config" else setting
         fill(adapt(model, own, name, seed), name, seed)
-    return model.requires_grad_(trainable)
+    for parameter in model.parameters():
+        parameter.requires_grad_(trainable and parameter.is_floating_point())
+    return model
 
 
 def low_rank(case: Case) -> bool:

@@ -102,7 +102,7 @@ def test_gpt2s_layers_become_linear(kind: str, tmp_path: Path) -> None:
 @over(*KINDS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(kind: str, reentrant: bool) -> None:
-    """Of whole blocks, with the gradients of a plain pass; reentrant ones add up in another order."""
+    """Of whole blocks, with the gradients of a plain pass; reentrant ones sum in another order."""
     model = llama()
     deltaw.quantize(model, kind)
     deltaw.prepare_quantized(model, checkpointing=True)

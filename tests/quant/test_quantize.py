@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
-from benchmarks.shapes import build
+from benchmarks.shapes import SHAPES, build, empty
 from core.tiny import bert, llama
 from quant.packed_models import BNB, KINDS, Net, adapt, batch, bnb, dense, net, over, size, torchao
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import deltaw
 from deltaw.errors import ConfigError, StateError, TargetError
@@ -79,27 +80,42 @@ def test_int4_is_groups_of_sixteen_steps() -> None:
     assert all(len(row.unique()) <= 16 for row in found)
 
 
-@pytest.mark.parametrize(
-    ("kind", "layers", "whole"),
-    [
-        pytest.param("nf4", 0.27, 0.37, marks=bnb),
-        pytest.param("int8", 0.51, 0.58, marks=bnb),
-        pytest.param("torchao-int8", 0.52, 0.58, marks=torchao),
-        pytest.param("torchao-int4", 0.29, 0.385, marks=torchao),
-    ],
-)
-def test_bytes_of_a_llama_of_88_million(kind: str, layers: float, whole: float) -> None:
-    """Exactly counted, scales and tables included, beside bfloat16."""
-    model = build("llama-88m")
-    before = size(model)
+BYTES = {"nf4": (0.27, 0.37), "int8": (0.51, 0.58), "torchao-int8": (0.51, 0.58)}
+BYTES |= {"fp4": BYTES["nf4"], "torchao-int4": (0.29, 0.385)}
+"""The most bytes of packed layers, and of a Llama of 88 million, beside those in bfloat16."""
+
+
+def counted(model: nn.Module, kind: str) -> tuple[int, int, int, int]:
+    """Bytes of packed layers and of the model, in bfloat16 and packed; scales and tables too."""
+    whole = size(model)
     sizes = {path: size(module) for path, module in model.named_modules()}
     packed = deltaw.quantize(model, kind)
-    assert len(packed) == 12 * 7
-    dense_bytes = sum(sizes[path] for path in packed)
-    packed_bytes = sum(size(model.get_submodule(path)) for path in packed)
-    assert packed_bytes <= layers * dense_bytes
-    assert size(model) == before - dense_bytes + packed_bytes
-    assert size(model) <= whole * before
+    layers = sum(sizes[path] for path in packed)
+    now = sum(size(model.get_submodule(path)) for path in packed)
+    assert size(model) == whole - layers + now
+    return layers, now, whole, size(model)
+
+
+@over(*KINDS)
+def test_bytes_of_a_llama_of_88_million(kind: str) -> None:
+    """Of one block, of which there are twelve."""
+    shape = LlamaConfig(**SHAPES["llama-88m"] | {"num_hidden_layers": 1})
+    layers, now, whole, packed = counted(LlamaForCausalLM(shape).to(torch.bfloat16), kind)
+    of_layers, of_whole = BYTES[kind]
+    assert layers == 2 * (2 * 768 * 768 + 2 * 768 * 256 + 3 * 768 * 2048)
+    assert now <= of_layers * layers
+    norms = 2 * 2 * 768
+    total = whole + 11 * (layers + norms)
+    assert total == size(empty("llama-88m").to(torch.bfloat16))
+    assert packed + 11 * (now + norms) <= of_whole * total
+
+
+@pytest.mark.slow
+@over(*KINDS)
+def test_bytes_of_the_whole_llama(kind: str) -> None:
+    layers, now, whole, packed = counted(build("llama-88m"), kind)
+    assert now <= BYTES[kind][0] * layers
+    assert packed <= BYTES[kind][1] * whole
 
 
 @bnb

@@ -27,9 +27,13 @@ def missing(package: str) -> pytest.MarkDecorator:
         pytest.param(
             ["--quantization-bit", "4", "--quantization-type", "fp4", "double_quantization=false"],
             "fp4",
-            marks=missing("bitsandbytes"),
+            marks=[missing("bitsandbytes"), pytest.mark.slow],
         ),
-        pytest.param(["--quantization-bit", "8"], "int8", marks=missing("bitsandbytes")),
+        pytest.param(
+            ["--quantization-bit", "8"],
+            "int8",
+            marks=[missing("bitsandbytes"), pytest.mark.slow],
+        ),
         pytest.param(
             ["--quantization-bit", "8", "--quantization-method", "torchao"],
             "torchao-int8",
@@ -43,7 +47,7 @@ def test_a_run_on_packed_weights(
     """It trains, is recorded, predicts again from its folder alone, and merges to a plain model."""
     run = tmp_path / "run"
     code, out, err = deltaw_command(
-        "train", tiny / "model", tiny / "data.csv", "-o", run, "--max-steps", "40", "--lr", "0.02",
+        "train", tiny / "model", tiny / "data.csv", "-o", run, "--max-steps", "20", "--lr", "0.02",
         *options,
     )  # fmt: skip
     assert code == 0, err
@@ -53,9 +57,11 @@ def test_a_run_on_packed_weights(
     assert scores["after"]["values"]["accuracy"] > scores["before"]["values"]["accuracy"]
     code, out, err = deltaw_command("predict", run, "please refund order 7 now")
     assert code == 0, err
-    assert out.split()[0] == "refund"
+    assert {line.split()[0] for line in out.splitlines()} == {"refund", "cancel", "ship"}
     code, out, err = deltaw_command("eval", run)
     assert code == 0, err
+    assert "adapter beside packed weights" in out
+    assert f"{scores['after']['values']['accuracy']:.3f}" in out
     code, out, err = deltaw_command("merge", run, tmp_path / "plain")
     assert code == 0, err
     assert "largest difference of logits" in out
