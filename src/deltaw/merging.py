@@ -19,7 +19,7 @@ from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.parts import mixed
 from deltaw.root import adapted_layers, require_root
 from deltaw.storage import Original, inner
-from deltaw.unpacking import Unpacked, pack_again, replace_packed, usual_dtype
+from deltaw.unpacking import Unpacked, forget_packing, pack_again, replace_packed, usual_dtype
 
 Shared = dict[tuple[int, str], list[str]]
 Done = dict[tuple[str, AdaptedLayer, str], Original]
@@ -109,6 +109,8 @@ def merge(
                 rounding[path_] = lost
         raise_all(MergeError, "Cannot merge:", problems)
         keep(original, path, list(done))
+    if original == "none":
+        forget_packing(root)
     authority.merged = active
     return MergeReport(tuple(layers), rounding)
 

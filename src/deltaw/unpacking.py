@@ -13,6 +13,16 @@ from deltaw.storage import Original, Packed, inner
 from deltaw.swap import swapped_class
 from deltaw.walking import walk
 
+MARKS = (
+    "hf_quantizer",
+    "is_quantized",
+    "quantization_method",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "_weight_conversions",
+)
+"""What transformers sets on a model that it packed."""
+
 
 class Unpacked(NamedTuple):
     """What a merge makes of packed weights: packed ones again, or dense ones of some dtype."""
@@ -78,6 +88,16 @@ def replace_packed(layer: AdaptedLayer, new: nn.Parameter) -> None:
         new = nn.Parameter(new.data, requires_grad=False)
     layer._parameters[WEIGHT] = new
     layer.originals[WEIGHT] = Original(inner(old)[0], bits(new), old, packed)
+
+
+def forget_packing(model: nn.Module) -> None:
+    """Take off the marks by which transformers saves models as packed, where they no longer are."""
+    for _, module in walk(model):
+        own = vars(module)
+        if "hf_quantizer" in own and not any(storage_of(part) for _, part in walk(module)):
+            for mark in MARKS:
+                own.pop(mark, None)
+            vars(own["config"]).pop("quantization_config", None)
 
 
 def pack_again(layer: AdaptedLayer, packed: Packed) -> None:

@@ -90,6 +90,22 @@ def test_loaded_as_packed(kind: str, tmp_path: Path) -> None:
         assert torch.equal(theirs(ids()).logits, before)
 
 
+@over(*KINDS)
+def test_a_final_merge_is_saved_as_a_plain_model(kind: str, tmp_path: Path) -> None:
+    model = loaded(kind, tmp_path / "base")
+    deltaw.prepare_quantized(model)
+    adapt(model)
+    with torch.no_grad():
+        expected = model(ids()).logits
+    deltaw.merge(model, original="none", dtype=torch.float32)
+    deltaw.detach(model)
+    model.save_pretrained(tmp_path / "plain")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    assert type(plain.model.layers[0].mlp.up_proj) is nn.Linear
+    tolerance = 5e-2 if kind == "int8" else 1e-4
+    assert torch.allclose(plain(ids()).logits, expected, atol=tolerance, rtol=tolerance)
+
+
 @over("nf4")
 def test_gpt2s_layers_become_linear(kind: str, tmp_path: Path) -> None:
     model = loaded(kind, tmp_path, gpt2)

@@ -36,7 +36,13 @@ class TorchAO(Storage):
         """Return W in float32."""
         weight: Any = self.held(layer)
         if self.differentiable(layer):
-            W: Tensor = weight.dequantize()
+            try:
+                W: Tensor = weight.dequantize()
+            except NotImplementedError:
+                raise MergeError(
+                    f"torchao cannot unpack a weight of {type(weight).__name__}.\n"
+                    "Fix: load the adapter on the model as it was before it was packed."
+                ) from None
             return W.float()
         identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         return F.linear(identity, weight).T.float()
