@@ -15,6 +15,7 @@ from deltaw.planning import FAST_PATH
 from deltaw.quant import kinds, storage_of
 from deltaw.select import nearest
 from deltaw.storage import Storage
+from deltaw.swap import clear_bound_forward
 from deltaw.walking import walk
 
 DOUBLE = ("nf4", "fp4")
@@ -62,8 +63,10 @@ def quantize(
     problems += _tied(modules, layers)
     fix = "leave such layers out with exclude_modules, or choose another kind."
     raise_all(TargetError, f"The model cannot be packed in {kind}:", problems, fix)
-    for layer in layers.values():
+    rebinds = [clear_bound_forward(layer, path) for path, layer in layers.items()]
+    for layer, rebind in zip(layers.values(), rebinds, strict=True):
         storage.pack(layer, kind, double_quantization is not False)
+        rebind()
     return tuple(layers)
 
 

@@ -221,6 +221,21 @@ def test_an_absent_package_says_what_to_install(
     _bnb.library.cache_clear()
 
 
+@over("nf4", "torchao-int8")
+def test_models_that_accelerate_hooks(kind: str) -> None:
+    """What it calls for the layer's own forward is that of the packed class."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+
+    model, plain = net(), net(kind)
+    add_hook_to_module(model.up, AlignDevicesHook("cpu", io_same_device=True))
+    deltaw.quantize(model, kind, exclude_modules=["last"])
+    assert torch.equal(model(batch()), plain(batch()))
+    adapt(model), adapt(plain)
+    assert torch.equal(model(batch()), plain(batch()))
+    remove_hook_from_module(model.up)
+    assert torch.equal(model(batch()), plain(batch()))
+
+
 @bnb
 def test_packed_embeddings_are_refused() -> None:
     library = _bnb.library()

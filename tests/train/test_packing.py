@@ -74,6 +74,7 @@ UNREAD = {
         {"quantization_bit": 8, "quantization_method": "torchao", "double_quantization": False},
         "double_quantization=False has no effect, only with quantization_bit=4 and",
     ),
+    "bf16": ({"quantization_bit": 8, "bf16": True}, "bf16=True would round the biases"),
     "bits": ({"quantization_bit": 3}, "quantization_bit=3"),
     "synonym": ({"load_in_4bit": True}, "did you mean quantization_bit"),
 }

@@ -60,6 +60,11 @@ def without_effect(recipe: "Recipe") -> list[str]:
 def _unread_of_packing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
     """Yield what says how weights are packed where none are, or not in that way."""
     bit, method = recipe.quantization_bit, recipe.quantization_method
+    if recipe.bf16 and (bit, method) == (8, "bnb"):
+        yield (
+            "bf16=True would round the biases of the layers that bitsandbytes keeps in 8 bits; "
+            "leave it out, or use quantization_method=torchao"
+        )
     if bit is None:
         readers, keys = "quantization_bit", QUANTIZATION
     elif (bit, method) != (4, "bnb"):
