@@ -28,6 +28,7 @@ ROWS = (
         "rowmap",
         "rowwise",
         "storage",
+        "weight",
     },
     {"layers/", "quant/", "adapters/", "inits/", "formats/", "combine/", "optim/"},
     {
@@ -53,6 +54,7 @@ ROWS = (
         "saving",
         "serving",
         "snapshot",
+        "stacks",
         "starting",
         "summarizing",
         "unpacking",

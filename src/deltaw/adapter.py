@@ -37,7 +37,7 @@ class Rescaled(NamedTuple):
 
     def matrix(self, W: Tensor) -> Tensor:
         """Return ΔW (out, in) for the frozen W, in the dtype of gain."""
-        gain = self.gain.unsqueeze(1)
+        gain = self.gain.unsqueeze(-1)
         low = self.scale * self.B.to(gain.dtype) @ self.A.to(gain.dtype)
         return (gain - 1) * W + gain * low
 

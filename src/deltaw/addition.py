@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaw.adapter import Dense, LowRank, Rescaled, Update
 from deltaw.authority import Active
 from deltaw.kernels.merge import add_products
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.parts import weighted
 
 ROWS = 16
@@ -37,13 +37,21 @@ class Addition:
         if not self.products:
             return W if dtype is None else W.to(dtype)
         L, R = self.products[0]
-        return add_products(W.reshape(len(L), R.shape[1]), self.products, dtype).view(W.shape)
+        if L.dim() == 2:
+            return add_products(W.reshape(len(L), R.shape[1]), self.products, dtype).view(W.shape)
+        new = torch.empty(W.shape, dtype=dtype or L.dtype, device=W.device)
+        for one, into in enumerate(new):
+            into.copy_(add_products(W[one], [(L[one], R[one]) for L, R in self.products], dtype))
+        return new
 
     def lost(self, W: Tensor, merged: Tensor) -> float | None:
         """Return the share of ΔW that rounding took from some rows; None in full precision."""
         wide = torch.promote_types(torch.float32, merged.dtype)
         if wide == merged.dtype or self.dense:
             return None
+        if self.products[0][0].dim() > 2:
+            first = Addition([(L[0], R[0]) for L, R in self.products], [], None)
+            return first.lost(W[0], merged[0])
         L, R = self.products[0]
         shape = (len(L), R.shape[1])
         rows = torch.linspace(0, len(L) - 1, min(len(L), ROWS), device=W.device).long()
@@ -53,15 +61,16 @@ class Addition:
         return float((stored - (before + update)).norm() / update.norm().clamp(1e-30))
 
 
-def addition_of(layer: AdaptedLayer, active: Active) -> Addition:
+def addition_of(layer: AdaptedLayer, active: Active, name: str) -> Addition:
+    """Return what the active adapters add to the parameter `name` of a layer."""
     products: list[tuple[Tensor, Tensor]] = []
     dense: list[Tensor] = []
     shifts: list[Tensor] = []
     for key, weight in active:
         for slot, adapter in layer.parts(key).items():
-            if adapter.replaces:
+            if adapter.replaces or layer.holder(slot) != name:
                 continue
-            wide = torch.promote_types(torch.float32, layer.frozen(WEIGHT).dtype)
+            wide = torch.promote_types(torch.float32, layer.frozen(name).dtype)
             matrix = functools.partial(_wide_matrix, layer, slot, wide)
             update = _widened(adapter(matrix), wide)
             thin = _thin(layer, update, slot, weight)

@@ -204,9 +204,10 @@ def _equip(
     authority: Authority,
 ) -> None:
     """Swap the class of one layer and give it the adapter's modules."""
-    overridden = tuple(sorted(slot for slot, module in modules.items() if module.replaces))
     if geometry is TrainedModule and isinstance(layer, AdaptedLayer):
         geometry = type(layer).mixin  # type: ignore[assignment]
+    read = (slot for slot, module in modules.items() if geometry.overrides(slot, module))
+    overridden = tuple(sorted(read))
     swap(layer, geometry, overridden)
     assert isinstance(layer, AdaptedLayer)
     if "adapter" not in layer._modules:
@@ -237,7 +238,7 @@ class _Builder:
         device = device_of(layer)
         if fit.trained is not None:
             return ReplaceAdapter(self._copy(layer.frozen(fit.slot), fit.trained, device))
-        dtype = self._serving.dtype or master_dtype(layer.frozen("weight"))
+        dtype = self._serving.dtype or master_dtype(layer.frozen(layer.holder(fit.slot)))
         assert fit.A is not None and fit.B is not None
         A, B = self._own(fit.A, dtype, device), self._own(fit.B, dtype, device)
         bias = None if fit.bias is None else self._own(fit.bias, dtype, device)

@@ -41,6 +41,9 @@ class LoraConfig:
             the output head; a list holds names, each matching a module of that name or any module
             whose path ends in `.name`; any other string is a regular expression that must match
             the whole path.
+        target_parameters: parameters adapted on their own, by names or ends of their paths, such as
+            the stacked experts of a mixture, `["mlp.experts.gate_up_proj"]`; `rank_pattern` and
+            `alpha_pattern` count for them, what selects modules does not.
         exclude_modules: layers taken out again, as a list of names or a regular expression.
         lora_dropout: probability of dropping an input of A during training, in [0, 1).
         bias: biases trained with the adapter: `"none"`, `"all"`, or `"lora_only"` for those of
@@ -79,6 +82,7 @@ class LoraConfig:
     r: int = 8
     lora_alpha: float | None = None
     target_modules: str | Sequence[str] | None = "all-linear"
+    target_parameters: Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
     lora_dropout: float = 0.0
     bias: str = "none"
@@ -148,7 +152,13 @@ def _plain(value: object) -> object:
 
 def _type_problems(config: LoraConfig) -> list[str]:
     """Return what is of a wrong type; the values of the right type are checked after that."""
-    names = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+    names = (
+        "target_modules",
+        "target_parameters",
+        "exclude_modules",
+        "modules_to_save",
+        "layers_pattern",
+    )
     problems = [
         f"{name} must hold names, got {value!r}"
         for name in names
@@ -207,9 +217,14 @@ def _other_problems(config: LoraConfig) -> list[str]:
         problems.append(f"task_type must be one of {', '.join(TASKS)}, got {config.task_type!r}")
     if config.bias not in BIAS_RULES:
         problems.append(f"bias must be one of {', '.join(BIAS_RULES)}, got {config.bias!r}")
-    if isinstance(config.modules_to_save, str):
-        problems.append(f"modules_to_save must be a list of names, got {config.modules_to_save!r}")
-    if config.target_modules is None and not config.modules_to_save and config.bias == "none":
+    problems += [
+        f"{name} must be a list of names, got {value!r}"
+        for name in ("modules_to_save", "target_parameters")
+        if isinstance(value := getattr(config, name), str)
+    ]
+    if config.bias == "none" and not (
+        config.target_modules is not None or config.modules_to_save or config.target_parameters
+    ):
         problems.append("target_modules is None: nothing would be trained")
     if config.layers_pattern is not None and config.layers_to_transform is None:
         problems.append("layers_pattern goes with layers_to_transform, which is not set")

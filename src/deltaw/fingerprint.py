@@ -3,13 +3,14 @@
 import ctypes
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from deltaw.layer import WEIGHT
 from deltaw.offload import stored
+from deltaw.state import LayerState
 from deltaw.storage import inner
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -45,8 +46,23 @@ def raw(tensor: Tensor) -> bytes:
     return ctypes.string_at(here.data_ptr(), here.nbytes)
 
 
-def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:
-    """Return `dtype/rows:digest` over rows of the frozen weights of the modules at `paths`.
+def adapted_weights(layers: Mapping[str, LayerState]) -> list[tuple[str, str]]:
+    """Return path and name of every parameter that a state adapts by factors."""
+    return [
+        (path, name)
+        for path, layer in layers.items()
+        if layer.kind != "module"
+        for name in (parameters_of(layer) if layer.kind == "experts" else [WEIGHT])
+    ]
+
+
+def parameters_of(layer: LayerState) -> list[str]:
+    """Return the parameters adapted on their own."""
+    return [key.removesuffix(".lora_A") for key in layer.tensors if key.endswith(".lora_A")]
+
+
+def fingerprint(model: nn.Module, adapted: Iterable[tuple[str, str]]) -> str | None:
+    """Return `dtype/rows:digest` over rows of frozen weights, given by path and name.
 
     Some rows of each weight are looked at, at equal distances: another base differs in all of them,
     and a model of any size takes milliseconds. None where there are no such weights, or they are on
@@ -54,14 +70,14 @@ def fingerprint(model: nn.Module, paths: Iterable[str]) -> str | None:
     renormalises its rows whenever they are looked up.
     """
     weights: dict[str, Tensor] = {}
-    for path in sorted(paths):
+    for path, name in sorted(adapted):
         module = model.get_submodule(path)
         if getattr(module, "max_norm", None) is not None:
             continue
-        weight = None if module._parameters.get(WEIGHT) is None else stored(module, WEIGHT)
+        weight = None if module._parameters.get(name) is None else stored(module, name)
         if weight is None or weight.is_meta:
             return None
-        weights[path] = inner(weight)[0]
+        weights[path if name == WEIGHT else f"{path}.{name}"] = inner(weight)[0]
     digest = hashlib.sha256()
     for path, frozen in weights.items():
         digest.update(f"{path} {tuple(frozen.shape)}\n".encode())

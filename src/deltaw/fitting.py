@@ -1,7 +1,7 @@
 """Checking the state of an adapter against a model before anything is changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -9,6 +9,7 @@ from deltaw.errors import StateError, raise_all
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometry_of
 from deltaw.layers.conv_factored import FactoredConv
+from deltaw.layers.experts import Experts
 from deltaw.layers.linear import slice_slot
 from deltaw.layers.module import TrainedModule
 from deltaw.offload import loaded_as_one
@@ -16,6 +17,7 @@ from deltaw.patterns import within
 from deltaw.planning import look, refusals
 from deltaw.quant import storage_of
 from deltaw.select import nearest
+from deltaw.stacks import parameters_of, told_apart
 from deltaw.state import LayerState, State, without_twin
 
 
@@ -57,12 +59,16 @@ def fit(
     """
     fits: Fits = {}
     problems: list[str] = []
-    for path, layer_state in state.layers.items():
+    for path, told in state.layers.items():
         if path not in layers or not path:
             like = nearest(path, list(layers)) if len(problems) < SUGGESTED else ""
             problems.append(f"{shown(path)}: there is no such module{like}")
             continue
         module = layers[path]
+        layer_state, misfits = told_apart(path, module, told, state.config)
+        if misfits:
+            problems += misfits
+            continue
         found = _low_rank(layers, path, layer_state, problems, trainable)
         geometry, slots = found if found is not None else (TrainedModule, [])
         for name in _slots(layer_state, "trained"):
@@ -82,6 +88,12 @@ def fit(
                 slots.append(Fit(name, trained=trained))
         fits[path] = (geometry, slots)
     return fits, problems
+
+
+def named(layers: Mapping[str, nn.Module], state: State) -> State:
+    """Return the state of a file with factors of parameters by the names that the model has."""
+    told = {p: told_apart(p, layers[p], own, state.config)[0] for p, own in state.layers.items()}
+    return replace(state, layers=told)
 
 
 def refuse_mixed(layers: Mapping[str, nn.Module], fits: Fits, leaving: str | None = None) -> None:
@@ -130,12 +142,18 @@ def _low_rank(
     slots = _slots(state, "lora_A")
     if not slots:
         return None
-    reasons = refusals(layers, path, state)
+    module = layers[path]
+    stacked = state.kind == Experts.kind
+    if stacked:
+        own = parameters_of(module)
+        reasons = [f"the module has no {slot}" for slot in slots if slot not in own]
+        slots = [name for name in own if name in slots]
+    else:
+        reasons = refusals(layers, path, state)
     problems += [f"{path}: {reason}" for reason in reasons]
     if reasons:
         return None
-    module = layers[path]
-    geometry = geometry_of(module, state)
+    geometry = Experts if stacked else geometry_of(module, state)
     assert geometry is not None
     layer = look(module, geometry)
     fits = []
@@ -146,20 +164,21 @@ def _low_rank(
             continue
         bias = state.tensors.get(f"{slot}.lora_B_bias")
         inner = slot
-        if slot != WEIGHT and "_of_" not in slot:
+        if not stacked and slot != WEIGHT and "_of_" not in slot:
             inner = slice_slot(int(slot.removeprefix("slice_")), len(state.enabled))
-        shape_A, shape_B = layer.packed_shapes(inner, A.shape[0])
+        where = f"{path}.{slot}" if stacked else path
+        shape_A, shape_B = layer.packed_shapes(inner, A.shape[-2 if stacked else 0])
         if A.shape != shape_A:
-            problems.append(_misfit(f"{path} lora_A", A, shape_A))
+            problems.append(_misfit(f"{where} lora_A", A, shape_A))
         elif B.shape != shape_B:
-            problems.append(_misfit(f"{path} lora_B", B, shape_B))
+            problems.append(_misfit(f"{where} lora_B", B, shape_B))
         elif bad := _twin_problems(state, slot):
             problems += [f"{path} {text}" for text in bad]
         elif bias is not None and bias.shape != (layer.shape(inner)[0],):
             problems.append(_misfit(f"{path} lora_B bias", bias, layer.shape(inner)[:1]))
         else:
             A, B = layer.unpack(A, B)
-            scale = state.scale * scale_of(layer, state)
+            scale = state.scale_of(slot) * scale_of(layer, state)
             extra = _extra(state, slot)
             if "start_A" in extra:
                 start = layer.unpack(extra.pop("start_A"), extra.pop("start_B"))

@@ -43,6 +43,7 @@ class AdaptedLayer(Swapped, _Module):
     kind: ClassVar[str]
     takes: ClassVar[str] = ""
     zero_factor: ClassVar[str] = "B"
+    tells_rows: ClassVar[bool] = True
     authority: Authority
     adapter: nn.ModuleDict
     originals: dict[str, Original]
@@ -71,6 +72,19 @@ class AdaptedLayer(Swapped, _Module):
         """Run the original forward of the layer, whatever it is."""
         output: Tensor = self.origin.forward(self, *args, **kwargs)
         return output
+
+    @classmethod
+    def overrides(cls, slot: str, adapter: Adapter) -> bool:
+        """Tell whether the attribute of the slot's name is read through the adapter."""
+        return adapter.replaces
+
+    def holder(self, slot: str) -> str:
+        """Return the name of the parameter that a slot lies in."""
+        return WEIGHT
+
+    def stacked(self, slot: str) -> int:
+        """Return how many matrices a slot holds along a leading axis; 0 where it is one matrix."""
+        return 0
 
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in) of a slot."""
@@ -280,7 +294,7 @@ class AdaptedLayer(Swapped, _Module):
         """Return the property that gives the trained copy of a parameter or buffer in its place."""
         return property(lambda layer: layer.effective(name))
 
-    def effective(self, name: str) -> Tensor:
+    def effective(self, name: str) -> Any:
         """Return `P + Σ weight (copy - P)` for the frozen P; of one adapter the copy itself.
 
         While FSDP2 holds P in shards or accelerate has it offloaded, which is never within a
@@ -294,7 +308,12 @@ class AdaptedLayer(Swapped, _Module):
         rows = self.authority.row_map()
         if rows is not None and self.copies(name, [(key, 1.0) for key in rows.distinct]):
             raise RowError(self, f"has its {name} read past its forward, where rows look alike")
-        return mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
+        P = mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
+        return self.adapted(name, P)
+
+    def adapted(self, name: str, P: Tensor) -> Any:
+        """Return what a reader of the parameter or buffer gets; P has what is trained in full."""
+        return P
 
     def dense(self) -> Tensor:
         """Return the frozen weight as a dense tensor in the layer's own layout."""

@@ -7,8 +7,8 @@ from torch import nn
 
 from deltaw.attaching import attach_state
 from deltaw.errors import FormatError, StateError, printable
-from deltaw.fingerprint import fingerprint
-from deltaw.fitting import fit
+from deltaw.fingerprint import adapted_weights, fingerprint
+from deltaw.fitting import fit, named
 from deltaw.formats import format_of, sniff
 from deltaw.hotswap import swap_in
 from deltaw.planning import base_modules
@@ -65,7 +65,7 @@ def load(
         check_attachable(model, name)
     layers = base_modules(model)
     reader = format_of(format) if format else sniff(path)
-    state = reader.read(path, lambda shapes: fit(layers, shapes)[1])
+    state = named(layers, reader.read(path, lambda shapes: fit(layers, shapes)[1]))
     if check_base:
         _check_base(model, state, path)
     serving = Serving(dtype, reserve)
@@ -78,8 +78,7 @@ def load(
 def _check_base(model: nn.Module, state: State, path: Path) -> None:
     if state.base is None:
         return
-    low_rank = [p for p, layer in state.layers.items() if layer.kind != "module"]
-    ours = fingerprint(model, low_rank)
+    ours = fingerprint(model, adapted_weights(state.layers))
     same_dtype = ours is not None and ours.split(":")[0] == state.base.split(":")[0]
     if same_dtype and ours != state.base:
         raise FormatError(

@@ -222,7 +222,7 @@ def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
     names: dict[str, None] = {}
     for key, _ in active:
         for slot, adapter in layer.parts(key).items():
-            names[slot if adapter.replaces else WEIGHT] = None
+            names[slot if adapter.replaces else layer.holder(slot)] = None
             if adapter.bias_delta() is not None:
                 names["bias"] = None
     return list(names)
@@ -240,15 +240,18 @@ def _merged(
                 for name in _touched(layer, active)
                 if storage is None or name != WEIGHT
             }
-            addition = addition_of(layer, active)
-            if addition.shift is not None:
-                new["bias"] = new["bias"].to(addition.shift.dtype) + addition.shift
+            merged = {}
+            for holder in {layer.holder(slot): None for slot, *_ in layer.contributors(active)}:
+                addition = addition_of(layer, active, holder)
+                W = new[holder] if storage is None else layer.dense()
+                dtype = layer.frozen(holder).dtype if storage is None else unpacked.dtype_of(layer)
+                merged[holder] = addition.to(W, dtype)
+                if lost is None and dtype is not None:
+                    lost = addition.lost(W, merged[holder])
+                if addition.shift is not None:
+                    new["bias"] = new["bias"].to(addition.shift.dtype) + addition.shift
             new = {name: tensor.to(layer.frozen(name).dtype) for name, tensor in new.items()}
-            if addition.products or addition.dense:
-                W = new[WEIGHT] if storage is None else layer.dense()
-                dtype = layer.frozen(WEIGHT).dtype if storage is None else unpacked.dtype_of(layer)
-                new[WEIGHT] = addition.to(W, dtype)
-                lost = None if dtype is None else addition.lost(W, new[WEIGHT])
+            new |= merged
             broken = [name for name, tensor in new.items() if not is_finite(tensor)]
             if storage is not None and WEIGHT in new and not broken:
                 new |= unpacked.stored(layer, new[WEIGHT])

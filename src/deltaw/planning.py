@@ -12,10 +12,12 @@ from deltaw.errors import TargetError, raise_all
 from deltaw.heads import new_heads, output_head
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometries, geometry_of
+from deltaw.layers.experts import Experts
 from deltaw.layers.linear import slice_slot
 from deltaw.patterns import pattern_values, within
 from deltaw.quant import storage_of
 from deltaw.select import Modules, Selection, select
+from deltaw.stacks import Stack, parameters_of, stacks_of
 from deltaw.state import LayerState
 from deltaw.summarizing import shorten
 from deltaw.swap import origin_of, seen_as
@@ -26,7 +28,10 @@ FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 @dataclass(frozen=True)
 class Target:
-    """One module that gets a low-rank ΔW; `shapes` holds (out, in) of each slot."""
+    """One module that gets a low-rank ΔW; `shapes` holds (out, in) of each slot.
+
+    Of parameters adapted on their own each is one, `stack` matrices along its leading axis.
+    """
 
     path: str
     kind: str
@@ -37,6 +42,12 @@ class Target:
     scale: float
     enabled: tuple[bool, ...]
     parameters: int
+    stack: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the path of the module, or of the parameter."""
+        return f"{self.path}.{self.slots[0]}" if self.kind == Experts.kind else self.path
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"{shorten([t.path for t in group]):<58} {group[0].kind:<10}{_shape(group[0]):<16}"
+            f"{shorten([t.name for t in group]):<58} {group[0].kind:<10}{_shape(group[0]):<16}"
             f"r={group[0].r:<4} alpha={group[0].alpha:<6g}"
             f"{sum(t.parameters for t in group):>12,}"
             for group in _grouped(self.targets)
@@ -109,6 +120,7 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         output_head(model),
         new_heads(model),
         {path: first[id(m)] for path, m in everywhere if first.get(id(m), path) != path},
+        [f"{path}.{name}" for path in paths for name in parameters_of(layers[path])],
     )
     selection = select(modules, config)
     if strict:
@@ -119,7 +131,8 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
             "correct the names; deltaw.plan or `deltaw inspect MODEL` shows what there is.",
         )
     problems: list[str] = []
-    targets = list(_targets(layers, selection, config, problems))
+    stacks = list(stacks_of(layers, selection, config))
+    targets = [*_targets(layers, selection, config, problems), *map(_stacked, stacks)]
     trained = list(_trained(layers, selection, config))
     problems += [
         f"{row.path}: its weight is packed and cannot be trained in full"
@@ -144,6 +157,21 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
     if odd and config.target_modules == "all-linear":
         warnings.append(f"left out, for they override forward: {', '.join(odd)}")
     return Plan(config, tuple(targets), tuple(trained), tuple(warnings))
+
+
+def _stacked(stack: Stack) -> Target:
+    return Target(
+        stack.path,
+        Experts.kind,
+        (stack.name,),
+        (stack.shape,),
+        stack.r,
+        stack.alpha,
+        stack.scale,
+        (),
+        stack.r * sum(stack.shape) * max(stack.count, 1),
+        stack.count,
+    )
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -239,7 +267,7 @@ def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> li
 def _trained(
     layers: dict[str, nn.Module], selection: Selection, config: LoraConfig
 ) -> Iterator[Trained]:
-    targets = set(selection.targets)
+    targets = {*selection.targets, *(name.rpartition(".")[0] for name in selection.parameters)}
     for path, module in layers.items():
         parameters = {n: p for n, p in module._parameters.items() if p is not None}
         buffers: dict[str, object] = {}
@@ -272,7 +300,7 @@ def _warnings(targets: Sequence[Target], config: LoraConfig) -> list[str]:
     for t in targets:
         limit = min(min(shape) for shape in t.shapes)
         if t.r > limit:
-            high.setdefault((t.r, limit), []).append(t.path.rpartition(".")[2])
+            high.setdefault((t.r, limit), []).append(t.name.rpartition(".")[2])
     if high:
         count = sum(map(len, high.values()))
         parts = [
@@ -293,12 +321,13 @@ def _grouped(targets: Sequence[Target]) -> list[list[Target]]:
     """Return the targets that differ in the numbers of their paths alone, group by group."""
     groups: dict[object, list[Target]] = {}
     for t in targets:
-        key = (re.sub(r"\d+", "*", t.path), t.kind, t.shapes, t.r, t.alpha)
+        key = (re.sub(r"\d+", "*", t.name), t.kind, t.shapes, t.r, t.alpha)
         groups.setdefault(key, []).append(t)
     return list(groups.values())
 
 
 def _shape(target: Target) -> str:
     out, into = target.shapes[0]
-    count = f" x{len(target.slots)}" if len(target.slots) > 1 else ""
+    times = target.stack or len(target.slots)
+    count = f" x{times}" if times > 1 else ""
     return f"{out}x{into}{count}"

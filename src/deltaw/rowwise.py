@@ -36,6 +36,8 @@ def each_row(
         seen = rows.seen[id(layer)] = _look(layer, rows)
     if not seen.held:
         return layer.base(*args, **kwargs)
+    if not layer.tells_rows:
+        raise RowError(layer, "applies its parameters to tokens that it sorts by itself")
     if len(args) + len(kwargs) != 1:
         raise RowError(layer, "has several inputs, so its rows cannot be told apart")
     x: Tensor = args[0] if args else next(iter(kwargs.values()))

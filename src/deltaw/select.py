@@ -13,22 +13,26 @@ from deltaw.patterns import ends_with, full_matches, key_matches, within
 @dataclass(frozen=True)
 class Modules:
     """What selection needs to know of a model: all its paths, and which of them are linear layers,
-    output heads and new heads; and further path -> path of what is reachable under several."""
+    output heads and new heads; further path -> path of what is reachable under several, and the
+    paths of all parameters."""
 
     paths: Sequence[str]
     linear: Sequence[str]
     output_heads: Sequence[str]
     new_heads: Sequence[str]
     aliases: Mapping[str, str]
+    parameters: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The paths adapted by a low-rank ΔW, those trained in full, and what matched nothing."""
+    """The paths adapted by a low-rank ΔW, those trained in full, and what matched nothing; further
+    the parameters adapted on their own."""
 
     targets: tuple[str, ...]
     heads: tuple[str, ...]
     misses: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
 
 
 def select(modules: Modules, config: LoraConfig) -> Selection:
@@ -50,8 +54,14 @@ def select(modules: Modules, config: LoraConfig) -> Selection:
     excluded = _excluded(modules, config, chosen, misses)
     kept = _in_layers(modules, config, chosen - excluded, misses)
     targets = [p for p in modules.paths if p in kept and (p in aimed or not within(p, heads))]
-    _check_patterns(config, targets, misses)
-    return Selection(tuple(targets), tuple(heads), tuple(misses))
+    parameters = _parameters(modules, config, misses)
+    _check_patterns(config, targets, parameters, misses)
+    return Selection(tuple(targets), tuple(heads), tuple(misses), tuple(parameters))
+
+
+def names_parameter(path: str, names: Sequence[str]) -> bool:
+    """Tell whether `target_parameters` takes the parameter at `path`."""
+    return any(ends_with(path, name) for name in names)
 
 
 def nearest(name: str, paths: Sequence[str]) -> str:
@@ -156,12 +166,23 @@ def _in_layers(
     return {path for path, index in found.items() if index in indices or path in exact}
 
 
-def _check_patterns(config: LoraConfig, targets: Sequence[str], misses: list[str]) -> None:
+def _parameters(modules: Modules, config: LoraConfig, misses: list[str]) -> list[str]:
+    names = config.target_parameters or ()
+    for name in names:
+        if not any(ends_with(path, name) for path in modules.parameters):
+            misses.append(f"target_parameters {name!r}{nearest(name, modules.parameters)}")
+    return [path for path in modules.parameters if names_parameter(path, names)]
+
+
+def _check_patterns(
+    config: LoraConfig, targets: Sequence[str], parameters: Sequence[str], misses: list[str]
+) -> None:
     for name in ("rank_pattern", "alpha_pattern", "enable_lora"):
+        paths = targets if name == "enable_lora" else [*targets, *parameters]
         for key in getattr(config, name) or {}:
-            if not any(key_matches(key, targets)):
+            if not any(key_matches(key, paths)):
                 plain = re.sub(r"[\\^$]", "", key)
-                misses.append(f"{name} {key!r}{nearest(plain, targets)}")
+                misses.append(f"{name} {key!r}{nearest(plain, paths)}")
 
 
 def _all_within(paths: Sequence[str], heads: Sequence[str]) -> bool:

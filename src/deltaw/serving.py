@@ -8,6 +8,7 @@ from deltaw.config import LoraConfig
 from deltaw.errors import StateError, raise_all
 from deltaw.fitting import Fits
 from deltaw.layers.conv_spanning import SpanningConv
+from deltaw.layers.experts import Experts
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class Serving:
         if config.method != "lora":
             problems.append(f"reserve={reserve}: its method is {config.method}, not lora")
         for path, (geometry, slots) in fits.items():
-            ranks = [fit.A.shape[0] for fit in slots if fit.A is not None]
+            ranks = [fit.A.shape[-2] for fit in slots if fit.A is not None]
             if ranks and issubclass(geometry, SpanningConv):
                 problems.append(f"{path}: factors that span groups come in blocks of one rank")
+            if ranks and issubclass(geometry, Experts):
+                problems.append(f"{path}: factors of parameters have no reserve")
             if ranks and max(ranks) > reserve:
                 problems.append(f"{path}: rank {max(ranks)} is above reserve={reserve}")
         return problems

@@ -9,13 +9,14 @@ from deltaw.adapter import Adapter
 from deltaw.adapters.dora import MAGNITUDE, DoraAdapter
 from deltaw.adapters.lora import LoraAdapter
 from deltaw.authority import Authority
-from deltaw.fingerprint import fingerprint
+from deltaw.fingerprint import adapted_weights, fingerprint
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers.conv import Conv
 from deltaw.layers.conv_factored import FactoredConv
+from deltaw.layers.experts import Experts
 from deltaw.layers.linear import slice_slot
 from deltaw.offload import stored
-from deltaw.state import LayerState, State
+from deltaw.state import LayerState, State, with_scales
 
 
 def state_of(
@@ -25,22 +26,24 @@ def state_of(
     held = {p: _layer_state(m, name) for p, m in layers.items() if name in m.adapter}
     states = {path: state for path, state in held.items() if state.tensors}
     if name not in authority.fingerprints and authority.merged is None:
-        low_rank = [path for path, state in states.items() if state.kind != "module"]
-        authority.fingerprints[name] = fingerprint(model, low_rank)
+        authority.fingerprints[name] = fingerprint(model, adapted_weights(states))
     return State(authority.configs[name], states, authority.fingerprints.get(name))
 
 
 def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
     tensors: dict[str, Tensor] = {}
-    kind, scale = "module", 1.0
+    kind = "module"
+    scales: dict[str, float] = {}
     enabled: tuple[bool, ...] = ()
     for slot, adapter in layer.parts(name).items():
         if isinstance(adapter, LoraAdapter):
             if not (rank := adapter.rank):
                 continue
-            kind, scale = layer.kind, adapter.scale
-            outer, enabled = _outer(slot, enabled)
-            A, B = _values(adapter, "lora_A")[:rank], _values(adapter, "lora_B")[:, :rank]
+            kind = layer.kind
+            outer, enabled = _outer(slot, enabled) if kind != Experts.kind else (slot, ())
+            scales[outer] = adapter.scale
+            A = _values(adapter, "lora_A")[..., :rank, :]
+            B = _values(adapter, "lora_B")[..., :rank]
             A, B = layer.pack(A, B)
             tensors[f"{outer}.lora_A"], tensors[f"{outer}.lora_B"] = A, B
             if adapter.twin:
@@ -57,7 +60,9 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
         tensors |= _other_magnitudes(layer, name, enabled)
     factored = isinstance(layer, FactoredConv) and kind == "conv"
     groups = layer.groups if isinstance(layer, Conv) and kind == "conv" else 1
-    return LayerState("fused" if enabled else kind, tensors, scale, enabled, groups, factored)
+    kind = "fused" if enabled else kind
+    state = LayerState(kind, tensors, 1.0, enabled, groups, factored)
+    return with_scales(state, scales) if scales else state
 
 
 def _other_magnitudes(

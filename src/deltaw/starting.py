@@ -1,7 +1,7 @@
 """From a plan to the state an adapter starts in."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from deltaw import calibrating
 from deltaw.calibrating import Calibration
-from deltaw.errors import ConfigError, raise_all
+from deltaw.errors import ConfigError, TargetError, raise_all
 from deltaw.inits import Factors, Run, Site, from_data, kind_of, refusal, starts, variant_of
 from deltaw.kernels.merge import is_finite
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometry_of
+from deltaw.layers.experts import Experts
 from deltaw.offload import device_of, stored
 from deltaw.planning import Plan, Target, base_modules, look
-from deltaw.state import LayerState, State
+from deltaw.state import LayerState, State, with_scales
 
 Places = Sequence[tuple[Target, AdaptedLayer]]
 
@@ -41,18 +42,20 @@ def initial_state(
     """
     layers = base_modules(model)
     name = plan.config.init_lora_weights
-    places = [(target, _look_at(layers[target.path])) for target in plan.targets]
+    places = [(target, look_at(layers[target.path], target.kind)) for target in plan.targets]
     sites = {
-        target.path: list(_sites(target, layer, generator, variant_of(name)))
+        target.name: list(_sites(target, layer, generator, variant_of(name)))
         for target, layer in places
     }
     _refuse(name, places, sites)
     run = _run(model, name, places, sites, layers, calibration)
-    real = [target.path for target, layer in places if device_of(layer).type != "meta"]
-    factors = iter(starts(name, [site for path in real for site in sites[path]], run))
-    states = {}
+    real = [target.name for target, layer in places if device_of(layer).type != "meta"]
+    factors = iter(starts(name, [site for key in real for site in sites[key]], run))
+    states: dict[str, LayerState] = {}
     for target, layer in places:
-        pairs = [next(factors) if target.path in real else _empty(s) for s in sites[target.path]]
+        own = sites[target.name]
+        found = (next(factors) if target.name in real else _empty(site) for site in own)
+        pairs = [_stacked(found, target.stack) for _ in target.slots]
         if not len(pairs[0][0]):
             continue
         tensors = _tensors(target, layer, pairs, twin=isinstance(name, str))
@@ -62,7 +65,8 @@ def initial_state(
                 for slot, shape in zip(target.slots, target.shapes, strict=True)
             }
         groups = getattr(layer, "groups", 1)
-        states[target.path] = LayerState(target.kind, tensors, target.scale, target.enabled, groups)
+        state = LayerState(target.kind, tensors, target.scale, target.enabled, groups)
+        states[target.path] = _beside(states.get(target.path), state, target)
     for row in plan.trained:
         copies = {f"{name}.trained": stored(layers[row.path], name) for name in row.names}
         old = states.get(row.path, LayerState("module", {}))
@@ -76,7 +80,7 @@ def as_started(plan: Plan, state: State) -> Plan:
     for target in plan.targets:
         tensors = state.layers[target.path].tensors if target.path in state.layers else {}
         ranks = [len(A) for name, A in tensors.items() if name.endswith(".lora_A")]
-        if ranks and ranks[0] != target.r:
+        if ranks and ranks[0] != target.r and target.kind != Experts.kind:
             count = target.parameters + (ranks[0] - target.r) * sum(map(sum, target.shapes))
             alpha = target.scale * (ranks[0] ** 0.5 if plan.config.use_rslora else ranks[0])
             target = replace(target, r=ranks[0], alpha=alpha, parameters=count)
@@ -84,9 +88,9 @@ def as_started(plan: Plan, state: State) -> Plan:
     return replace(plan, targets=tuple(targets))
 
 
-def _look_at(module: nn.Module) -> AdaptedLayer:
+def look_at(module: nn.Module, kind: str = "") -> AdaptedLayer:
     """Return the module as the layer that it would be if it were adapted."""
-    geometry = geometry_of(module)
+    geometry = Experts if kind == Experts.kind else geometry_of(module)
     assert geometry is not None
     return look(module, geometry)
 
@@ -95,17 +99,45 @@ def _sites(
     target: Target, layer: AdaptedLayer, generator: torch.Generator | None, variant: str
 ) -> Iterator[Site]:
     for slot, shape in zip(target.slots, target.shapes, strict=True):
-        yield Site(
-            target.path if slot == WEIGHT else f"{target.path} {slot}",
+        where = target.path if slot == WEIGHT else f"{target.path} {slot}"
+        whole = functools.partial(layer.matrix, slot)
+        one = Site(
+            where,
             target.path,
             shape,
             target.r,
             target.scale,
             layer.zero_factor,
             generator,
-            functools.partial(layer.matrix, slot),
+            whole,
             variant,
         )
+        if not target.stack:
+            yield one
+        for index in range(target.stack):
+            matrix = functools.partial(_one_of, whole, index)
+            yield replace(one, name=f"{where}[{index}]", matrix=matrix)
+
+
+def _one_of(whole: Callable[[], Tensor], index: int) -> Tensor:
+    return whole()[index]
+
+
+def _stacked(factors: Iterator[Factors], count: int) -> Factors:
+    """Return the next pair of factors, or the next ones under a leading axis."""
+    if not count:
+        return next(factors)
+    pairs = [next(factors) for _ in range(count)]
+    return torch.stack([A for A, _ in pairs]), torch.stack([B for _, B in pairs])
+
+
+def _beside(old: LayerState | None, new: LayerState, target: Target) -> LayerState:
+    """Return the new state with the parameters of the same module that are there already."""
+    if old is None:
+        return new
+    scales = {slot.removesuffix(".lora_A"): 0.0 for slot in old.tensors if slot.endswith("lora_A")}
+    scales = {slot: old.scale_of(slot) for slot in scales} | {target.slots[0]: new.scale}
+    return with_scales(replace(new, tensors={**old.tensors, **new.tensors}), scales)
 
 
 def _refuse(name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]]) -> None:
@@ -117,7 +149,7 @@ def _refuse(name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]
         if reason:
             problems.append(f"{target.path}: {reason}")
             continue
-        for site in sites[target.path]:
+        for site in sites[target.name]:
             reason = refusal(name, site)
             if not reason and kind == "from_weights" and not is_finite(site.matrix()):
                 reason = "its weight holds NaN or Inf"
@@ -136,6 +168,8 @@ def _unreadable(layer: AdaptedLayer, kind: str) -> str:
     """Return why a start of that kind cannot see what it starts from."""
     if kind == "start":
         return ""
+    if layer.kind == Experts.kind:
+        return "parameters adapted on their own start from A alone, with B at zero"
     if device_of(layer).type == "meta":
         return "it is on the meta device and has no values; load the weights first"
     if kind == "from_inputs":
@@ -175,7 +209,7 @@ def _run(
         target.path: (
             modules[target.path],
             layer,
-            dict(zip(target.slots, [site.name for site in sites[target.path]], strict=True)),
+            dict(zip(target.slots, [site.name for site in sites[target.name]], strict=True)),
         )
         for target, layer in places
     }
@@ -200,5 +234,10 @@ def _tensors(
         A, B = layer.pack(*factors)
         tensors |= {f"{slot}.lora_A": A, f"{slot}.lora_B": B}
         if twin and not A.is_meta and A.any() and B.any():
+            if target.kind == Experts.kind:
+                raise TargetError(
+                    f"{target.name} cannot start where B A is not zero.\n"
+                    "Fix: use init_lora_weights=True or another start whose B is zero."
+                )
             tensors |= {f"{slot}.start_A": A.clone(), f"{slot}.start_B": B.clone()}
     return tensors

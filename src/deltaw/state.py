@@ -1,7 +1,7 @@
 """An adapter as pure data: tensors and settings, no modules and no files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,13 @@ class LayerState:
     | conv, spanning all groups | (R, in, *kernel) | (out, R / groups) |
     | conv, factored (loralib) | (R, in k^ceil(d/2)) | (out / groups k^floor(d/2), R) |
     | fused, per slice | (r, in) | (out / slices, r) |
+    | experts, per parameter | (E, r, in) | (E, out, r) |
     | module | - | - |
 
     A start that is subtracted again is kept as `<slot>.start_A` and `<slot>.start_B`.
 
-    `scale` multiplies B A; `enabled` marks the adapted slices of a fused layer, `groups` is that
-    of a convolution.
+    `scale` multiplies B A, or what `scales` says for a slot; `enabled` marks the adapted slices of
+    a fused layer, `groups` is that of a convolution.
     """
 
     kind: str
@@ -39,6 +40,11 @@ class LayerState:
     enabled: tuple[bool, ...] = ()
     groups: int = 1
     factored: bool = False
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def scale_of(self, slot: str) -> float:
+        """Return what multiplies B A of a slot."""
+        return self.scales.get(slot, self.scale)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class State:
 
 def without_twin(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
     """Return factors of twice the rank with B A - B0 A0: [A; A - A0] and [B - B0, B0]."""
-    return torch.cat((A, A - A0)), torch.cat((B - B0, B0), 1)
+    return torch.cat((A, A - A0), -2), torch.cat((B - B0, B0), -1)
 
 
 def plain(layer: LayerState) -> LayerState:
@@ -67,3 +73,10 @@ def plain(layer: LayerState) -> LayerState:
             a, b, B0 = f"{slot}.lora_A", f"{slot}.lora_B", layer.tensors[f"{slot}.start_B"]
             tensors[a], tensors[b] = without_twin(tensors[a], tensors[b], A0, B0)
     return replace(layer, tensors=tensors)
+
+
+def with_scales(layer: LayerState, scales: Mapping[str, float]) -> LayerState:
+    """Return the layer with a scale for each of its slots."""
+    scale = next(iter(scales.values()))
+    others = {slot: other for slot, other in scales.items() if other != scale}
+    return replace(layer, scale=scale, scales=others)

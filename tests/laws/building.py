@@ -71,10 +71,12 @@ def config(setting: Setting) -> deltaw.LoraConfig:
     case = setting.case
     r, alpha = setting.rank
     saved = (["head"] if setting.head else []) + (["layer"] if case.form == "module" else [])
+    targets = {"module": None, "parameter": []}.get(case.form, ["layer"])
     return deltaw.LoraConfig(
         r=r,
         lora_alpha=alpha,
-        target_modules=None if case.form == "module" else ["layer"],
+        target_modules=targets,
+        target_parameters=["layer.weight"] if case.form == "parameter" else None,
         lora_dropout=setting.dropout,
         bias=setting.bias,
         use_rslora=setting.rslora,
@@ -88,7 +90,7 @@ def config(setting: Setting) -> deltaw.LoraConfig:
 
 def source(setting: Setting, model: nn.Module, seed: int = 3) -> deltaw.LoraConfig | deltaw.State:
     """What `attach` is given: a config, or for the forms of files a state whose B is zero."""
-    if setting.case.form in ("config", "module"):
+    if setting.case.form in ("config", "module", "parameter"):
         return config(setting)
     layer = model.layer
     r = setting.rank[0]

@@ -21,10 +21,10 @@ Apply = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
 class Case:
     """One layer: the file of `deltaw/layers` it is for, how to build it, its input and its oracle.
 
-    `form` says how an adapter gets on it: by a config, or by the state of a file of PEFT's
-    ("spanning") or loralib's ("factored") convolutions, or as a copy in full ("module"). `packed`
-    is what its weight is packed in, which goes up to float32, and `slack` how far its own product
-    is from that of the unpacked weight.
+    `form` says how an adapter gets on it: by a config, by one that names its parameter, or by the
+    state of a file of PEFT's ("spanning") or loralib's ("factored") convolutions, or as a copy in
+    full ("module"). `packed` is what its weight is packed in, which goes up to float32, and `slack`
+    how far its own product is from that of the unpacked weight.
     """
 
     name: str
@@ -94,6 +94,50 @@ class TensorScaled(nn.Embedding):
 
 class Named(nn.Linear):
     """A subclass, which stays one."""
+
+
+class Mixture(nn.Module):
+    """Three experts stacked in one parameter; position t goes to expert t mod 3."""
+
+    experts = 3
+
+    def __init__(self, stored: tuple[int, ...], out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(stored) * 0.4)
+        self.bias = nn.Parameter(torch.empty(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.reshape(-1, self.experts, x.shape[-1])
+        parts = [nn.functional.linear(groups[:, e], self.weight[e]) for e in range(self.experts)]
+        return torch.stack(parts, 1).view(*x.shape[:-1], -1) + self.bias
+
+
+class Transposed(Mixture):
+    """The same stored as (experts, in, out), in one batched product."""
+
+    is_transposed = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.reshape(-1, self.experts, x.shape[-1]).transpose(0, 1)
+        y = torch.bmm(groups, self.weight).transpose(0, 1)
+        return y.reshape(*x.shape[:-1], -1) + self.bias
+
+
+class Gathered(Mixture):
+    """The same with one matrix taken for every position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        place = torch.arange(len(tokens), device=x.device) % self.experts
+        y = torch.bmm(self.weight[place], tokens.unsqueeze(-1)).squeeze(-1)
+        return y.view(*x.shape[:-1], -1) + self.bias
+
+
+class Matrix(Mixture):
+    """One matrix that a module applies by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.mT + self.bias
 
 
 class Shift(nn.Module):
@@ -245,6 +289,13 @@ def _factored(name: str, layer: Callable[[], nn.Module], *space: int) -> Case:
     )
 
 
+def _experts(name: str, layer: Callable[[], nn.Module]) -> Case:
+    shape = (2, 3, 5)
+    return Case(
+        name, "experts", layer, shape, oracle.experts_delta, oracle.experts, form="parameter"
+    )
+
+
 # LLM.int8() rounds the input to 8 bits, and int4 on a CPU sums in another order in half precision.
 SLACK = {"int8": 3e-2}
 
@@ -306,6 +357,10 @@ CASES = (
     _factored("factored-conv1d", lambda: nn.Conv1d(3, 5, 3, padding=1), 6),
     _factored("factored-conv2d", lambda: nn.Conv2d(4, 6, 3, 2, 1, groups=2), 5, 6),
     _factored("factored-conv3d", lambda: nn.Conv3d(2, 3, 2, dilation=2), 4, 3, 5),
+    _experts("experts", lambda: Mixture((3, 7, 5), 7)),
+    _experts("experts-transposed", lambda: Transposed((3, 5, 7), 7)),
+    _experts("experts-gathered", lambda: Gathered((3, 7, 5), 7)),
+    _experts("experts-matrix", lambda: Matrix((7, 5), 7)),
     Case(
         "layer-norm",
         "module",

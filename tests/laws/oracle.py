@@ -43,6 +43,25 @@ def fused_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
     return delta if isinstance(layer, nn.Linear) else delta.T
 
 
+def experts_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW of every expert, as the module stores it."""
+    A, B = tensors["weight.lora_A"], tensors["weight.lora_B"]
+    if A.dim() == 2:
+        return linear_delta(layer, tensors, scale)
+    order = "eio" if hasattr(layer, "is_transposed") else "eoi"
+    return scale * torch.einsum(f"eor,eri->{order}", B, A)
+
+
+def experts(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """y_t = W_e x_t + b for expert e = t mod 3 of position t; of one matrix that alone."""
+    tokens = x.reshape(-1, x.shape[-1])
+    if hasattr(layer, "is_transposed"):
+        W = W.mT
+    ys = [(W if W.dim() == 2 else W[t % len(W)]) @ token for t, token in enumerate(tokens)]
+    y = torch.stack(ys).view(*x.shape[:-1], -1)
+    return y if b is None else y + b
+
+
 def embedding_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
     """ΔW (vocabulary, width), zero in the padding row."""
     delta = scale * torch.einsum("wr,rv->vw", tensors["weight.lora_B"], tensors["weight.lora_A"])

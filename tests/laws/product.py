@@ -110,9 +110,11 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
         plain |= {"rank": RANKS[:2], "rslora": (False, True), "dropout": (0.0, 0.25)}
     if case.packed:
         plain |= {"dtype": DTYPES[:3]}
+    if case.form == "parameter":
+        plain |= {"dropout": (0.0,), "init": (True, "gaussian")}
     if case.form == "factored":  # loralib has alpha / r alone
         plain |= {"rslora": (False,)}
-    if case.form in ("config", "module"):
+    if case.form in ("config", "module", "parameter"):
         plain |= {"bias": ("none", "all", "lora_only"), "head": (False, True)}
     if case.form == "config":
         known = {rank for init in inits.names() for rank in ranks(case, init)}

@@ -272,7 +272,7 @@ def test_kernels_are_the_plain_steps(setting: Setting) -> None:
     kernel_is_the_plain_steps(setting, factors=False)
 
 
-@over_cases(lambda case: case.form != "module")
+@over_cases(lambda case: case.form not in ("module", "parameter"))
 def test_each_geometry_has_a_kernel(case: Case) -> None:
     """But for those whose ΔW must be formed, or whose padding is not zeros."""
     model = fill(adapt(base(Setting(case)), Setting(case)))

@@ -65,7 +65,7 @@ def checkpointing_changes_nothing(setting: Setting, reentrant: bool) -> None:
 @KINDS
 @over_cases()
 def test_checkpointing(case, reentrant: bool) -> None:
-    dropout = 0.25 if case.form != "module" else 0.0
+    dropout = 0.25 if case.form not in ("module", "parameter") else 0.0
     bias = "all" if case.form == "config" else "none"
     checkpointing_changes_nothing(Setting(case, dropout=dropout, bias=bias), reentrant)
 

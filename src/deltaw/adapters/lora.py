@@ -36,6 +36,8 @@ def twin_of(extra: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
 class LoraAdapter(Adapter):
     """Hold A (r, in), B (out, r) and optionally a bias (out,) on B, all scaled by s.
 
+    Stacked experts have a leading axis in A and B.
+
     `twin` is the frozen A0 and B0 of a start that is subtracted.
     """
 
@@ -65,7 +67,7 @@ class LoraAdapter(Adapter):
     @property
     def rank(self) -> int:
         """Return r."""
-        return self.lora_A.shape[0]
+        return self.lora_A.shape[-2]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B with ΔW = s B A: those held, or [A; A - A0] and [B - B0, B0]."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import FormatError, printable, raise_all
-from deltaw.fingerprint import fingerprint
+from deltaw.fingerprint import adapted_weights, fingerprint
 from deltaw.fitting import fit
-from deltaw.layer import WEIGHT
 from deltaw.layers import geometry_of
+from deltaw.layers.experts import Experts
 from deltaw.layers.linear import slice_slot
 from deltaw.planning import base_modules, look
 from deltaw.state import LayerState, State, plain
@@ -96,7 +96,7 @@ def require_fitting(state: State, base: nn.Module, name: str) -> None:
     fix = "name the model that the adapter was trained on with --model, or leave --model out."
     _, problems = fit(base_modules(base), replace(state, layers=low_rank))
     raise_all(FormatError, f"The adapter does not fit {printable(name, 300)}:", problems, fix)
-    ours = fingerprint(base, low_rank)
+    ours = fingerprint(base, adapted_weights(low_rank))
     if ours is None or state.base is None or ours.split(":")[0] != state.base.split(":")[0]:
         return
     if ours != state.base:
@@ -108,8 +108,11 @@ def require_fitting(state: State, base: nn.Module, name: str) -> None:
 
 def delta_norm(layer: LayerState, slot: str) -> float:
     """Return ‖scale B A‖_F of a slot, in float64, from the two r x r Gram matrices."""
-    A = layer.tensors[f"{slot}.lora_A"].to(torch.float64).flatten(1)
+    A = layer.tensors[f"{slot}.lora_A"].to(torch.float64)
     B = layer.tensors[f"{slot}.lora_B"].to(torch.float64)
+    if layer.kind == "experts":
+        return layer.scale_of(slot) * math.sqrt(_square(A, B))
+    A = A.flatten(1)
     groups = A.shape[0] // B.shape[1]  # over 1 where A spans all groups of a convolution
     parts = zip(A.chunk(groups), B.chunk(groups), strict=True)
     return layer.scale * math.sqrt(sum(_square(a, b) for a, b in parts))
@@ -134,16 +137,16 @@ def in_order(path: str) -> list[tuple[int, str]]:
 
 
 def _square(A: Tensor, B: Tensor) -> float:
-    square = ((B.T @ B) * (A @ A.T)).sum().item()
+    square = ((B.mT @ B) * (A @ A.mT)).sum().item()
     return square if math.isnan(square) else max(0.0, square)
 
 
 def _matrix(module: nn.Module, layer: LayerState, slot: str) -> Tensor | None:
     """Return the frozen weight of a slot as (out, in), in float64."""
-    geometry = geometry_of(module, layer)
+    geometry = Experts if layer.kind == Experts.kind else geometry_of(module, layer)
     if geometry is None:
         return None
-    if slot != WEIGHT:
+    if slot.startswith("slice_"):
         slot = slice_slot(int(slot.removeprefix("slice_")), len(layer.enabled))
     return look(module, geometry).matrix(slot).detach().to(torch.float64)
 
@@ -156,7 +159,7 @@ def _layer(path: str, slot: str, layer: LayerState, W: Tensor | None) -> LayerRe
             norm = _dora_norm(layer, slot, W)
         relative = norm / max(W.norm().item(), 1e-30)
     name = path if slot == "weight" else f"{path}[{slot}]"
-    rank = layer.tensors[f"{slot}.lora_A"].shape[0]
+    rank = layer.tensors[f"{slot}.lora_A"].shape[-2 if layer.kind == "experts" else 0]
     own = [tensor for part, tensor in layer.tensors.items() if part.startswith(f"{slot}.lora_")]
     broken = not all(map(_finite, own))
-    return LayerReport(name, layer.kind, rank, layer.scale, norm, relative, broken)
+    return LayerReport(name, layer.kind, rank, layer.scale_of(slot), norm, relative, broken)

@@ -76,7 +76,6 @@ class _Fields(Settings):
     lora_ga_config: object = None
     megatron_config: object = None
     monteclora_config: object = None
-    target_parameters: Sequence[str] | None = None
     trainable_token_indices: object = None
     use_bdlora: object = None
     use_qalora: bool = False
@@ -91,8 +90,9 @@ class _Fields(Settings):
         if self.peft_type != "LORA":
             problems.append(f"peft_type={self.peft_type!r}: only 'LORA' is supported")
         raise_all(ConfigError, "LoraConfig cannot be used:", problems, "leave these out.")
-        # Empty until the model is there to say which layers it has.
-        object.__setattr__(self, "target_modules", self.target_modules or [])
+        if not self.target_parameters:
+            # Empty until the model is there to say which layers it has.
+            object.__setattr__(self, "target_modules", self.target_modules or [])
         super().__post_init__()
 
 
@@ -166,8 +166,9 @@ class LoraConfig(_Fields):
             for each in fields(self)
             if each.name not in _NOT_IN_FILES
         }
-        for name in ("target_modules", "modules_to_save"):
-            values[name] = values[name] or None
+        values["modules_to_save"] = values["modules_to_save"] or None
+        if not config.target_parameters:
+            values["target_modules"] = values["target_modules"] or None
         return values
 
     def save_pretrained(self, save_directory: str | Path) -> None:

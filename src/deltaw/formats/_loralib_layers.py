@@ -156,6 +156,8 @@ def _unwritable(layer: LayerState, config: LoraConfig) -> list[str]:
         return ["it has no bias on B"]
     if layer.kind == "conv" and not layer.factored:
         return ["its convolutions are factored otherwise, B A having the shape of the weight"]
+    if layer.kind == "experts":
+        return ["it has no adapters of parameters"]
     alpha = config.lora_alpha or 1
     slots = slices(layer) or ["weight"]
     widths = {layer.tensors[f"{slot}.lora_B"].shape[1] for slot in slots}

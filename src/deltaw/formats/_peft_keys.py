@@ -67,20 +67,39 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
     for path, place in found.items():
         if A in place.keys and header[place.keys[A]].dim() > 2:
             place.kind = "conv"
-        problems += [f"{path!r}: {p}" for p in _pair_problems(place, header, ranks)]
+        several = bool(config.target_parameters)
+        problems += [f"{path!r}: {p}" for p in _pair_problems(place, header, ranks, several)]
         if config.use_dora != (MAGNITUDE in place.keys) and {A, B} <= place.keys.keys():
             text = "is missing" if config.use_dora else "is there, and use_dora is not set"
             problems.append(f"{path!r}: lora_magnitude_vector {text}")
         outer = f"{path}.".rpartition(f"{_INSIDE}.")[0]
-        if outer in found:
+        if outer in found and not (several and path.endswith(_INSIDE)):
             problems.append(
-                f"{path!r}: an adapter inside the adapted {outer!r} (attention or stacked experts) "
-                "is not supported"
+                f"{path!r}: an adapter inside the adapted {outer!r} (attention, or stacked experts "
+                "without target_parameters) is not supported"
             )
     problems += _copies(rest, found, config.bias, saved)
+    found = _nested(found) if config.target_parameters else found
     if not found and not problems:
         problems.append("it holds no tensor of an adapter")
     return found, problems
+
+
+def _nested(found: Mapping[str, Found]) -> dict[str, Found]:
+    """Return the wrappers of one module together, their factors numbered from the outermost on."""
+    deep = {path.partition(_INSIDE)[0] for path in found if path.endswith(_INSIDE)}
+    together: dict[str, Found] = {}
+    for path, place in found.items():
+        outer, *inner = path.split(_INSIDE)
+        if outer in deep and not any(inner):
+            numbered = {
+                name if name.endswith(TRAINED) else f"{len(inner)}.{name.partition('.')[2]}": own
+                for name, own in place.keys.items()
+            }
+            together.setdefault(outer, Found("experts")).keys.update(numbered)
+        else:
+            together[path] = place
+    return together
 
 
 def in_shape(place: Found, header: Mapping[str, Tensor]) -> LayerState:
@@ -143,7 +162,10 @@ def _copies(
     return problems
 
 
-def _pair_problems(place: Found, header: Mapping[str, Tensor], ranks: Collection[int]) -> list[str]:
+def _pair_problems(
+    place: Found, header: Mapping[str, Tensor], ranks: Collection[int], several: bool
+) -> list[str]:
+    """Return what is wrong with the factors, which may be those of `several` experts each."""
     missing = [name for name in (A, B) if name not in place.keys]
     if missing:
         there = ", ".join(repr(name) for name in place.keys.values())
@@ -158,7 +180,7 @@ def _pair_problems(place: Found, header: Mapping[str, Tensor], ranks: Collection
     if not _fit(place.kind, shapes):
         text = ", ".join(f"{n.removeprefix('weight.')} {s}" for n, s in shapes.items())
         problems.append(f"shapes do not fit each other: {text}")
-    elif shapes[A][0] not in ranks:
+    elif not any(shapes[A][0] % r == 0 if several else shapes[A][0] == r for r in ranks):
         problems.append(
             f"rank {shapes[A][0]} by its shape, but the settings know only "
             f"{', '.join(map(str, sorted(ranks)))}"

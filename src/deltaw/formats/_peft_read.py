@@ -21,7 +21,6 @@ FEATURES = {
     "layer_replication": "layer replication",
     "megatron_config": "Megatron's parallel layers",
     "monteclora_config": "MonteCLoRA",
-    "target_parameters": "adapters of bare parameters (stacked experts)",
     "trainable_token_indices": "trainable tokens",
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QA-LoRA",
@@ -80,6 +79,7 @@ _KEYS = {
     "r": _Key(8, "a whole number", _whole),
     "lora_alpha": _Key(8, "a number", _number),
     "target_modules": _Key(None, "names or a pattern", lambda v: _text(v) or _names(v)),
+    "target_parameters": _Key(None, "a list of names", lambda v: v is None or _names(v)),
     "exclude_modules": _Key(None, "names or a pattern", lambda v: _text(v) or _names(v)),
     "lora_dropout": _Key(0.0, "a number", _number),
     "bias": _Key("none", "a word", lambda v: isinstance(v, str)),
@@ -145,7 +145,7 @@ def parse(file: Path, content: Mapping[str, object]) -> LoraConfig:
     values["modules_to_save"] = values["modules_to_save"] or []
     for key in ("rank_pattern", "alpha_pattern"):
         values[key] = values[key] or {}
-    for key in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+    for key in ("target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"):
         values[key] = None if values[key] in ("", []) else values[key]
     values["target_modules"] = values["target_modules"] or []
     try:

@@ -37,11 +37,13 @@ def render(
     heads: Sequence[str],
     fan_in_fan_out: bool,
     lora_bias: bool,
+    parameters: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return the content of `adapter_config.json` for layers of these ranks and alphas.
 
     `r` and `lora_alpha` are those asked for where some layer has them, else the most frequent;
-    the patterns name the other layers by their whole paths.
+    the patterns name the other layers by their whole paths; `parameters` are those of the layers
+    that are parameters.
     """
     pairs = [(ranks[path], alphas[path]) for path in ranks]
     common = (config.r, config.lora_alpha)
@@ -66,7 +68,8 @@ def render(
         "r": r,
         "rank_pattern": {pinned(path): rank for path, rank in sorted(ranks.items()) if rank != r},
         "revision": config.revision if hub else None,
-        "target_modules": _targets(ranks),
+        "target_modules": _targets([path for path in ranks if path not in parameters]),
+        "target_parameters": list(parameters) or None,
         "task_type": _task(config.task_type, heads),
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
@@ -93,13 +96,13 @@ def heads(config: LoraConfig, saved: Iterable[str], adapted: Iterable[str]) -> l
     return sorted(tops)
 
 
-def _targets(ranks: Mapping[str, int]) -> list[str] | str:
+def _targets(adapted: Iterable[str]) -> list[str] | str:
     """Return the paths as a list, which most programs read, or else as one pattern.
 
     In a list PEFT takes each for the end of a path, and one without a dot would be that of many. A
     dotted path that ends another one is listed still: PEFT then adapts the other too, by ΔW = 0.
     """
-    paths = sorted(ranks)
+    paths = sorted(adapted)
     if all("." in path for path in paths):
         return paths
     return "|".join(map(re.escape, paths))

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, FormatError, printable, raise_all
-from deltaw.formats import Misfits, _peft_read, _peft_side, _peft_start, _peft_write, no_misfits
+from deltaw.formats import (
+    Misfits,
+    _peft_experts,
+    _peft_read,
+    _peft_side,
+    _peft_start,
+    _peft_write,
+    no_misfits,
+)
 from deltaw.formats._files import (
     json_bytes,
     not_finite,
@@ -71,7 +79,9 @@ def read(path: Path | str, misfits: Misfits = no_misfits, *, finite: bool = True
 
     tensors = read_tensors(file, check, finite)
     layers = _layers(found, tensors, config, folder)
-    targets = config.target_modules or [path for path in layers if A in found[path].keys]
+    targets = config.target_modules or [
+        path for path in layers if A in found[path].keys and not config.target_parameters
+    ]
     enabled = {
         pinned(path): layer.enabled for path, layer in layers.items() if layer.kind == "fused"
     }
@@ -83,7 +93,8 @@ def write(state: State, path: Path | str) -> None:
     """Write the adapter as a folder that PEFT loads; the same state gives the same bytes.
 
     Layers are named by their whole paths, ΔW of fused slices is padded with zeros, and A of a
-    convolution with groups is repeated for each group. A local path of the base is not written.
+    convolution with groups is repeated for each group; stacked experts lie as PEFT
+    packs them. A local path of the base is not written.
 
     Raises:
         FormatError: listing all that PEFT's format cannot hold; nothing is written then.
@@ -93,20 +104,24 @@ def write(state: State, path: Path | str) -> None:
     start = _peft_start.kept(state)
     state = replace(state, layers={p: plain(layer) for p, layer in sorted(state.layers.items())})
     config = state.config
-    packed = {path: pack(layer) for path, layer in state.layers.items() if factors(layer)}
-    ranks = {path: tensors[A].shape[0] for path, tensors in packed.items()}
+    alone, places, stacked = _peft_experts.spread(state.layers)
+    state = replace(state, layers=alone)
+    packed = {path: pack(layer) for path, layer in alone.items() if factors(layer)}
+    ranks = {path: tensors[A].shape[0] for path, tensors in packed.items()} | stacked
     alphas = {
         path: _peft_write.alpha_for(config, state.layers[path].scale, r)
         for path, r in ranks.items()
     }
     kinds = {layer.kind for layer in state.layers.values()}
-    fan_in_fan_out = "linear" not in kinds and ("conv1d" in kinds or config.fan_in_fan_out)
+    fan_in_fan_out = not kinds & {"linear", "experts"} and (
+        "conv1d" in kinds or config.fan_in_fan_out
+    )
     notes = {}
     for name, layer in state.layers.items():
         exact = name not in ranks or config.scale(ranks[name], alphas[name]) == layer.scale
         conv1d = layer.kind == "conv1d" and not fan_in_fan_out
         notes[name] = _peft_side.Note(layer.enabled, conv1d, None if exact else layer.scale)
-    saved = [name for name, layer in state.layers.items() if _is_head(layer, config)]
+    saved = [p for p, layer in alone.items() if p not in places and _is_head(layer, config)]
     settings = _peft_write.render(
         config,
         ranks,
@@ -114,9 +129,10 @@ def write(state: State, path: Path | str) -> None:
         _peft_write.heads(config, saved, packed),
         fan_in_fan_out,
         any(B_BIAS in tensors for tensors in packed.values()),
+        list(stacked),
     )
     contents = {
-        TENSORS[0]: save(_named(state, packed), metadata={"format": "pt"}),
+        TENSORS[0]: save(_named(state, packed, places), metadata={"format": "pt"}),
         CONFIG: json_bytes(settings),
         _peft_side.NAME: _peft_side.Side(state.base, notes).content(),
         **({_peft_start.NAME: save(_on_cpu(start), metadata={"format": "pt"})} if start else {}),
@@ -196,14 +212,17 @@ def _is_head(layer: LayerState, config: LoraConfig) -> bool:
     return not factors(layer) and not only_biases
 
 
-def _named(state: State, packed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _named(
+    state: State, packed: Mapping[str, Mapping[str, Tensor]], places: Mapping[str, str]
+) -> dict[str, Tensor]:
     """Return the tensors by their keys in the file."""
     named: dict[str, Tensor] = {}
     for path, tensors in packed.items():
         suffixes = EMBEDDING if state.layers[path].kind == "embedding" else LINEAR
-        named |= {key(path, suffixes[name]): tensor for name, tensor in tensors.items()}
+        place = places.get(path, path)
+        named |= {key(place, suffixes[name]): tensor for name, tensor in tensors.items()}
     for path, layer in state.layers.items():
-        place = f"{path}.base_layer" if path in packed else path
+        place = f"{path}.base_layer" if path in packed else places.get(path, path)
         named |= {key(place, name): tensor for name, tensor in copies(layer).items()}
     return _on_cpu(named)
 
