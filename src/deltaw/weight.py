@@ -126,9 +126,10 @@ class AdaptedWeight:
             if name in _PRODUCTS:
                 y = func(x, w.W)
                 return w._added(y, x, lambda x, t: func(func(x, t.L) * t.scale, t.R))
-            if name in _GROUPED and kwargs.keys() == {"offs"}:
-                y = func(x, w.W, **kwargs)
-                return w._added(y, x, lambda x, t: _grouped(func, x, t, kwargs["offs"]))
+            given = {key: value for key, value in kwargs.items() if value is not None}
+            if name in _GROUPED and given.keys() == {"offs"}:
+                y = func(x, w.W, **given)
+                return w._added(y, x, lambda x, t: _grouped(func, x, t, given["offs"]))
         if isinstance(x, cls) and isinstance(w, Tensor) and name in _PRODUCTS:
             y = func(x.W, w)
             return x._added(y, w, lambda x, t: func(t.L, func(t.R, x) * t.scale))

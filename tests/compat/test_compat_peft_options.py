@@ -38,7 +38,6 @@ def test_a_config_takes_every_option_of_peft_at_its_default() -> None:
     ("option", "value", "feature"),
     [
         ("layer_replication", [(0, 2)], "layer replication"),
-        ("target_parameters", ["experts.w"], "stacked experts"),
         ("loftq_config", {"loftq_bits": 4}, "LoftQ"),
         ("trainable_token_indices", [1], "trainable tokens"),
         ("use_qalora", True, "QA-LoRA"),

@@ -107,14 +107,19 @@ def in_shape(place: Found, header: Mapping[str, Tensor]) -> LayerState:
 
     A factor without the other is left out: `layout` has reported it.
     """
-    factors = {A, B} & place.keys.keys()
-    alone = factors if len(factors) == 1 else ()
-    tensors = {name: header[key] for name, key in place.keys.items() if name not in alone}
+    tensors = {n: header[key] for n, key in place.keys.items() if _partner(n) in place.keys}
     if place.kind != "conv" or B not in tensors or not tensors[B].dim() > 1:
         return LayerState(place.kind, tensors)
     tensors[B] = tensors[B].flatten(1)
     groups = tensors[A].shape[0] // max(tensors[B].shape[1], 1)
     return LayerState("conv", tensors, groups=groups)
+
+
+def _partner(name: str) -> str:
+    """Return the name of the factor that goes with a factor; of any other tensor its own."""
+    slot, _, tensor = name.rpartition(".")
+    other = {"lora_A": "lora_B", "lora_B": "lora_A"}.get(tensor, tensor)
+    return f"{slot}.{other}"
 
 
 def _module(name: str) -> str:
