@@ -45,6 +45,13 @@ class Rescaled(NamedTuple):
 Update = LowRank | Dense | Rescaled
 
 
+class TokenRows(NamedTuple):
+    """Rows `ids` (n,) of a table (vocabulary, width) that `values` (n, width) take the place of."""
+
+    ids: Tensor
+    values: Tensor
+
+
 class Adapter(nn.Module):
     """The trainable tensors of one slot; a method of the literature is one subclass.
 

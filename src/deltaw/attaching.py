@@ -13,6 +13,7 @@ from deltaw.adapter import Adapter
 from deltaw.adapters import Parts, builder_of
 from deltaw.adapters._reserved import ReservedLora
 from deltaw.adapters.replace import ReplaceAdapter
+from deltaw.adapters.token_rows import TokenRowsAdapter
 from deltaw.authority import Authority
 from deltaw.calibrating import Loss, calibration_of
 from deltaw.config import LoraConfig
@@ -237,7 +238,10 @@ class _Builder:
         """Return the module of one slot, or of one parameter or buffer trained in full."""
         device = device_of(layer)
         if fit.trained is not None:
-            return ReplaceAdapter(self._copy(layer.frozen(fit.slot), fit.trained, device))
+            copy = self._copy(layer.frozen(fit.slot), fit.trained, device)
+            if fit.ids is None:
+                return ReplaceAdapter(copy)
+            return TokenRowsAdapter(copy, own(fit.ids, torch.int64, device), fit.follows)
         dtype = self._serving.dtype or master_dtype(layer.frozen(layer.holder(fit.slot)))
         assert fit.A is not None and fit.B is not None
         A, B = self._own(fit.A, dtype, device), self._own(fit.B, dtype, device)

@@ -53,6 +53,8 @@ class LoraConfig:
             (arXiv 2402.09353).
         modules_to_save: modules trained in full beside the adapters. `None` finds the new head of
             a classification model; `[]` trains none.
+        trainable_token_indices: tokens of which the rows of an embedding are trained, as a list for
+            the input embedding or by the name of each; an output head of the same weight follows.
         init_lora_weights: `True` starts A Kaiming-uniform and B at zero, `"gaussian"` draws A from
             N(0, 1/r²); other names are the files of `deltaw/inits`, such as `"pissa"`, `"olora"`,
             `"eva"`. `False` draws A and B both at random, so the adapted model does not start at
@@ -89,6 +91,7 @@ class LoraConfig:
     use_rslora: bool = False
     use_dora: bool = False
     modules_to_save: Sequence[str] | None = None
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     init_lora_weights: bool | str = True
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
@@ -181,6 +184,7 @@ def _type_problems(config: LoraConfig) -> list[str]:
         for name in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
         if not isinstance(value := getattr(config, name), bool)
     ]
+    problems += _token_problems(config.trainable_token_indices)
     blocks = config.layers_to_transform
     numbers = [blocks] if isinstance(blocks, int) else blocks
     if numbers is not None and not (
@@ -188,6 +192,21 @@ def _type_problems(config: LoraConfig) -> list[str]:
     ):
         problems.append(f"layers_to_transform must hold whole numbers, got {blocks!r}")
     return problems
+
+
+def _token_problems(value: object) -> list[str]:
+    lists = value.values() if isinstance(value, dict) else [value] if value is not None else []
+    named = not isinstance(value, dict) or all(map(_is_text, value))
+    if named and all(isinstance(ids, list) and all(map(_is_token, ids)) for ids in lists):
+        return []
+    return [
+        "trainable_token_indices must hold the numbers of tokens, or map names of embeddings to "
+        f"such lists, got {value!r}"
+    ]
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_text(value: object) -> bool:
@@ -222,9 +241,8 @@ def _other_problems(config: LoraConfig) -> list[str]:
         for name in ("modules_to_save", "target_parameters")
         if isinstance(value := getattr(config, name), str)
     ]
-    if config.bias == "none" and not (
-        config.target_modules is not None or config.modules_to_save or config.target_parameters
-    ):
+    others = (config.modules_to_save, config.target_parameters, config.trainable_token_indices)
+    if config.target_modules is None and config.bias == "none" and not any(others):
         problems.append("target_modules is None: nothing would be trained")
     if config.layers_pattern is not None and config.layers_to_transform is None:
         problems.append("layers_pattern goes with layers_to_transform, which is not set")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from deltaw import tables
 from deltaw.errors import StateError, raise_all
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometry_of
@@ -18,12 +19,15 @@ from deltaw.planning import look, refusals
 from deltaw.quant import storage_of
 from deltaw.select import nearest
 from deltaw.stacks import parameters_of, told_apart
-from deltaw.state import LayerState, State, without_twin
+from deltaw.state import IDS, ROWS, LayerState, State, without_twin
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What one slot of one layer gets: factors (r, in) and (out, r), or a trained copy."""
+    """What one slot of one layer gets: factors (r, in) and (out, r), or a trained copy.
+
+    Where `ids` are given the copy is that of these rows; it `follows` where another module has it.
+    """
 
     slot: str
     A: Tensor | None = None
@@ -32,6 +36,8 @@ class Fit:
     trained: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
+    ids: Tensor | None = None
+    follows: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors under the names they have in the model."""
@@ -39,7 +45,8 @@ class Fit:
             "lora_A": self.A,
             "lora_B": self.B,
             "lora_B_bias": self.bias,
-            "trained": self.trained,
+            "trained" if self.ids is None else ROWS: self.trained,
+            IDS: self.ids,
         }
         return {**self.extra, **{n: tensor for n, tensor in named.items() if tensor is not None}}
 
@@ -86,8 +93,41 @@ def fit(
                 problems.append(_misfit(f"{path}.{name}", trained, tuple(own.shape)))
             else:
                 slots.append(Fit(name, trained=trained))
+        slots += _rows(path, module, layer_state, problems)
         fits[path] = (geometry, slots)
+    _follow(layers, fits, problems)
     return fits, problems
+
+
+def _rows(path: str, module: nn.Module, state: LayerState, problems: list[str]) -> list[Fit]:
+    """Return the rows of tables that are trained."""
+    found = []
+    for name in _slots(state, ROWS):
+        rows, ids = state.tensors[f"{name}.{ROWS}"], state.tensors[f"{name}.{IDS}"]
+        reasons = tables.refusals(module, ids.tolist())
+        if name in (*_slots(state, "lora_A"), *_slots(state, "trained")):
+            reasons.append(f"its {name} is trained otherwise as well")
+        problems += [f"{path}: {reason}" for reason in reasons]
+        own = module._parameters.get(name)
+        if own is None or reasons:
+            continue
+        if rows.shape == (len(ids), own.shape[1]):
+            found.append(Fit(name, trained=rows, ids=ids))
+        else:
+            where = f"{path}.{name} of {len(ids)} tokens"
+            problems.append(_misfit(where, rows, (len(ids), own.shape[1])))
+    return found
+
+
+def _follow(layers: Mapping[str, nn.Module], fits: Fits, problems: list[str]) -> None:
+    """Give the rows of a table to every module that holds the same one."""
+    for path, (_, slots) in list(fits.items()):
+        for rows in [one for one in slots if one.ids is not None and not one.follows]:
+            for other in tables.followers(layers, path, rows.slot):
+                geometry, own = fits.setdefault(other, (TrainedModule, []))
+                if any(one.slot == rows.slot for one in own):
+                    problems.append(f"{other}: its {rows.slot} is that of {path}, and adapted too")
+                fits[other] = (geometry, [*own, replace(rows, follows=True)])
 
 
 def named(layers: Mapping[str, nn.Module], state: State) -> State:

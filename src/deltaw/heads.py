@@ -1,4 +1,5 @@
-"""Finding the heads of a transformers model: the new one of a task, and the output embeddings."""
+"""Finding the ends of a transformers model: the new head of a task, the output embeddings and the
+input embeddings."""
 
 import re
 
@@ -35,3 +36,13 @@ def output_head(model: nn.Module) -> list[str]:
         if hasattr(inner, "get_output_embeddings")
     ]
     return [path for path, m in model.named_modules() if any(m is head for head in heads)]
+
+
+def input_embedding(model: nn.Module) -> list[str]:
+    """Return the path of the input embeddings of the first transformers model in `model`."""
+    tables = [
+        inner.get_input_embeddings()  # type: ignore[operator]
+        for inner in model.modules()
+        if hasattr(inner, "get_input_embeddings")
+    ]
+    return [path for path, m in model.named_modules() if m in tables[:1]]

@@ -10,13 +10,15 @@ from torch.nn import functional as F
 
 from deltaw.adapter import Adapter, LowRank, Rescaled
 from deltaw.authority import Active, Authority
+from deltaw.copies import Copies, mixed
 from deltaw.errors import DeltawError, StateError
 from deltaw.kernels import PLAIN, why_not
 from deltaw.kernels.dropout import rounded
 from deltaw.kernels.shared import Input, SharedInput, shared_input
 from deltaw.mismatch import explain
 from deltaw.offload import is_placing, is_sharded
-from deltaw.parts import Part, mixed, weighted
+from deltaw.parts import Part, weighted
+from deltaw.readable import Readable
 from deltaw.rowmap import Division, Seen
 from deltaw.rowwise import RowError, each_row
 from deltaw.state import LayerState
@@ -308,10 +310,10 @@ class AdaptedLayer(Swapped, _Module):
         rows = self.authority.row_map()
         if rows is not None and self.copies(name, [(key, 1.0) for key in rows.distinct]):
             raise RowError(self, f"has its {name} read past its forward, where rows look alike")
-        P = mixed(frozen, self.copies(name, self.in_force())).to(frozen.dtype)
-        return self.adapted(name, P)
+        P = mixed(frozen, self.copies(name, self.in_force()))
+        return self.adapted(name, P if isinstance(P, Readable) else P.to(frozen.dtype))
 
-    def adapted(self, name: str, P: Tensor) -> Any:
+    def adapted(self, name: str, P: Tensor | Readable) -> Any:
         """Return what a reader of the parameter or buffer gets; P has what is trained in full."""
         return P
 
@@ -329,9 +331,7 @@ class AdaptedLayer(Swapped, _Module):
         assert tensor is not None
         return tensor
 
-    def copies(
-        self, name: str, active: Iterable[tuple[str, float | Tensor]]
-    ) -> list[tuple[Tensor, float | Tensor]]:
+    def copies(self, name: str, active: Iterable[tuple[str, float | Tensor]]) -> Copies:
         """Return the (trained copy, weight) pairs of a parameter or buffer among `active`."""
         return [
             (part(), weight)

@@ -1,22 +1,24 @@
 """Writing ΔW into the weights, and giving the originals back."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from deltaw.adapters.token_rows import TokenRowsAdapter
 from deltaw.addition import addition_of
 from deltaw.authority import Active
+from deltaw.copies import mixed
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
 from deltaw.kernels.merge import is_finite
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.offload import is_sharded
 from deltaw.originals import check_kept, keep, kept_by, restored
-from deltaw.parts import mixed
+from deltaw.readable import Readable
 from deltaw.root import adapted_layers, require_root
 from deltaw.storage import Original, inner
 from deltaw.unpacking import Unpacked, forget_packing, pack_again, replace_packed, usual_dtype
@@ -91,7 +93,7 @@ def merge(
     if not layers:
         raise StateError("No adapter is active, so there is nothing to merge. Fix: activate one.")
     check_kept(original, path)
-    shared = _shared(model, root)
+    shared = _changing_apart(_shared(model, root), layers, active)
     problems = [
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
@@ -99,11 +101,16 @@ def merge(
     problems += unpacked.refusals(original, layers)
     raise_all(MergeError, "Cannot merge:", problems)
     rounding: dict[str, float] = {}
+    written: set[int] = set()
     with _all_or_none(model) as done:
         for path_, layer in layers.items():
             found, lost = _merged(path_, layer, active, problems, unpacked)
             for name, new in found.items() if not problems else ():
-                _write(layer, name, new, (id(layer), name) in shared)
+                tied = (id(layer), name) in shared
+                if not tied and id(layer.frozen(name)) in written:
+                    continue
+                written.add(id(layer.frozen(name)))
+                _write(layer, name, new, tied)
                 done[path_, layer, name] = layer.originals[name]
             if lost is not None:
                 rounding[path_] = lost
@@ -194,6 +201,25 @@ def _shared(model: nn.Module, root: nn.Module) -> Shared:
     }
 
 
+def _changing_apart(shared: Shared, layers: Mapping[str, AdaptedLayer], active: Active) -> Shared:
+    """Leave out the tables of which all owners have the rows of the same tokens replaced."""
+    rows: dict[int, int] = {}
+    tables = {
+        (id(layer), name): id(layer.frozen(name))
+        for layer in layers.values()
+        for key, _ in active
+        for name, part in layer.parts(key).items()
+        if isinstance(part, TokenRowsAdapter)
+    }
+    for table in tables.values():
+        rows[table] = rows.get(table, 0) + 1
+    return {
+        key: others
+        for key, others in shared.items()
+        if rows.get(tables.get(key, 0)) != len(others) + 1
+    }
+
+
 def _refusals(
     path: str,
     layer: AdaptedLayer,
@@ -236,7 +262,7 @@ def _merged(
     try:
         with torch.no_grad():
             new = {
-                name: mixed(layer.frozen(name), layer.copies(name, active))
+                name: _with_copies(layer, name, active)
                 for name in _touched(layer, active)
                 if storage is None or name != WEIGHT
             }
@@ -260,6 +286,11 @@ def _merged(
         return {}, None
     problems += [f"{path}.{name} would hold NaN or Inf" for name in broken]
     return new, lost
+
+
+def _with_copies(layer: AdaptedLayer, name: str, active: Active) -> Tensor:
+    P = mixed(layer.frozen(name), layer.copies(name, active))
+    return P.dense() if isinstance(P, Readable) else P
 
 
 def _write(layer: AdaptedLayer, name: str, new: Tensor, tied: bool) -> None:

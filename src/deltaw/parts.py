@@ -65,18 +65,6 @@ def total_scale(part: Part) -> float:
     return scale / (1 - rounded(part.p)) if part.p else scale
 
 
-def mixed(frozen: Tensor, copies: list[tuple[Tensor, float | Tensor]]) -> Tensor:
-    """Return `(1 - Σ weight) P + Σ weight copy`, or the only copy itself under weight 1."""
-    if not copies:
-        return frozen
-    first, weight = copies[0]
-    if len(copies) == 1 and isinstance(weight, float) and weight == 1:
-        return first
-    rest = 1 - sum(weight for _, weight in copies)
-    wide = frozen.to(torch.promote_types(frozen.dtype, first.dtype))
-    return sum((weighted(copy, weight) for copy, weight in copies), rest * wide)
-
-
 def weighted(tensor: Tensor, weight: float | Tensor) -> Tensor:
     """Return `weight * tensor`; what has weight 0 counts as nothing, NaN included."""
     if isinstance(weight, Tensor):

@@ -9,7 +9,7 @@ from torch import nn
 
 from deltaw.config import LoraConfig
 from deltaw.errors import TargetError, raise_all
-from deltaw.heads import new_heads, output_head
+from deltaw.heads import input_embedding, new_heads, output_head
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometries, geometry_of
 from deltaw.layers.experts import Experts
@@ -21,6 +21,7 @@ from deltaw.stacks import Stack, parameters_of, stacks_of
 from deltaw.state import LayerState
 from deltaw.summarizing import shorten
 from deltaw.swap import origin_of, seen_as
+from deltaw.tables import tables_of, width
 from deltaw.walking import walk
 
 FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -60,6 +61,15 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """One table of embeddings of which the rows of some tokens are trained."""
+
+    path: str
+    ids: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What an adapter consists of; `str(plan)` is the table a person reads."""
 
@@ -67,11 +77,13 @@ class Plan:
     targets: tuple[Target, ...]
     trained: tuple[Trained, ...]
     warnings: tuple[str, ...]
+    tokens: tuple[Tokens, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Return how many numbers are trained."""
-        return sum(t.parameters for t in self.targets) + sum(t.parameters for t in self.trained)
+        parts: list[Target | Trained | Tokens] = [*self.targets, *self.trained, *self.tokens]
+        return sum(part.parameters for part in parts)
 
     def __str__(self) -> str:
         lines = [
@@ -83,6 +95,10 @@ class Plan:
         lines += [
             f"{row.path:<58} {'in full':<10}{', '.join(row.names):<33}{row.parameters:>12,}"
             for row in self.trained
+        ]
+        lines += [
+            f"{row.path:<58} {'rows':<10}{f'{len(row.ids)} tokens':<33}{row.parameters:>12,}"
+            for row in self.tokens
         ]
         kinds = Counter(target.kind for target in self.targets)
         total = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no"
@@ -121,6 +137,7 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         new_heads(model),
         {path: first[id(m)] for path, m in everywhere if first.get(id(m), path) != path},
         [f"{path}.{name}" for path in paths for name in parameters_of(layers[path])],
+        input_embedding(model),
     )
     selection = select(modules, config)
     if strict:
@@ -146,7 +163,11 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         problems,
         f"name layers of a supported type ({taken}), or take these out with exclude_modules.",
     )
-    if not targets and not any(row.parameters for row in trained):
+    tokens = [
+        Tokens(path, tuple(ids), len(ids) * width(layers[path]))
+        for path, ids in tables_of(layers, selection).items()
+    ]
+    if not targets and not tokens and not any(row.parameters for row in trained):
         raise TargetError(
             f"Nothing in {type(model).__name__} would be trained.\n"
             "Fix: give target_modules that name its layers."
@@ -156,7 +177,7 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
     warnings += _warnings(targets, config)
     if odd and config.target_modules == "all-linear":
         warnings.append(f"left out, for they override forward: {', '.join(odd)}")
-    return Plan(config, tuple(targets), tuple(trained), tuple(warnings))
+    return Plan(config, tuple(targets), tuple(trained), tuple(warnings), tuple(tokens))
 
 
 def _stacked(stack: Stack) -> Target:

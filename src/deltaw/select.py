@@ -4,7 +4,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deltaw.config import LoraConfig
 from deltaw.patterns import ends_with, full_matches, key_matches, within
@@ -13,8 +13,8 @@ from deltaw.patterns import ends_with, full_matches, key_matches, within
 @dataclass(frozen=True)
 class Modules:
     """What selection needs to know of a model: all its paths, and which of them are linear layers,
-    output heads and new heads; further path -> path of what is reachable under several, and the
-    paths of all parameters."""
+    output heads and new heads; further path -> path of what is reachable under several, the paths
+    of all parameters, and that of the input embedding."""
 
     paths: Sequence[str]
     linear: Sequence[str]
@@ -22,17 +22,19 @@ class Modules:
     new_heads: Sequence[str]
     aliases: Mapping[str, str]
     parameters: Sequence[str] = ()
+    input_embedding: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Selection:
     """The paths adapted by a low-rank ΔW, those trained in full, and what matched nothing; further
-    the parameters adapted on their own."""
+    the parameters adapted on their own, and the tokens trained of each table."""
 
     targets: tuple[str, ...]
     heads: tuple[str, ...]
     misses: tuple[str, ...]
     parameters: tuple[str, ...] = ()
+    tokens: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def select(modules: Modules, config: LoraConfig) -> Selection:
@@ -56,7 +58,8 @@ def select(modules: Modules, config: LoraConfig) -> Selection:
     targets = [p for p in modules.paths if p in kept and (p in aimed or not within(p, heads))]
     parameters = _parameters(modules, config, misses)
     _check_patterns(config, targets, parameters, misses)
-    return Selection(tuple(targets), tuple(heads), tuple(misses), tuple(parameters))
+    tokens = _tokens(modules, config, misses)
+    return Selection(tuple(targets), tuple(heads), tuple(misses), tuple(parameters), tokens)
 
 
 def names_parameter(path: str, names: Sequence[str]) -> bool:
@@ -172,6 +175,25 @@ def _parameters(modules: Modules, config: LoraConfig, misses: list[str]) -> list
         if not any(ends_with(path, name) for path in modules.parameters):
             misses.append(f"target_parameters {name!r}{nearest(name, modules.parameters)}")
     return [path for path in modules.parameters if names_parameter(path, names)]
+
+
+def _tokens(modules: Modules, config: LoraConfig, misses: list[str]) -> Mapping[str, Sequence[int]]:
+    asked = config.trainable_token_indices or {}
+    if isinstance(asked, Mapping):
+        found: dict[str, Sequence[int]] = {}
+        for name, ids in asked.items():
+            paths = [path for path in modules.paths if ends_with(path, name)]
+            if not paths:
+                hint = _hint(name, [name], modules)
+                misses.append(f"trainable_token_indices {name!r}{hint}")
+            found |= dict.fromkeys(paths, ids)
+        return found
+    paths = list(modules.input_embedding) or [
+        p for p in modules.paths if ends_with(p, "embed_tokens")
+    ]
+    if not paths:
+        misses.append("trainable_token_indices: no input embedding is known; give {name: tokens}")
+    return dict.fromkeys(paths[:1], asked)
 
 
 def _check_patterns(

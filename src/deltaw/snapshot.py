@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from deltaw.adapter import Adapter
 from deltaw.adapters.dora import MAGNITUDE, DoraAdapter
 from deltaw.adapters.lora import LoraAdapter
+from deltaw.adapters.token_rows import TokenRowsAdapter
 from deltaw.authority import Authority
 from deltaw.fingerprint import adapted_weights, fingerprint
 from deltaw.layer import WEIGHT, AdaptedLayer
@@ -16,7 +17,7 @@ from deltaw.layers.conv_factored import FactoredConv
 from deltaw.layers.experts import Experts
 from deltaw.layers.linear import slice_slot
 from deltaw.offload import stored
-from deltaw.state import LayerState, State, with_scales
+from deltaw.state import IDS, ROWS, LayerState, State, with_scales
 
 
 def state_of(
@@ -54,6 +55,9 @@ def _layer_state(layer: AdaptedLayer, name: str) -> LayerState:
                 for key, _ in adapter.named_parameters()
                 if key not in ("lora_A", "lora_B")
             }
+        elif isinstance(adapter, TokenRowsAdapter):
+            if not adapter.follows:
+                tensors |= {f"{slot}.{key}": _values(adapter, key) for key in (ROWS, IDS)}
         else:
             tensors[f"{slot}.trained"] = _values(adapter, "trained")
     if enabled:

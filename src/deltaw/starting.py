@@ -17,7 +17,7 @@ from deltaw.layers import geometry_of
 from deltaw.layers.experts import Experts
 from deltaw.offload import device_of, stored
 from deltaw.planning import Plan, Target, base_modules, look
-from deltaw.state import LayerState, State, with_scales
+from deltaw.state import IDS, ROWS, LayerState, State, with_scales
 
 Places = Sequence[tuple[Target, AdaptedLayer]]
 
@@ -71,6 +71,12 @@ def initial_state(
         copies = {f"{name}.trained": stored(layers[row.path], name) for name in row.names}
         old = states.get(row.path, LayerState("module", {}))
         states[row.path] = replace(old, tensors={**old.tensors, **copies})
+    for table in plan.tokens:
+        ids = torch.tensor(table.ids, dtype=torch.int64)
+        whole = stored(layers[table.path], WEIGHT)
+        rows = {f"{WEIGHT}.{ROWS}": whole[ids.to(whole.device)], f"{WEIGHT}.{IDS}": ids}
+        old = states.get(table.path, LayerState("module", {}))
+        states[table.path] = replace(old, tensors={**old.tensors, **rows})
     return State(plan.config, states)
 
 

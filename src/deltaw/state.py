@@ -8,14 +8,18 @@ from torch import Tensor
 
 from deltaw.config import LoraConfig
 
+ROWS, IDS = "trainable_tokens_delta", "token_indices"
+"""The names of the rows of a table that are trained, and of the tokens they are for."""
+
 
 @dataclass(frozen=True)
 class LayerState:
     """What one module of the base model learned.
 
     `tensors` is keyed `<slot>.lora_A`, `<slot>.lora_B`, `<slot>.lora_B_bias` for a low-rank ΔW of a
-    slot, and `<name>.trained` for a parameter or buffer trained as a full copy. Every factor is in
-    the orientation of the layer's (out, in) matrix:
+    slot, `<name>.trained` for a parameter or buffer trained as a full copy, and
+    `<name>.trainable_tokens_delta` (n, width) with `<name>.token_indices` (n,) for rows of one.
+    Every factor is in the orientation of the layer's (out, in) matrix:
 
     | kind | A | B |
     |---|---|---|

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.quant import storage_of
 
@@ -125,4 +126,5 @@ def _counted(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, torch.Size]]
 def _copied(layer: AdaptedLayer) -> Iterator[str]:
     """Yield the parameters and buffers of a layer of which an adapter holds a trained copy."""
     for name in layer.adapter:
-        yield from (slot for slot, part in layer.parts(name).items() if part.replaces)
+        parts = layer.parts(name).items()
+        yield from (slot for slot, part in parts if isinstance(part, ReplaceAdapter))

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from deltaw.parts import weighted
+from deltaw.readable import Readable
 
 _PRODUCTS = ("matmul", "mm", "bmm")
 _GROUPED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback")
@@ -29,7 +29,7 @@ class Thin(NamedTuple):
         return self._replace(L=change(self.L), R=change(self.R))
 
 
-class AdaptedWeight:
+class AdaptedWeight(Readable):
     """W + Σ ΔW for W (..., rows, columns), whose products add thin ones and form no ΔW.
 
     A module that reads its own parameter gets this in its place. Linear layers, matrix products and
@@ -38,24 +38,13 @@ class AdaptedWeight:
     """
 
     def __init__(self, W: Tensor, thin: Sequence[Thin]) -> None:
-        self.W = W
+        super().__init__(W)
         self.thin = thin
         self._each: list[AdaptedWeight] | None = None
 
-    @property
-    def shape(self) -> torch.Size:
-        """Return the shape of W."""
-        return self.W.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of W."""
-        return self.W.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device of W."""
-        return self.W.device
+    def parts(self) -> list[Tensor]:
+        """Return the factors."""
+        return [factor for t in self.thin for factor in (t.L, t.R)]
 
     @property
     def mT(self) -> "AdaptedWeight":
@@ -101,17 +90,6 @@ class AdaptedWeight:
             ]
         return self._each[int(key)]
 
-    def __len__(self) -> int:
-        return len(self.W)
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        return torch.matmul(self, other)  # type: ignore[arg-type]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.dense(), name)
-
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -133,8 +111,7 @@ class AdaptedWeight:
         if isinstance(x, cls) and isinstance(w, Tensor) and name in _PRODUCTS:
             y = func(x.W, w)
             return x._added(y, w, lambda x, t: func(t.L, func(t.R, x) * t.scale))
-        args, kwargs = tree_map(lambda a: a.dense() if isinstance(a, cls) else a, (args, kwargs))
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
     def _added(self, y: Tensor, x: Tensor, low: Callable[[Tensor, Thin], Tensor]) -> Tensor:
         """Return y and the thin products with x, in the dtype of x."""

@@ -39,7 +39,6 @@ def test_a_config_takes_every_option_of_peft_at_its_default() -> None:
     [
         ("layer_replication", [(0, 2)], "layer replication"),
         ("loftq_config", {"loftq_bits": 4}, "LoftQ"),
-        ("trainable_token_indices", [1], "trainable tokens"),
         ("use_qalora", True, "QA-LoRA"),
         ("peft_type", "IA3", "only 'LORA'"),
     ],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance.peft_pair import (
+from core.mixtures import COMMON, IDS, MODELS, NAMES, gpt_oss, mixtral, qwen, transformers
+from peft_pair import (
     both_directions,
     close,
     loaded_by_deltaw,
@@ -20,7 +21,6 @@ from conformance.peft_pair import (
     with_deltaw,
     with_peft,
 )
-from core.mixtures import COMMON, IDS, MODELS, NAMES, gpt_oss, mixtral, qwen, transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -181,9 +181,7 @@ def test_a_lost_factor_is_told(tmp_path: Path) -> None:
     name = "base_model.model.model.layers.0.mlp.experts.base_layer.lora_B.weight"
     del held[name]
     save_file(held, written / "adapter_model.safetensors")
-    with pytest.raises(
-        FormatError, match=r"lora_B is missing beside .*base_layer\.lora_A"
-    ):
+    with pytest.raises(FormatError, match=r"lora_B is missing beside .*base_layer\.lora_A"):
         deltaw.load(mixtral(), written)
 
 

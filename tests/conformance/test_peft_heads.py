@@ -1,11 +1,15 @@
 """Biases and modules trained in full through files, both ways."""
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
 from peft_pair import (
     IDS,
     Mlp,
+    ScaledEmbedding,
+    Tokens,
     X,
     bert,
     both_directions,
@@ -25,7 +29,6 @@ from peft_pair import (
 )
 
 import deltaw
-from deltaw.errors import FormatError
 
 P = "base_model.model."
 
@@ -113,10 +116,44 @@ def test_20_a_classifier_without_a_trained_head_is_read_by_peft(
     close(output(ours, IDS), output(loaded_by_peft(base, written), IDS))
 
 
-def test_21_trained_tokens_are_refused_by_name(tmp_path: Path) -> None:
-    theirs = with_peft(
-        llama(), r=3, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 5]}
-    )
-    written = saved_by_peft(theirs, tmp_path)
-    with pytest.raises(FormatError, match=r"trainable_token_indices.*trainable tokens is not"):
-        loaded_by_deltaw(llama(), written)
+TOKENS: dict[str, dict[str, object]] = {
+    "by name": {"trainable_token_indices": {"embed_tokens": [5, 1, 12]}},
+    "of the input": {"trainable_token_indices": [5, 1, 12]},
+    "by a path": {"trainable_token_indices": {"model.embed_tokens": [3]}},
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", TOKENS)
+def test_21_trained_tokens(name: str, tied: bool, tmp_path: Path) -> None:
+    """The rows alone are in the file; a tied output head reads them too."""
+    base = llama()
+    if tied:
+        base.config.tie_word_embeddings = True
+        base.lm_head.weight = base.model.embed_tokens.weight
+    settings = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj"], **TOKENS[name]}
+    both_directions(base, IDS, tmp_path, **settings)
+    assert len([key for key in tensors(tmp_path / "ours") if "token" in key]) == 1
+
+
+def test_21_trained_tokens_of_a_scaled_table(tmp_path: Path) -> None:
+    base = seeded(lambda: Tokens(ScaledEmbedding))
+    ids = torch.arange(8).view(2, 4)
+    settings = {"r": 2, "target_modules": ["lin"], "trainable_token_indices": {"emb": [2, 7]}}
+    both_directions(base, ids, tmp_path, **settings)
+
+
+def test_21_the_gradient_of_the_rows_is_peft_s(tmp_path: Path) -> None:
+    base = llama()
+    base.config.tie_word_embeddings = True
+    base.lm_head.weight = base.model.embed_tokens.weight
+    settings = {"r": 3, "target_modules": ["q_proj"], "trainable_token_indices": [5, 1, 12]}
+    theirs = with_peft(base, **settings)
+    ours = copy.deepcopy(base)
+    deltaw.load(ours, saved_by_peft(theirs, tmp_path), trainable=True)
+    labels = IDS["input_ids"]
+    theirs(**IDS, labels=labels).loss.backward()
+    ours(**IDS, labels=labels).loss.backward()
+    (found,) = [p for n, p in ours.named_parameters() if "tokens_delta" in n]
+    (expected,) = [p for n, p in theirs.named_parameters() if "tokens_delta" in n]
+    close(found.grad, expected.grad)

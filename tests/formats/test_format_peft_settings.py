@@ -11,7 +11,6 @@ from peft_folders import CONFIG, folder_of, pair, refusal
     [
         ("use_dora", True, "DoRA"),
         ("use_qalora", True, "QA-LoRA"),
-        ("trainable_token_indices", [1], "trainable tokens"),
         ("layer_replication", [[0, 1]], "layer replication"),
         ("megatron_config", {"a": 1}, "Megatron"),
         ("alora_invocation_tokens", [1], "aLoRA"),

@@ -50,7 +50,7 @@ def test_all_that_is_wrong_with_the_tensors_is_listed_at_once(tmp_path: Path) ->
         "'bias': shapes do not fit each other",
         "'base_model.model.whole.lora_A.weight' holds torch.int8",
         "DoRA is not supported",
-        "trainable tokens is not supported",
+        "'emb': the file has rows (1, 7) in torch.float32, and trainable_token_indices has 0",
         "KaSA is not supported",
         "'ok.base_layer.out_proj': an adapter inside the adapted 'ok'",
         "'large': rank 4 by its shape, but the settings know only 3",

@@ -19,6 +19,7 @@ import deltaw.adapters.dora
 import deltaw.addition
 import deltaw.attaching
 import deltaw.fingerprint
+import deltaw.formats._peft_experts
 import deltaw.formats.peft
 import deltaw.inits.kaiming
 import deltaw.kernels.batched
@@ -44,9 +45,11 @@ from deltaw.layers import linear
 from deltaw.layers.conv import Conv
 from deltaw.layers.conv_spanning import SpanningConv
 from deltaw.layers.embedding import Embedding
+from deltaw.layers.experts import Experts
 from deltaw.layers.linear import Linear
 from deltaw.rowmap import Division, RowMap
 from deltaw.state import LayerState, State
+from deltaw.weight import AdaptedWeight
 from laws import (
     test_kernels as kernels,
 )
@@ -252,6 +255,16 @@ def rescaled(patch: Patch, change: Callable[[float], float]) -> None:
         real(self, A, B, change(scale), *rest)
 
     patch.setattr(LoraAdapter, "__init__", init)
+
+
+@mutant("experts share the factors of the first", 3, forward("experts"))
+def _(patch: Patch) -> None:
+    real = AdaptedWeight.__getitem__
+    patch.setattr(
+        AdaptedWeight,
+        "__getitem__",
+        lambda self, key: AdaptedWeight(self.W[key], real(self, 0).thin),
+    )
 
 
 @mutant("rsLoRA without the root", 3, forward("linear", rslora=True))
@@ -731,6 +744,15 @@ def _(patch: Patch) -> None:
     patch.setattr(deltaw.snapshot, "_layer_state", layer_state)
 
 
+@mutant(
+    "the expert changes slowest in B",
+    5,
+    lambda: in_folder(lambda f: law05.saving_keeps_the_output(setting("experts"), f)),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.formats._peft_experts, "packed", lambda b: b.permute(1, 0, 2).flatten(1))
+
+
 # Law 6
 
 
@@ -952,6 +974,19 @@ def kept(cast: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @mutant("stacked factors kept for the next block", 11, rows.blocks_are_fresh)
 def _(patch: Patch) -> None:
     patch.setattr(RowMap, "forget", lambda self: None)
+
+
+@mutant(
+    "factors of experts read once",
+    11,
+    lambda: law11.forward_is_fresh(setting("experts"), law11.CHANGES["new data"]),
+)
+def _(patch: Patch) -> None:
+    def alike(self: Experts, x: Tensor) -> Tensor:
+        vars(self).setdefault("_read", {})
+        return self.base(x)
+
+    patch.setattr(Experts, "alike", alike)
 
 
 @mutant("a trained copy read once", 11, lambda: freshness("foreach"))

@@ -76,7 +76,6 @@ class _Fields(Settings):
     lora_ga_config: object = None
     megatron_config: object = None
     monteclora_config: object = None
-    trainable_token_indices: object = None
     use_bdlora: object = None
     use_qalora: bool = False
     velora_config: object = None

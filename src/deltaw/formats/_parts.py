@@ -4,10 +4,16 @@ import re
 
 from torch import Tensor
 
-from deltaw.state import LayerState
+from deltaw.state import IDS, ROWS, LayerState
 
 A, B, B_BIAS, TRAINED = "weight.lora_A", "weight.lora_B", "weight.lora_B_bias", ".trained"
+TOKENS, TOKEN_IDS = f"weight.{ROWS}", f"weight.{IDS}"
 MAGNITUDE = "weight.lora_magnitude_vector"
+
+
+def rows(layer: LayerState) -> dict[str, Tensor]:
+    """Return the rows of a table that are trained and their tokens, where there are some."""
+    return {name: t for name, t in layer.tensors.items() if name in (TOKENS, TOKEN_IDS)}
 
 
 def copies(layer: LayerState) -> dict[str, Tensor]:
@@ -21,7 +27,12 @@ def copies(layer: LayerState) -> dict[str, Tensor]:
 
 def factors(layer: LayerState) -> dict[str, Tensor]:
     """Return the tensors of the low-rank ΔW."""
-    return {name: t for name, t in layer.tensors.items() if not name.endswith(TRAINED)}
+    others = rows(layer)
+    return {
+        name: t
+        for name, t in layer.tensors.items()
+        if not name.endswith(TRAINED) and name not in others
+    }
 
 
 def slices(layer: LayerState) -> list[str]:

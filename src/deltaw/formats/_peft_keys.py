@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from deltaw.config import LoraConfig
-from deltaw.formats._parts import B_BIAS, MAGNITUDE, TRAINED, A, B
+from deltaw.formats import _peft_tokens
+from deltaw.formats._parts import B_BIAS, MAGNITUDE, TOKENS, TRAINED, A, B
 from deltaw.state import LayerState
 
 PREFIX = "base_model.model."
@@ -23,7 +24,6 @@ SUFFIXES = {suffix: name for names in (LINEAR, EMBEDDING) for name, suffix in na
 _FACTOR = re.compile(rf"(?P<path>.+)\.(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})", re.DOTALL)
 _FEATURES = {
     "lora_diag": "KaSA",
-    "trainable_tokens_delta": "trainable tokens",
 }
 _LORA = {suffix.partition(".")[0] for suffix in SUFFIXES}
 _INSIDE = ".base_layer"
@@ -79,6 +79,9 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
                 "without target_parameters) is not supported"
             )
     problems += _copies(rest, found, config.bias, saved)
+    for path, place in found.items():
+        if TOKENS in place.keys:
+            problems += _peft_tokens.problems(path, header[place.keys[TOKENS]], config)
     found = _nested(found) if config.target_parameters else found
     if not found and not problems:
         problems.append("it holds no tensor of an adapter")
@@ -145,7 +148,10 @@ def _copies(
         path, _, parameter = name.removeprefix(PREFIX).rpartition(".")
         segments = name.split(".")
         feature = next((f for part, f in _FEATURES.items() if part in segments), None)
-        if feature:
+        if name.endswith(f".{_peft_tokens.SUFFIX}"):
+            table = path.removesuffix(".token_adapter")
+            found.setdefault(table, Found()).keys[TOKENS] = name
+        elif feature:
             problems.append(f"{name!r}: {feature} is not supported")
         elif _LORA & set(segments) and not _within(path, saved):
             problems.append(f"unexpected {name!r}: no tensor of that name belongs to a LoRA layer")

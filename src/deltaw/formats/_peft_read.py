@@ -21,7 +21,6 @@ FEATURES = {
     "layer_replication": "layer replication",
     "megatron_config": "Megatron's parallel layers",
     "monteclora_config": "MonteCLoRA",
-    "trainable_token_indices": "trainable tokens",
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QA-LoRA",
     "velora_config": "VeLoRA",
@@ -62,6 +61,11 @@ def _names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _tokens(value: object) -> bool:
+    lists = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(ids, list) and all(map(_whole, ids)) for ids in lists)
+
+
 def _text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
@@ -80,6 +84,7 @@ _KEYS = {
     "lora_alpha": _Key(8, "a number", _number),
     "target_modules": _Key(None, "names or a pattern", lambda v: _text(v) or _names(v)),
     "target_parameters": _Key(None, "a list of names", lambda v: v is None or _names(v)),
+    "trainable_token_indices": _Key(None, "numbers of tokens", lambda v: v is None or _tokens(v)),
     "exclude_modules": _Key(None, "names or a pattern", lambda v: _text(v) or _names(v)),
     "lora_dropout": _Key(0.0, "a number", _number),
     "bias": _Key("none", "a word", lambda v: isinstance(v, str)),

@@ -38,12 +38,13 @@ def render(
     fan_in_fan_out: bool,
     lora_bias: bool,
     parameters: Sequence[str] = (),
+    tokens: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, object]:
     """Return the content of `adapter_config.json` for layers of these ranks and alphas.
 
     `r` and `lora_alpha` are those asked for where some layer has them, else the most frequent;
     the patterns name the other layers by their whole paths; `parameters` are those of the layers
-    that are parameters.
+    that are parameters, `tokens` those whose rows are trained.
     """
     pairs = [(ranks[path], alphas[path]) for path in ranks]
     common = (config.r, config.lora_alpha)
@@ -51,6 +52,7 @@ def render(
         common = Counter(pairs).most_common(1)[0][0]
     r, alpha = common
     hub = _on_hub(config.base_model_name_or_path)
+    rare = {"target_parameters": list(parameters), "trainable_token_indices": tokens}
     return {
         "alpha_pattern": {pinned(path): a for path, a in sorted(alphas.items()) if a != alpha},
         "base_model_name_or_path": config.base_model_name_or_path if hub else None,
@@ -69,10 +71,10 @@ def render(
         "rank_pattern": {pinned(path): rank for path, rank in sorted(ranks.items()) if rank != r},
         "revision": config.revision if hub else None,
         "target_modules": _targets([path for path in ranks if path not in parameters]),
-        "target_parameters": list(parameters) or None,
         "task_type": _task(config.task_type, heads),
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
+        **{name: value for name, value in rare.items() if value},
     }
 
 

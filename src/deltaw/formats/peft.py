@@ -34,9 +34,10 @@ from deltaw.formats._files import (
     replace_files,
     shown,
 )
-from deltaw.formats._parts import B_BIAS, A, copies, factors, pinned
+from deltaw.formats._parts import B_BIAS, TOKENS, A, copies, factors, pinned, rows
 from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, in_shape, key, layout
 from deltaw.formats._peft_layers import pack, unpack_conv
+from deltaw.formats._peft_tokens import SUFFIX, ids_of, with_ids
 from deltaw.patterns import pattern_values
 from deltaw.state import LayerState, State, plain
 
@@ -66,7 +67,7 @@ def read(path: Path | str, misfits: Misfits = no_misfits, *, finite: bool = True
 
     def check(header: Mapping[str, Tensor]) -> None:
         places, problems = layout(header, config)
-        shapes = {path: in_shape(place, header) for path, place in places.items()}
+        shapes = {p: with_ids(p, in_shape(place, header), config) for p, place in places.items()}
         problems += misfits(State(config, shapes))
         base = config.base_model_name_or_path
         raise_all(
@@ -130,6 +131,7 @@ def write(state: State, path: Path | str) -> None:
         fan_in_fan_out,
         any(B_BIAS in tensors for tensors in packed.values()),
         list(stacked),
+        ids_of(alone),
     )
     contents = {
         TENSORS[0]: save(_named(state, packed, places), metadata={"format": "pt"}),
@@ -182,6 +184,7 @@ def _layers(
             layer = LayerState(place.kind, own)
         if A in own:
             layer = replace(layer, scale=config.scale(own[A].shape[0], alpha))
+        layer = with_ids(path, layer, config)
         layers[path] = notes[path].apply(layer) if path in notes else layer
     return _peft_start.restored(layers, folder)
 
@@ -200,6 +203,8 @@ def _problems(state: State) -> list[str]:
             problems.append(f"{path!r}: PEFT knows no bias on B of an embedding")
         elif own and "weight" in copies(layer):
             problems.append(f"{path!r}: its weight is trained in full and adapted as well")
+        if layer.kind == "experts" and any(name[0].isdigit() for name in own):
+            problems.append(f"{path!r}: its parameters have no names; load it onto its base first")
         if own and not 0 < layer.scale < math.inf:
             problems.append(f"{path!r}: the scale is {layer.scale}, not above 0")
         problems += [f"{path!r}: {text}" for text in not_finite(layer.tensors)]
@@ -208,6 +213,8 @@ def _problems(state: State) -> list[str]:
 
 def _is_head(layer: LayerState, config: LoraConfig) -> bool:
     """Tell whether PEFT needs the module named in `modules_to_save`."""
+    if rows(layer):
+        return False
     only_biases = config.bias == "all" and all(name.endswith("bias") for name in copies(layer))
     return not factors(layer) and not only_biases
 
@@ -224,6 +231,8 @@ def _named(
     for path, layer in state.layers.items():
         place = f"{path}.base_layer" if path in packed else places.get(path, path)
         named |= {key(place, name): tensor for name, tensor in copies(layer).items()}
+        if TOKENS in layer.tensors:
+            named[key(place, SUFFIX)] = layer.tensors[TOKENS]
     return _on_cpu(named)
 
 

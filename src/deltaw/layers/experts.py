@@ -16,6 +16,7 @@ from torch import Tensor
 from deltaw.adapter import Adapter, Dense, LowRank, Rescaled
 from deltaw.layers.module import TrainedModule
 from deltaw.parts import weighted
+from deltaw.readable import Readable
 from deltaw.weight import AdaptedWeight, Thin
 
 
@@ -73,8 +74,10 @@ class Experts(TrainedModule):
         finally:
             del vars(self)["_read"]
 
-    def adapted(self, name: str, P: Tensor) -> Tensor | AdaptedWeight:
+    def adapted(self, name: str, P: Tensor | Readable) -> Tensor | Readable:
         """Return the parameter with the factors of its adapters in force."""
+        if isinstance(P, Readable):
+            return P
         if self._read is None:
             return self._with_factors(name, P)
         if name not in self._read:

@@ -1,0 +1,67 @@
+"""Tables of embeddings of which some rows are trained: which those are, and who shares them."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from deltaw.errors import TargetError, raise_all
+from deltaw.layer import WEIGHT
+from deltaw.patterns import within
+from deltaw.select import Selection
+
+
+def tables_of(
+    modules: Mapping[str, nn.Module], selection: Selection
+) -> Mapping[str, Sequence[int]]:
+    """Return path -> tokens of the embeddings that `trainable_token_indices` takes.
+
+    Raises:
+        TargetError: listing every module and every number that cannot be taken.
+    """
+    problems = []
+    for path, ids in selection.tokens.items():
+        reasons = refusals(modules[path], ids)
+        owners = [path, *(followers(modules, path) if not reasons else ())]
+        for owner in owners:
+            if within(owner, selection.heads):
+                reasons.append(f"{owner} is trained in full, its tokens too")
+            elif owner in selection.targets:
+                reasons.append(f"{owner} is adapted by factors, and its table read through these")
+        problems += [f"{path}: {reason}" for reason in reasons]
+    raise_all(
+        TargetError,
+        "trainable_token_indices cannot be used so:",
+        problems,
+        "give numbers of tokens that an embedding has, and leave it out of target_modules and "
+        "modules_to_save.",
+    )
+    return selection.tokens
+
+
+def refusals(module: nn.Module, ids: Sequence[int]) -> list[str]:
+    """Return why the rows of these tokens cannot be trained in a module."""
+    table = module._parameters.get(WEIGHT)
+    if not isinstance(module, nn.Embedding) or table is None or not table.is_floating_point():
+        return [f"{type(module).__name__} is no embedding with a plain table"]
+    reasons = []
+    if module.max_norm is not None:
+        reasons.append("max_norm renormalises the rows it reads, and would not those")
+    beyond = [str(number) for number in ids if not 0 <= number < len(table)]
+    if beyond:
+        reasons.append(f"it has tokens 0 to {len(table) - 1}, and no {', '.join(beyond[:5])}")
+    if len(set(ids)) < len(ids):
+        reasons.append("a token is named twice")
+    return reasons if ids else ["no token is named"]
+
+
+def width(module: nn.Module) -> int:
+    """Return how many numbers a row of the module's table has."""
+    table = module._parameters[WEIGHT]
+    assert table is not None
+    return table.shape[1]
+
+
+def followers(modules: Mapping[str, nn.Module], path: str, name: str = WEIGHT) -> list[str]:
+    """Return the paths of the other modules that hold the same parameter."""
+    table = modules[path]._parameters[name]
+    return [p for p, m in modules.items() if p != path and m._parameters.get(name) is table]
