@@ -1,14 +1,13 @@
 """Writing ΔW into the weights, and giving the originals back."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from deltaw.adapters.token_rows import TokenRowsAdapter
 from deltaw.addition import addition_of
 from deltaw.authority import Active
 from deltaw.copies import mixed
@@ -21,6 +20,7 @@ from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.readable import Readable
 from deltaw.root import adapted_layers, require_root
 from deltaw.storage import Original, inner
+from deltaw.tables import changing_apart
 from deltaw.unpacking import Unpacked, forget_packing, pack_again, replace_packed, usual_dtype
 
 Shared = dict[tuple[int, str], list[str]]
@@ -93,7 +93,7 @@ def merge(
     if not layers:
         raise StateError("No adapter is active, so there is nothing to merge. Fix: activate one.")
     check_kept(original, path)
-    shared = _changing_apart(_shared(model, root), layers, active)
+    shared = changing_apart(_shared(model, root), layers, active)
     problems = [
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
@@ -198,25 +198,6 @@ def _shared(model: nn.Module, root: nn.Module) -> Shared:
         for group in groups
         if len(group) > 1
         for key in group
-    }
-
-
-def _changing_apart(shared: Shared, layers: Mapping[str, AdaptedLayer], active: Active) -> Shared:
-    """Leave out the tables of which all owners have the rows of the same tokens replaced."""
-    rows: dict[int, int] = {}
-    tables = {
-        (id(layer), name): id(layer.frozen(name))
-        for layer in layers.values()
-        for key, _ in active
-        for name, part in layer.parts(key).items()
-        if isinstance(part, TokenRowsAdapter)
-    }
-    for table in tables.values():
-        rows[table] = rows.get(table, 0) + 1
-    return {
-        key: others
-        for key, others in shared.items()
-        if rows.get(tables.get(key, 0)) != len(others) + 1
     }
 
 

@@ -1,13 +1,19 @@
 """Tables of embeddings of which some rows are trained: which those are, and who shares them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from deltaw.adapters.token_rows import TokenRowsAdapter
+from deltaw.authority import Active
 from deltaw.errors import TargetError, raise_all
-from deltaw.layer import WEIGHT
+from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.patterns import within
 from deltaw.select import Selection
+
+Owner = tuple[int, str]
+"""A module by its identity, and the name it has a parameter under."""
 
 
 def tables_of(
@@ -65,3 +71,28 @@ def followers(modules: Mapping[str, nn.Module], path: str, name: str = WEIGHT) -
     """Return the paths of the other modules that hold the same parameter."""
     table = modules[path]._parameters[name]
     return [p for p, m in modules.items() if p != path and m._parameters.get(name) is table]
+
+
+def changing_apart(
+    shared: Mapping[Owner, list[str]], layers: Mapping[str, AdaptedLayer], active: Active
+) -> dict[Owner, list[str]]:
+    """Return the shared parameters but the tables whose owners all have the same rows replaced."""
+    rows = {(id(m), WEIGHT): found for m in layers.values() if (found := _rows(m, active))}
+    owners = Counter(rows.values())
+    return {
+        owner: others
+        for owner, others in shared.items()
+        if owner not in rows or owners[rows[owner]] != len(others) + 1
+    }
+
+
+def _rows(layer: AdaptedLayer, active: Active) -> tuple[int, ...]:
+    """Return by identity the table of a layer and the rows in force; nothing if more changes it."""
+    parts = [
+        part
+        for key, _ in active
+        for slot, part in layer.parts(key).items()
+        if (slot if part.replaces else layer.holder(slot)) == WEIGHT
+    ]
+    rows = [id(p.trainable_tokens_delta) for p in parts if isinstance(p, TokenRowsAdapter)]
+    return (id(layer.frozen(WEIGHT)), *rows) if rows and len(rows) == len(parts) else ()

@@ -78,3 +78,27 @@ def test_a_module_to_save_that_is_not_there_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="modules_to_save 'nrom' .* matches nothing") as seen:
         ours.get_peft_model(llama(), config)
     assert len(seen) == 1
+
+
+def mixtral() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        **SIZES, intermediate_size=20, num_key_value_heads=1, num_local_experts=4
+    )
+    return transformers.MixtralForCausalLM(config)
+
+
+@pytest.mark.parametrize("named", [None, [], ["o_proj"]])
+def test_parameters_beside_the_layers_of_peft(named: list[str] | None) -> None:
+    """Left out, the layers are those of the model's type; none means none."""
+    experts = ["experts.gate_up_proj", "experts.down_proj"]
+    a, b = both(mixtral(), target_modules=named, target_parameters=experts, r=2)
+    layers = {path for path in adapted(a, ".lora_") if "experts" not in path}
+    assert {path for path in adapted(b, ".adapter.") if "experts" not in path} == layers
+    assert bool(layers) == (named != [])
+    assert b.get_nb_trainable_parameters() == a.get_nb_trainable_parameters()
+
+
+def test_rows_of_tokens_are_counted_as_peft_counts_them() -> None:
+    a, b = both(llama(), target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    assert b.get_nb_trainable_parameters()[0] == a.get_nb_trainable_parameters()[0]

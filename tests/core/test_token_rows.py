@@ -190,6 +190,25 @@ def test_a_table_that_somebody_else_holds_is_not_merged() -> None:
     assert around["other"].weight is made.embed._parameters["weight"] is made.head.frozen("weight")
 
 
+@pytest.mark.parametrize("other", ["factors", "a copy"])
+def test_a_table_that_one_owner_changes_otherwise_is_not_merged(other: str) -> None:
+    made = adapted()
+    options = {"target_modules": ["head"]} if other == "factors" else {"modules_to_save": ["head"]}
+    deltaw.attach(made, settings(trainable_token_indices=None, **options), "second")
+    deltaw.activate(made, {"default": 1.0, "second": 1.0})
+    with torch.no_grad():
+        for part in made.head.parts("second").values():
+            for parameter in part.parameters():
+                parameter.add_(0.5)
+    output = made(IDS)
+    with pytest.raises(MergeError, match="is tied to"):
+        deltaw.merge(made)
+    deltaw.merge(made, untie=True)
+    close(made(IDS), output)
+    deltaw.unmerge(made)
+    assert torch.equal(made(IDS), output)
+
+
 def test_it_is_saved_loaded_and_copied(tmp_path: Path) -> None:
     made = adapted()
     deltaw.save(made, tmp_path)

@@ -628,7 +628,9 @@ def _(patch: Patch) -> None:
 @mutant("a merge takes the first of a sum", 4, lambda: law04.merged_sum_is_the_oracles())
 def _(patch: Patch) -> None:
     real = deltaw.merging.addition_of
-    patch.setattr(deltaw.merging, "addition_of", lambda layer, active: real(layer, active[:1]))
+    patch.setattr(
+        deltaw.merging, "addition_of", lambda layer, active, name: real(layer, active[:1], name)
+    )
 
 
 @mutant("disabled leaks the head", 4, lambda: law04.off_is_the_base(setting("linear", head=True)))

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from deltaw.errors import FormatError, printable, raise_all
 from deltaw.fingerprint import adapted_weights, fingerprint
-from deltaw.fitting import fit
+from deltaw.fitting import fit, named
 from deltaw.layers import geometry_of
 from deltaw.layers.experts import Experts
 from deltaw.layers.linear import slice_slot
 from deltaw.planning import base_modules, look
-from deltaw.state import LayerState, State, plain
+from deltaw.state import IDS, ROWS, LayerState, State, plain
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,28 @@ class Report:
 
 
 def report(state: State, base: nn.Module | None = None) -> Report:
-    """Return ranks, scales and norms of all layers of an adapter."""
+    """Return ranks, scales and norms of all layers of an adapter.
+
+    Raises:
+        FormatError: if it adapts parameters on their own, which a file tells apart with the base
+            alone, and there is none.
+    """
     modules = base_modules(base) if base is not None else {}
+    if base is not None:
+        state = named(modules, state)
+    elif state.config.target_parameters:
+        raise FormatError(
+            "Factors of target_parameters are told apart by the model alone.\n"
+            "Fix: name the model that the adapter was trained on with --model."
+        )
     layers, copies, count = [], [], 0
     for path, whole in state.layers.items():
-        count += sum(t.numel() for n, t in whole.tensors.items() if ".start_" not in n)
+        trained = {n: t for n, t in whole.tensors.items() if not n.endswith(f".{IDS}")}
+        count += sum(t.numel() for n, t in trained.items() if ".start_" not in n)
         layer = plain(whole)
         for name, tensor in layer.tensors.items():
-            if name.endswith(".trained"):
-                own = f"{path}.{name.removesuffix('.trained')}".lstrip(".")
+            if name.endswith((".trained", f".{ROWS}")):
+                own = f"{path}.{name.rpartition('.')[0]}".lstrip(".")
                 copies.append(CopyReport(own, tensor.numel(), not _finite(tensor)))
             elif name.endswith(".lora_A"):
                 slot = name.removesuffix(".lora_A")
@@ -96,7 +109,8 @@ def require_fitting(state: State, base: nn.Module, name: str) -> None:
     fix = "name the model that the adapter was trained on with --model, or leave --model out."
     _, problems = fit(base_modules(base), replace(state, layers=low_rank))
     raise_all(FormatError, f"The adapter does not fit {printable(name, 300)}:", problems, fix)
-    ours = fingerprint(base, adapted_weights(low_rank))
+    told = named(base_modules(base), replace(state, layers=low_rank)).layers
+    ours = fingerprint(base, adapted_weights(told))
     if ours is None or state.base is None or ours.split(":")[0] != state.base.split(":")[0]:
         return
     if ours != state.base:

@@ -12,6 +12,7 @@ LOW_RANK = (
     "r",
     "lora_alpha",
     "target_modules",
+    "target_parameters",
     "exclude_modules",
     "lora_dropout",
     "bias",
@@ -32,6 +33,7 @@ QUANTIZATION = ("quantization_type", "double_quantization", "quantization_method
 READERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LOW_RANK, ("lora",)),
     **dict.fromkeys(("optim", *GALORE), ("full", "freeze")),
+    "trainable_token_indices": ("lora",),
     "quantization_bit": ("lora", "head", "bitfit"),
     "modules_to_save": ("lora", "head", "bitfit"),
     "last_layers": ("freeze",),

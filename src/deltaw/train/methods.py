@@ -43,12 +43,14 @@ def lora_config(recipe: Recipe) -> LoraConfig:
             r=recipe.r,
             lora_alpha=recipe.lora_alpha,
             target_modules=recipe.target_modules,
+            target_parameters=recipe.target_parameters,
             exclude_modules=recipe.exclude_modules,
             lora_dropout=recipe.lora_dropout,
             bias=recipe.bias,
             use_rslora=recipe.use_rslora,
             use_dora=recipe.use_dora,
             modules_to_save=recipe.modules_to_save,
+            trainable_token_indices=recipe.trainable_token_indices,
             init_lora_weights=recipe.init_lora_weights,
             layers_to_transform=recipe.layers_to_transform,
             layers_pattern=recipe.layers_pattern,
@@ -136,7 +138,7 @@ def count_kinds(plan: Plan) -> str:
     """Return `37 x linear at r=8 (query, key, ...)` and the modules trained in full."""
     kinds = Counter((target.kind, target.r) for target in plan.targets)
     parts = [f"{count} x {kind} at r={r}" for (kind, r), count in kinds.items()]
-    names = list(dict.fromkeys(target.path.rsplit(".", 1)[-1] for target in plan.targets))
+    names = list(dict.fromkeys(target.name.rsplit(".", 1)[-1] for target in plan.targets))
     if names:
         parts[-1] += f" ({', '.join(printable(name) for name in names)})"
     full = [printable(row.path) for row in plan.trained]

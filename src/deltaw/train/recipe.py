@@ -79,12 +79,14 @@ class Recipe(BaseModel):
     r: int = 8
     lora_alpha: float | None = None
     target_modules: str | list[str] = "all-linear"
+    target_parameters: list[str] | None = None
     exclude_modules: str | list[str] | None = None
     lora_dropout: float = 0.0
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
     use_dora: bool = False
     modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     init_lora_weights: bool | str = True
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
