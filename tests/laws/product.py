@@ -17,6 +17,8 @@ from laws.cases import BY_NAME, CASES, Case
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 RANKS = ((3, 5.0), (1, 7.0), (2, 3.0))
+WHOLE = (True, "kaiming", "pissa")
+"""Starts that meet everything in the whole product; biases and heads know nothing of the others."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def everything(case: Case) -> Iterator[Setting]:
     """The whole product of one case."""
     for values in itertools.product(*domains(case).values()):
         row = Setting(case, *values)  # type: ignore[arg-type]
-        if row.rank in ranks(case, row.init):
+        bare = row.bias == "none" and not row.head and not row.lora_bias
+        if row.rank in ranks(case, row.init) and (bare or row.init in WHOLE):
             yield row
 
 
