@@ -17,7 +17,6 @@ _HOME = {
     "configs": "switching",
     "disabled": "switching",
     "capture": "capturing",
-    "combine": "combine",
     "fuse_blocks": "blocks",
     "fuse_loss": "fusing",
     "load": "loading",
@@ -44,7 +43,6 @@ __all__ = [
     "active",
     "attach",
     "capture",
-    "combine",
     "configs",
     "detach",
     "disabled",
@@ -65,7 +63,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from deltaw import combine
+    from deltaw import combine as combine
     from deltaw.attaching import attach, detach
     from deltaw.blocks import fuse_blocks
     from deltaw.capturing import capture
@@ -86,15 +84,16 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import deltaw` costs nothing."""
+    """Import what is public when it is first used, so that `import deltaw` costs nothing."""
+    if name == "combine":
+        return importlib.import_module("deltaw.combine")
     if name not in _HOME:
         raise AttributeError(f"module 'deltaw' has no attribute {name!r}")
-    home = importlib.import_module(f"deltaw.{_HOME[name]}")
-    value = home if name == _HOME[name] else getattr(home, name)
+    value = getattr(importlib.import_module(f"deltaw.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted(__all__)
+    return sorted([*__all__, "combine"])
