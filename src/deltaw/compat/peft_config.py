@@ -89,9 +89,8 @@ class _Fields(Settings):
         if self.peft_type != "LORA":
             problems.append(f"peft_type={self.peft_type!r}: only 'LORA' is supported")
         raise_all(ConfigError, "LoraConfig cannot be used:", problems, "leave these out.")
-        if not self.target_parameters:
-            # Empty until the model is there to say which layers it has.
-            object.__setattr__(self, "target_modules", self.target_modules or [])
+        # Empty until the model is there to say which layers it has.
+        object.__setattr__(self, "target_modules", self.target_modules or [])
         super().__post_init__()
 
 

@@ -256,7 +256,8 @@ def attach_config(
     waits = data is None and kind_of(start) == "from_inputs"
     config = replace(
         config,
-        target_modules=_targets(model, config),
+        target_modules=config.target_modules
+        or ([] if config.target_parameters else default_targets(model)),
         modules_to_save=heads(model, config.modules_to_save, config.task_type),
         init_lora_weights=True if waits else start,
     )
@@ -273,13 +274,6 @@ def attach_config(
     own[name] = replace(own[name], init_lora_weights=start)
     for text in made.warnings if made else ():
         warnings.warn(text, stacklevel=3)
-
-
-def _targets(model: nn.Module, config: LoraConfig) -> str | Sequence[str]:
-    """Return the layers to adapt; beside target_parameters these may be none."""
-    if config.target_modules or (config.target_parameters and config.target_modules is not None):
-        return config.target_modules
-    return default_targets(model, needed=not config.target_parameters)
 
 
 def as_peft(model: nn.Module) -> PeftModel:

@@ -32,15 +32,13 @@ _TYPES = {
 BY_MODEL_TYPE = {kind: names for names, kinds in _TYPES.items() for kind in kinds.split()}
 
 
-def default_targets(model: nn.Module, needed: bool = True) -> list[str]:
+def default_targets(model: nn.Module) -> list[str]:
     """Return the names of the layers that PEFT adapts in a model of this type.
 
     Raises:
-        ConfigError: if the type is not known and they are `needed`.
+        ConfigError: if the type is not known.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in BY_MODEL_TYPE and not needed:
-        return []
     if kind not in BY_MODEL_TYPE:
         raise ConfigError(
             f"It is not known which layers to adapt in {type(model).__name__} (type {kind!r}).\n"
