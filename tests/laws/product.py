@@ -119,12 +119,18 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
     if case.form in ("config", "module", "parameter"):
         plain |= {"bias": ("none", "all", "lora_only"), "head": (False, True)}
     if case.form == "config":
-        known = {rank for init in inits.names() for rank in ranks(case, init)}
-        plain |= {"init": tuple(inits.names()), "method": tuple(adapters.names())}
+        names = [name for name in inits.names() if not case.packed or reads_no_weight(name)]
+        known = {rank for init in names for rank in ranks(case, init)}
+        plain |= {"init": tuple(names), "method": tuple(adapters.names())}
         plain |= {"rank": tuple(rank for rank in RANKS if rank in known)}
     if case.form == "config" and not isinstance(case.layer(), nn.Embedding):
         plain |= {"lora_bias": (False, True)}
     return plain
+
+
+def reads_no_weight(init: str) -> bool:
+    """Tell whether a start can begin on a packed weight."""
+    return inits.kind_of(init) in ("start", "from_inputs")
 
 
 def everything(case: Case) -> Iterator[Setting]:

@@ -25,7 +25,7 @@ from laws.running import over_cases, over_pairs, whole_product
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 3e-6,
-    torch.bfloat16: 3e-2,
+    torch.bfloat16: 4e-2,
     torch.float16: 4e-3,
 }
 
@@ -33,7 +33,7 @@ TOLERANCE = {
 def close(a: Tensor, b: Tensor, tolerance: float) -> None:
     """Compare relative to the size of the whole; what is meant for float64 is wider in float32."""
     if a.dtype is torch.float32 and tolerance < 1e-9:
-        tolerance = 2e-5
+        tolerance = 2e-4
     a, b = a.detach().double(), b.detach().double()
     assert a.shape == b.shape
     error = float((a - b).abs().max()) / max(float(b.abs().max()), 1.0)
@@ -76,7 +76,7 @@ def delta_of(setting: Setting, layer: nn.Module, tensors: dict[str, Tensor]) -> 
     case = setting.case
     if setting.method == "lora":
         return case.learned(layer, tensors, setting.scale)
-    W = layer._parameters["weight"].detach().double()
+    W = layer.dense().detach().double()
     axis = 1 if case.file in ("embedding", "conv1d") else 0
     (magnitude,) = (t for k, t in tensors.items() if k.endswith("magnitude_vector"))
     if case.enabled:

@@ -145,7 +145,8 @@ class Linear(AdaptedLayer, _Linear):
             return linear(self.base, own, W, self.bias, _term(parts, W.shape[0]), gain)
         y = self.base(x)
         if y.is_contiguous() and y.dtype == dtype:
-            return add_low_rank(y, own, _term(parts, y.shape[-1]), self.bias, gain)
+            bias = None if gain is None else self.bias
+            return add_low_rank(y, own, _term(parts, y.shape[-1]), bias, gain)
         return self.added(x, y, parts)
 
     def fused_rows(self, x: Tensor, seen: Seen, division: Division) -> Tensor | None:
