@@ -56,13 +56,13 @@ def test_a_moment_takes_a_byte_an_entry_and_is_off_by_a_small_share_of_its_block
     train(plain, copy, 0, 1)
     assert torch.equal(W, copy)  # what is packed is read in the next step
     blocks = -(-70 * 8 // _moments.BLOCK)
-    for name in ("exp_avg", "exp_avg_sq"):
+    for name, share in (("exp_avg", 0.008), ("exp_avg_sq", 0.004)):  # a byte has no sign there
         assert packed.state[W][name].dtype == torch.uint8
         assert packed.state[W][name].numel() == 70 * 8
         assert packed.state[W][f"{name}_absmax"].shape == (blocks,)
         read, exact = held(packed, W, name).flatten(), held(plain, copy, name).flatten()
         for near, far in zip(read.split(_moments.BLOCK), exact.split(_moments.BLOCK), strict=True):
-            assert (near - far).abs().max() < 0.01 * far.abs().max()
+            assert (near - far).abs().max() < share * far.abs().max()
             assert (near - far).abs().max() > 0
         assert read.shape == exact.shape
     assert (held(packed, W, "exp_avg_sq") >= 0).all()
