@@ -65,7 +65,7 @@ class State:
 
 def without_twin(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
     """Return factors of twice the rank with B A - B0 A0: [A; A - A0] and [B - B0, B0]."""
-    return torch.cat((A, A - A0), -2), torch.cat((B - B0, B0), -1)
+    return torch.cat((A, A - A0)), torch.cat((B - B0, B0), 1)
 
 
 def plain(layer: LayerState) -> LayerState:

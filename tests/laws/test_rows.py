@@ -489,9 +489,11 @@ def test_compiled() -> None:
     torch._dynamo.reset()
 
 
-def test_values_of_trained_adapters_are_never_kept() -> None:
+@pytest.mark.parametrize("init", [True, "pissa"])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_values_of_trained_adapters_are_never_kept(method: str, init: bool | str) -> None:
     """A step within the block counts in the next pass, also without gradients."""
-    model = four(Setting(CASES[0], torch.float64))
+    model = four(Setting(CASES[0], torch.float64, method=method, init=init))
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     names = ["a", "b", "c", "d"]
     with deltaw.rows(model, names), torch.no_grad():

@@ -167,7 +167,8 @@ class Linear(AdaptedLayer, _Linear):
         if gains is None:
             return None
         own = self.reading(x, parts[0].p, dtype)
-        tensors = [factor for part in parts for factor in factors(part)]
+        held = [self.parts(name).values() for name in division.distinct]
+        tensors = [p for own_parts in held for adapter in own_parts for p in adapter.parameters()]
         trained = any(tensor.requires_grad for tensor in tensors)
         graded = needs_x or (torch.is_grad_enabled() and trained)
         joins = self.joins()
