@@ -142,7 +142,7 @@ def test_targets_by_model_type_are_those_of_peft() -> None:
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"use_dora": True}, "use_dora=True: DoRA is not supported"),
+        ({"use_qalora": True}, "use_qalora=True: QA-LoRA is not supported"),
         ({"task_type": "NONSENSE"}, "task_type must be one of SEQ_CLS"),
         ({"r": 0}, "r must be a whole number above 0"),
     ],

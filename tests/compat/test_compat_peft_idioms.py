@@ -29,13 +29,13 @@ def test_settings_are_assigned_as_scripts_do_and_checked_where_they_are_used(
     adapted = {n.split(".adapter.")[0] for n, _ in model.named_parameters() if "lora_A" in n}
     assert adapted and all(path.endswith(".query") for path in adapted)
     assert config.to_dict()["target_modules"] == ["query"]
-    config.r, config.use_dora = 0, True
+    config.r, config.use_qalora = 0, True
     for use in (
         lambda: ours.get_peft_model(bert(), config),
         lambda: model.add_adapter("b", config),
         lambda: config.save_pretrained(tmp_path),
     ):
-        with pytest.raises(ConfigError, match="use_dora=True: DoRA is not supported"):
+        with pytest.raises(ConfigError, match="use_qalora=True: QA-LoRA is not supported"):
             use()
     with pytest.raises(AttributeError, match="no setting 'rank'"):
         config.rank = 4

@@ -9,7 +9,6 @@ from peft_folders import CONFIG, folder_of, pair, refusal
 @pytest.mark.parametrize(
     ("key", "value", "feature"),
     [
-        ("use_dora", True, "DoRA"),
         ("use_qalora", True, "QA-LoRA"),
         ("layer_replication", [[0, 1]], "layer replication"),
         ("megatron_config", {"a": 1}, "Megatron"),

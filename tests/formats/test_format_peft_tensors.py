@@ -49,7 +49,7 @@ def test_all_that_is_wrong_with_the_tensors_is_listed_at_once(tmp_path: Path) ->
         "'conv': shapes do not fit each other",
         "'bias': shapes do not fit each other",
         "'base_model.model.whole.lora_A.weight' holds torch.int8",
-        "DoRA is not supported",
+        "'dora': lora_A is missing beside 'base_model.model.dora.lora_magnitude_vector'",
         "'emb': the file has rows (1, 7) in torch.float32, and trainable_token_indices has 0",
         "KaSA is not supported",
         "'ok.base_layer.out_proj': an adapter inside the adapted 'ok'",

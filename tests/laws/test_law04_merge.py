@@ -108,7 +108,7 @@ def test_merge_keeps_the_output(setting: Setting) -> None:
     merge_keeps_the_output(setting)
 
 
-@over_pairs(lambda s: s.mergeable and s.bias == "none" and not s.lora_bias)
+@over_pairs(lambda s: s.mergeable and (s.bias, s.lora_bias, s.method) == ("none", False, "lora"))
 def test_merged_weight(setting: Setting) -> None:
     merged_weight_is_rounded_once(setting)
 

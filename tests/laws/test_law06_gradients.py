@@ -31,6 +31,8 @@ def wanted(setting: Setting) -> set[str]:
         on = [f"slice_{i}_of_{count}" for i, flag in enumerate(case.enabled) if flag]
         for slot in on or ["weight"]:
             names |= {f"layer.{slot}.lora_A", f"layer.{slot}.lora_B"}
+            if setting.method == "dora":
+                names.add(f"layer.{slot}.lora_magnitude_vector")
             if setting.lora_bias:
                 names.add(f"layer.{slot}.lora_B_bias")
         if bias and setting.bias != "none":
