@@ -69,26 +69,26 @@ class AdaptedWeight(Readable):
 
     def __getitem__(self, key: Any) -> "AdaptedWeight | Tensor":
         """Return the matrices that `key` takes of a stack; of anything else the dense sum's."""
-        alone = isinstance(key, Tensor) and not key.is_floating_point()
-        if self.W.dim() < 3 or not (isinstance(key, (int, slice)) or alone):
+        listed = isinstance(key, Tensor) and key.dtype in (torch.int64, torch.int32)
+        if self.W.dim() < 3 or not (isinstance(key, (int, slice)) or listed):
             return self.dense()[key]
-        if isinstance(key, slice) or (alone and key.dim()) or torch.compiler.is_compiling():
-            return AdaptedWeight(self.W[key], [t.of(lambda F: F[key]) for t in self.thin])
+        several = isinstance(key, slice) or (listed and key.dim())
+        if several or torch.compiler.is_compiling():
+            return AdaptedWeight(self.W[key], [t.of(lambda factor: factor[key]) for t in self.thin])
         if self._each is None:
-            # One by one the gradient of each would be as large as that of the whole stack.
-            each = [(*t.L.unbind(), *t.R.unbind()) for t in self.thin]
-            count = len(self.W)
-            self._each = [
-                AdaptedWeight(
-                    W,
-                    [
-                        t._replace(L=parts[i], R=parts[count + i])
-                        for t, parts in zip(self.thin, each, strict=True)
-                    ],
-                )
-                for i, W in enumerate(self.W.unbind())
-            ]
+            self._each = self._taken_apart()
         return self._each[int(key)]
+
+    def _taken_apart(self) -> "list[AdaptedWeight]":
+        """Return every matrix, in one step, whose gradient is one stack.
+
+        Taken one by one, the gradient of each would be as large as the whole.
+        """
+        each = [
+            [t._replace(L=L, R=R) for L, R in zip(t.L.unbind(), t.R.unbind(), strict=True)]
+            for t in self.thin
+        ]
+        return [AdaptedWeight(W, [terms[i] for terms in each]) for i, W in enumerate(self.W)]
 
     @classmethod
     def __torch_function__(
@@ -101,14 +101,14 @@ class AdaptedWeight(Readable):
             if name == "linear":
                 y = func(x, w.W, *args[2:], **kwargs)
                 return w._added(y, x, lambda x, t: F.linear(F.linear(x, t.R) * t.scale, t.L))
-            if name in _PRODUCTS:
+            if name in _PRODUCTS and not kwargs:
                 y = func(x, w.W)
                 return w._added(y, x, lambda x, t: func(func(x, t.L) * t.scale, t.R))
             given = {key: value for key, value in kwargs.items() if value is not None}
             if name in _GROUPED and given.keys() == {"offs"}:
                 y = func(x, w.W, **given)
                 return w._added(y, x, lambda x, t: _grouped(func, x, t, given["offs"]))
-        if isinstance(x, cls) and isinstance(w, Tensor) and name in _PRODUCTS:
+        if isinstance(x, cls) and isinstance(w, Tensor) and name in _PRODUCTS and not kwargs:
             y = func(x.W, w)
             return x._added(y, w, lambda x, t: func(t.L, func(t.R, x) * t.scale))
         return super().__torch_function__(func, types, args, kwargs)
@@ -116,7 +116,7 @@ class AdaptedWeight(Readable):
     def _added(self, y: Tensor, x: Tensor, low: Callable[[Tensor, Thin], Tensor]) -> Tensor:
         """Return y and the thin products with x, in the dtype of x."""
         for term in self.thin:
-            delta = low(x, term.of(lambda F: F.to(x.dtype)))
+            delta = low(x, term.of(lambda factor: factor.to(x.dtype)))
             y = y + weighted(delta, term.weight).to(y.dtype)
         return y
 

@@ -332,6 +332,7 @@ OTHERS: dict[str, tuple[tuple[int, ...], Callable[[object], Tensor]]] = {
     "einsum": ((4, 7, 5), lambda W: torch.einsum("eoi->oi", W)),
     "a sum": ((4, 7, 5), lambda W: W.sum(0)),
     "rows of a matrix": ((7, 5), lambda W: W[2]),
+    "a mask": ((4, 7, 5), lambda W: W[torch.tensor([True, False, True, False])]),
     "a tuple": ((4, 7, 5), lambda W: W[1, 2:4]),
     "other dimensions": ((4, 7, 5), lambda W: W.transpose(0, 1)),
     "concatenated": ((7, 5), lambda W: torch.cat([W, W])),
