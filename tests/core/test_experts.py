@@ -236,8 +236,11 @@ def test_what_is_refused(name: str) -> None:
 
 
 def test_starts_that_are_subtracted_are_refused() -> None:
-    with pytest.raises(TargetError, match=r"inner\.matrix cannot start where B A is not zero"):
+    with pytest.raises(ConfigError, match="inner: parameters adapted on their own start from A"):
         deltaw.attach(Plain(), settings(target_parameters=["matrix"], init_lora_weights="olora"))
+    even = settings(target_parameters=["matrix"], init_lora_weights="orthogonal", r=2)
+    with pytest.raises(TargetError, match=r"inner\.matrix cannot start where B A is not zero"):
+        deltaw.attach(Plain(), even)
 
 
 def test_names_are_a_list() -> None:

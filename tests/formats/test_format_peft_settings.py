@@ -38,7 +38,7 @@ def test_all_wrong_settings_are_listed_at_once(tmp_path: Path) -> None:
         "rank_pattern": [1],
         "bias": None,
         "lora_dropout": 10**400,
-        "use_dora": True,
+        "use_dora": "yes",
     }
     message = refusal(folder_of(tmp_path, CONFIG | wrong, pair("h.q")))
     assert message.count("\n  - ") == len(wrong)
