@@ -22,6 +22,7 @@ ROWS = (
         "copies",
         "layer",
         "authority",
+        "encoders",
         "mismatch",
         "offload",
         "parts",

@@ -22,7 +22,7 @@ class Addition:
     """What the active adapters add to one weight: products of thin factors, and whole matrices.
 
     All are in the layout of the weight, products as one of its readings as a matrix, and in
-    float32 or wider; `shift` is for the bias.
+    float32 or wider; `shift` is for the bias of the outputs.
     """
 
     products: list[tuple[Tensor, Tensor]]

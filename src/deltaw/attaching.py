@@ -17,6 +17,7 @@ from deltaw.adapters.token_rows import TokenRowsAdapter
 from deltaw.authority import Authority
 from deltaw.calibrating import Loss, calibration_of
 from deltaw.config import LoraConfig
+from deltaw.encoders import Stepwise, walk_through
 from deltaw.errors import FormatError, StateError, TargetError, raise_all
 from deltaw.fitting import Fit, fit, refuse_loaded_as_one, refuse_mixed
 from deltaw.layer import AdaptedLayer
@@ -26,7 +27,7 @@ from deltaw.optimizers import watch
 from deltaw.originals import kept_by, restored
 from deltaw.planning import Plan, base_modules, look, plan
 from deltaw.quant import storage_of
-from deltaw.root import AdaptedPart, adapted_layers, adopt, check_attachable, find_root
+from deltaw.root import adapted_layers, adopt, check_attachable, find_root
 from deltaw.serving import USUAL, Serving
 from deltaw.starting import as_started, initial_state
 from deltaw.state import State
@@ -141,6 +142,7 @@ def attach_state(
         _equip(layers[path], geometry, built[path], name, authority)
     for rebind in rebinds:
         rebind()
+    walk_through(model)
     authority.add(name, state.config)
 
 
@@ -184,8 +186,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
                 parameter.requires_grad_(True)
         del root.authority
         for module in root.modules():
-            if isinstance(module, AdaptedPart):
+            if isinstance(module, Stepwise):
                 unswap(module)
+    walk_through(root)
 
 
 def _freeze(layers: dict[str, nn.Module], authority: Authority) -> None:

@@ -37,10 +37,10 @@ class LoraConfig:
     Args:
         r: rank of ΔW in every adapted layer.
         lora_alpha: numerator of the scale; `None` means `2 r`.
-        target_modules: which layers are adapted. `"all-linear"` takes every linear layer except
-            the output head; a list holds names, each matching a module of that name or any module
-            whose path ends in `.name`; any other string is a regular expression that must match
-            the whole path.
+        target_modules: which layers are adapted. `"all-linear"` takes every linear layer and
+            every `nn.MultiheadAttention` except the output head; a list holds names, each matching
+            a module of that name or any module whose path ends in `.name`; any other string is a
+            regular expression that must match the whole path.
         target_parameters: parameters adapted on their own, by names or ends of their paths, such as
             the stacked experts of a mixture, `["mlp.experts.gate_up_proj"]`; `rank_pattern` and
             `alpha_pattern` count for them, what selects modules does not.
@@ -71,8 +71,9 @@ class LoraConfig:
         revision: revision of the base model on the hub.
         method: what the adapter does to W: a file of `deltaw/adapters`.
         enable_lora: pattern -> one flag per equal slice of a fused layer's output, as in
-            `{"c_attn": [True, False, True]}`; only the slices marked are adapted. A list alone
-            holds for every adapted layer.
+            `{"c_attn": [True, False, True]}`; only the slices marked are adapted. For
+            `nn.MultiheadAttention` four flags mark q, k, v and out. A list alone holds for every
+            adapted layer.
 
     Raises:
         ConfigError: listing every setting that is out of range.

@@ -74,16 +74,32 @@ def fingerprint(model: nn.Module, adapted: Iterable[tuple[str, str]]) -> str | N
         module = model.get_submodule(path)
         if getattr(module, "max_norm", None) is not None:
             continue
-        weight = None if module._parameters.get(name) is None else stored(module, name)
-        if weight is None or weight.is_meta:
+        own = _weights(module, name)
+        if not own or any(weight.is_meta for weight in own.values()):
             return None
-        weights[path if name == WEIGHT else f"{path}.{name}"] = inner(weight)[0]
+        for part, weight in own.items():
+            weights[path if part == WEIGHT else f"{path}.{part}"] = inner(weight)[0]
     digest = hashlib.sha256()
     for path, frozen in weights.items():
         digest.update(f"{path} {tuple(frozen.shape)}\n".encode())
         digest.update(raw(_some_rows(frozen)))
     dtypes = ",".join(sorted({str(weight.dtype) for weight in weights.values()}))
     return f"{dtypes.replace('torch.', '')}/{ROWS} rows:{digest.hexdigest()}" if weights else None
+
+
+def _weights(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return a parameter; of a module without a weight its matrices, children's included.
+
+    Biases and what adapters brought are none.
+    """
+    if module._parameters.get(name) is not None:
+        return {name: stored(module, name)}
+    found = {}
+    for path, parameter in module.named_parameters() if name == WEIGHT else ():
+        inside, _, own = path.rpartition(".")
+        if parameter.dim() > 1 and "adapter" not in inside.split("."):
+            found[path] = stored(module.get_submodule(inside), own)
+    return found
 
 
 def _some_rows(weight: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ def _low_rank(
             continue
         bias = state.tensors.get(f"{slot}.lora_B_bias")
         inner = slot
-        if not stacked and slot != WEIGHT and "_of_" not in slot:
+        if slot.startswith("slice_") and not stacked and "_of_" not in slot:
             inner = slice_slot(int(slot.removeprefix("slice_")), len(state.enabled))
         where = f"{path}.{slot}" if stacked else path
         shape_A, shape_B = layer.packed_shapes(inner, A.shape[-2 if stacked else 0])

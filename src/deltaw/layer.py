@@ -19,7 +19,7 @@ from deltaw.mismatch import explain
 from deltaw.offload import is_placing, is_sharded
 from deltaw.parts import Part, weighted
 from deltaw.readable import Readable
-from deltaw.rowmap import Division, Seen
+from deltaw.rowmap import Division, RowMap, Seen
 from deltaw.rowwise import RowError, each_row
 from deltaw.state import LayerState
 from deltaw.storage import Original, Storage
@@ -84,6 +84,10 @@ class AdaptedLayer(Swapped, _Module):
         """Return the name of the parameter that a slot lies in."""
         return WEIGHT
 
+    def bias_name(self, slot: str) -> str:
+        """Return the name of the parameter that is added to the output of a slot."""
+        return "bias"
+
     def stacked(self, slot: str) -> int:
         """Return how many matrices a slot holds along a leading axis; 0 where it is one matrix."""
         return 0
@@ -91,6 +95,10 @@ class AdaptedLayer(Swapped, _Module):
     def shape(self, slot: str) -> tuple[int, int]:
         """Return (out, in) of a slot."""
         raise NotImplementedError
+
+    def slots(self, enabled: Sequence[bool]) -> tuple[str, ...]:
+        """Return the slots that are adapted where `enabled` marks them, or by default."""
+        return (WEIGHT,)
 
     def matrix(self, slot: str) -> Tensor:
         """Return the frozen weight of a slot as a dense (out, in) matrix."""
@@ -165,7 +173,7 @@ class AdaptedLayer(Swapped, _Module):
         try:
             rows = authority.row_map()
             if rows is not None:
-                return each_row(self, rows, args, kwargs)
+                return self.by_rows(rows, *args, **kwargs)
             return self.alike(*args, **kwargs)
         except RuntimeError as problem:
             if not isinstance(problem, (DeltawError, torch.OutOfMemoryError)):
@@ -192,10 +200,23 @@ class AdaptedLayer(Swapped, _Module):
                 return output
         return self.added(x, self.base(*args, **kwargs), parts)
 
-    def added(self, x: Tensor, base: Tensor, parts: Sequence[Part]) -> Tensor:
-        """Return the base's output with what the active adapters contribute for the input x."""
+    def by_rows(self, rows: RowMap, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base and add to each row what its own adapter contributes."""
+        return each_row(self, rows, args, kwargs)
+
+    def added(
+        self,
+        x: Tensor,
+        base: Tensor,
+        parts: Sequence[Part],
+        dropped: Mapping[float, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the base's output with what the active adapters contribute for the input x.
+
+        `dropped` is what dropout left of x, by probability, where that is known.
+        """
         y = base
-        dropped = self.dropped(x, parts)
+        dropped = self.dropped(x, parts) if dropped is None else dropped
         for slot, update, weight, p in parts:
             read = dropped.get(p, x)
             if isinstance(update, LowRank):
@@ -327,12 +348,24 @@ class AdaptedLayer(Swapped, _Module):
 
     def frozen(self, name: str) -> Tensor:
         """Return the base's own parameter or buffer, whatever is trained in its place."""
-        tensor = self._parameters[name] if name in self._parameters else self._buffers[name]
+        module, own = self.owner(name)
+        tensor = module._parameters[own] if own in module._parameters else module._buffers[own]
         assert tensor is not None
         return tensor
 
+    def owner(self, name: str) -> tuple[nn.Module, str]:
+        """Return the module that has a parameter or buffer, and what it calls it.
+
+        It is the layer itself, or a child whose parameters the layer reads past its forward.
+        """
+        path, _, own = name.rpartition(".")
+        return (self.get_submodule(path) if path else self), own
+
     def copies(self, name: str, active: Iterable[tuple[str, float | Tensor]]) -> Copies:
         """Return the (trained copy, weight) pairs of a parameter or buffer among `active`."""
+        owner, own = self.owner(name)
+        if owner is not self:
+            return owner.copies(own, active) if isinstance(owner, AdaptedLayer) else []
         return [
             (part(), weight)
             for key, weight in active

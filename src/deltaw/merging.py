@@ -20,10 +20,10 @@ from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.readable import Readable
 from deltaw.root import adapted_layers, require_root
 from deltaw.storage import Original, inner
-from deltaw.tables import changing_apart
+from deltaw.tables import Owner, changing_apart
 from deltaw.unpacking import Unpacked, forget_packing, pack_again, replace_packed, usual_dtype
 
-Shared = dict[tuple[int, str], list[str]]
+Shared = dict[Owner, list[str]]
 Done = dict[tuple[str, AdaptedLayer, str], Original]
 """The originals of what was written, by path, layer and name."""
 
@@ -101,16 +101,17 @@ def merge(
     problems += unpacked.refusals(original, layers)
     raise_all(MergeError, "Cannot merge:", problems)
     rounding: dict[str, float] = {}
-    written: set[int] = set()
+    written: set[object] = set()
     with _all_or_none(model) as done:
         for path_, layer in layers.items():
             found, lost = _merged(path_, layer, active, problems, unpacked)
             for name, new in found.items() if not problems else ():
-                tied = (id(layer), name) in shared
-                if not tied and id(layer.frozen(name)) in written:
+                owner = _owner(layer, name)
+                place = owner if owner in shared else id(layer.frozen(name))
+                if place in written:
                     continue
-                written.add(id(layer.frozen(name)))
-                _write(layer, name, new, tied)
+                written.add(place)
+                _write(layer, name, new, owner in shared)
                 done[path_, layer, name] = layer.originals[name]
             if lost is not None:
                 rounding[path_] = lost
@@ -209,7 +210,8 @@ def _refusals(
     untie: bool,
 ) -> Iterator[str]:
     for name in _touched(layer, active):
-        tensor = layer._parameters.get(name, layer._buffers.get(name))
+        owner, own = layer.owner(name)
+        tensor = owner._parameters.get(own, owner._buffers.get(own))
         where = f"{path}.{name}"
         if tensor is None:
             yield f"{where}: the layer has no bias to hold the adapter's; use lora_bias=False"
@@ -217,11 +219,16 @@ def _refusals(
             yield f"{where} is on the meta device; load the weights (remove offloading) first"
         elif is_sharded(tensor):
             yield f"{where} is sharded; merge before sharding"
-        elif (id(layer), name) in shared and not untie:
-            others = ", ".join(shared[id(layer), name])
+        elif _owner(layer, name) in shared and not untie:
+            others = ", ".join(shared[_owner(layer, name)])
             yield f"{where} is tied to {others}, which would change too; pass untie=True to copy it"
         if getattr(layer, "max_norm", None) is not None and name == WEIGHT:
             yield f"{path}: max_norm renormalises the rows of the merged table differently"
+
+
+def _owner(layer: AdaptedLayer, name: str) -> Owner:
+    owner, own = layer.owner(name)
+    return id(owner), own
 
 
 def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
@@ -231,7 +238,7 @@ def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
         for slot, adapter in layer.parts(key).items():
             names[slot if adapter.replaces else layer.holder(slot)] = None
             if adapter.bias_delta() is not None:
-                names["bias"] = None
+                names[layer.bias_name(slot)] = None
     return list(names)
 
 
@@ -239,7 +246,7 @@ def _merged(
     path: str, layer: AdaptedLayer, active: Active, problems: list[str], unpacked: Unpacked
 ) -> tuple[dict[str, Tensor], float | None]:
     """Return the merged tensors of one layer, and the share of ΔW that rounding takes."""
-    storage, lost = layer.storage, None
+    storage, lost = layer.storage, list[float]()
     try:
         with torch.no_grad():
             new = {
@@ -248,15 +255,17 @@ def _merged(
                 if storage is None or name != WEIGHT
             }
             merged = {}
-            for holder in {layer.holder(slot): None for slot, *_ in layer.contributors(active)}:
+            slots = [slot for slot, *_ in layer.contributors(active)]
+            biases = {layer.holder(slot): layer.bias_name(slot) for slot in slots}
+            for holder, bias in biases.items():
                 addition = addition_of(layer, active, holder)
                 W = new[holder] if storage is None else layer.dense()
                 dtype = layer.frozen(holder).dtype if storage is None else unpacked.dtype_of(layer)
                 merged[holder] = addition.to(W, dtype)
-                if lost is None and dtype is not None:
-                    lost = addition.lost(W, merged[holder])
+                share = None if dtype is None else addition.lost(W, merged[holder])
+                lost += [] if share is None else [share]
                 if addition.shift is not None:
-                    new["bias"] = new["bias"].to(addition.shift.dtype) + addition.shift
+                    new[bias] = new[bias].to(addition.shift.dtype) + addition.shift
             new = {name: tensor.to(layer.frozen(name).dtype) for name, tensor in new.items()}
             new |= merged
             broken = [name for name, tensor in new.items() if not is_finite(tensor)]
@@ -266,7 +275,7 @@ def _merged(
         problems.append(f"{path}: {problem}")
         return {}, None
     problems += [f"{path}.{name} would hold NaN or Inf" for name in broken]
-    return new, lost
+    return new, max(lost, default=None)
 
 
 def _with_copies(layer: AdaptedLayer, name: str, active: Active) -> Tensor:
@@ -287,7 +296,8 @@ def _write(layer: AdaptedLayer, name: str, new: Tensor, tied: bool) -> None:
     if name in layer._buffers:
         layer._buffers[name] = new
     elif parameter is not None:
-        layer._parameters[name] = nn.Parameter(new, requires_grad=False)
+        owner, own = layer.owner(name)
+        owner._parameters[own] = nn.Parameter(new, requires_grad=False)
     else:
         old.data = new
 

@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from deltaw.errors import StateError, raise_all
 
+WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight")
+"""What layers call the weight that their first input meets."""
+
 
 def explain(layer: nn.Module, x: object, packed: bool) -> None:
     """Raise a StateError that lists what lies elsewhere than the input or has another dtype.
@@ -19,9 +22,9 @@ def explain(layer: nn.Module, x: object, packed: bool) -> None:
     autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(
         x.device.type
     )
-    weight = x if packed else own.get("weight", x)
-    if x.is_floating_point() and weight.dtype != x.dtype and not autocast:
-        problems.append(f"weight is {weight.dtype}")
+    if x.is_floating_point() and not packed and not autocast:
+        found = [(name, own[name]) for name in WEIGHTS if name in own]
+        problems += [f"{name} is {W.dtype}" for name, W in found if W.dtype != x.dtype]
     raise_all(
         StateError,
         f"{type(layer).__name__}({layer.extra_repr()}) cannot take its input, {x.dtype} on "

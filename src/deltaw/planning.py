@@ -13,7 +13,6 @@ from deltaw.heads import input_embedding, new_heads, output_head
 from deltaw.layer import WEIGHT, AdaptedLayer
 from deltaw.layers import geometries, geometry_of
 from deltaw.layers.experts import Experts
-from deltaw.layers.linear import slice_slot
 from deltaw.patterns import pattern_values, within
 from deltaw.quant import storage_of
 from deltaw.select import Modules, Selection, select
@@ -23,8 +22,6 @@ from deltaw.summarizing import shorten
 from deltaw.swap import origin_of, seen_as
 from deltaw.tables import tables_of, width
 from deltaw.walking import walk
-
-FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,11 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
             "Fix: put it in one, as in model = torch.nn.Sequential(layer), and attach to that."
         )
     kinds = {path: getattr(geometry_of(layers[path]), "kind", "") for path in paths}
-    linear = [path for path in paths if kinds[path] in ("linear", "conv1d")]
+    linear = [
+        path
+        for path in paths
+        if kinds[path] in ("linear", "conv1d", "attention") and _attention_of(layers, path) is None
+    ]
     odd = [path for path in linear if _is_odd(layers[path])]
     first = {id(module): path for path, module in layers.items()}
     everywhere = model.named_modules(remove_duplicate=False)
@@ -220,8 +221,7 @@ def _targets(
         geometry = geometry_of(layers[path])
         assert geometry is not None
         layer = look(layers[path], geometry)
-        count = len(enabled)
-        slots = tuple(slice_slot(i, count) for i, on in enumerate(enabled) if on) or (WEIGHT,)
+        slots = layer.slots(enabled)
         shapes = tuple(layer.shape(slot) for slot in slots)
         outputs = sum(out for out, _ in shapes)
         bias = outputs if config.lora_bias else 0
@@ -261,11 +261,12 @@ def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> li
     enabled = like.enabled
     if geometry is None:
         return [f"{origin_of(layer).__name__} is not a supported layer type"]
-    parent = layers.get(path.rpartition(".")[0])
-    if isinstance(parent, FAST_PATH):
+    attention = _attention_of(layers, path)
+    if attention is not None:
         return [
-            f"{type(parent).__name__} reads this layer's weight past its forward, so an adapter "
-            "would train and then have no effect"
+            "MultiheadAttention reads this layer's weight past its forward; name the attention "
+            f"itself{attention and f', {attention}'}, whose projections q, k, v and out are "
+            "adapted, or with enable_lora=[False, False, False, True] for it out alone"
         ]
     reasons = geometry.refusals(layer)
     storage = storage_of(layer)
@@ -276,13 +277,22 @@ def refusals(layers: Mapping[str, nn.Module], path: str, like: LayerState) -> li
             f"{origin_of(layer).__name__} overrides forward; if it still applies its weight as "
             f"{geometry.takes} does, set `applies_weight = True` on the class"
         )
-    if enabled and geometry.kind not in ("linear", "conv1d"):
-        reasons.append("enable_lora is for linear layers")
+    if enabled and geometry.kind == "attention":
+        if len(enabled) != 4:
+            reasons.append(f"enable_lora marks q, k, v and out here, not {len(enabled)} slices")
+    elif enabled and geometry.kind not in ("linear", "conv1d"):
+        reasons.append("enable_lora is for linear layers and attention")
     elif enabled and not reasons:
         out, _ = look(layer, geometry).shape(WEIGHT)
         if out % len(enabled):
             reasons.append(f"its output of {out} does not divide into {len(enabled)} slices")
     return reasons
+
+
+def _attention_of(layers: Mapping[str, nn.Module], path: str) -> str | None:
+    """Return the path of the attention whose output projection is at `path`, if it is one."""
+    parent = path.rpartition(".")[0]
+    return parent if isinstance(layers.get(parent), nn.MultiheadAttention) else None
 
 
 def _trained(
@@ -295,7 +305,10 @@ def _trained(
         if within(path, selection.heads) and path not in targets:
             kept = module._non_persistent_buffers_set
             buffers = {n: b for n, b in module._buffers.items() if b is not None and n not in kept}
-        elif config.bias == "all" or (config.bias == "lora_only" and path in targets):
+        elif config.bias == "all" or (
+            config.bias == "lora_only"
+            and (path in targets or _attention_of(layers, path) in targets)
+        ):
             parameters = {n: p for n, p in parameters.items() if "bias" in n}
         else:
             continue

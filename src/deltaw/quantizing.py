@@ -11,13 +11,14 @@ from deltaw.errors import ConfigError, StateError, TargetError, raise_all
 from deltaw.heads import new_heads, output_head
 from deltaw.layer import AdaptedLayer
 from deltaw.patterns import ends_with, within
-from deltaw.planning import FAST_PATH
 from deltaw.quant import kinds, storage_of
 from deltaw.select import nearest
 from deltaw.storage import Storage
 from deltaw.swap import clear_bound_forward
 from deltaw.walking import walk
 
+FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""What reads the weights of its children past their forward."""
 DOUBLE = ("nf4", "fp4")
 """The kinds of which the scales can be packed too."""
 

@@ -8,11 +8,12 @@ from torch import nn
 
 from deltaw.adapter import refuse_cast
 from deltaw.authority import Authority
+from deltaw.encoders import Stepwise
 from deltaw.errors import ConfigError, StateError, raise_all
 from deltaw.formats import format_of
 from deltaw.layer import AdaptedLayer
 from deltaw.snapshot import state_of
-from deltaw.swap import Swapped, swap
+from deltaw.swap import swap
 from deltaw.walking import walk
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ else:
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
-class AdaptedPart(Swapped, _Module):
+class AdaptedPart(Stepwise, _Module):
     """Mixin of the models of transformers inside the adapted one, which cannot save themselves."""
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -91,7 +91,7 @@ def _values(adapter: Adapter, name: str) -> Tensor:
 
 def _outer(slot: str, enabled: tuple[bool, ...]) -> tuple[str, tuple[bool, ...]]:
     """Return the slot's name in a state, and the flags of the slices with this one's set."""
-    if slot == WEIGHT:
+    if not slot.startswith("slice_"):
         return slot, ()
     _, index, _, count = slot.split("_")
     flags = list(enabled or [False] * int(count))

@@ -151,7 +151,7 @@ def _refuse(name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]
     kind = kind_of(name)
     problems = []
     for target, layer in places:
-        reason = _unreadable(layer, kind)
+        reason = _unreadable(target, layer, kind)
         if reason:
             problems.append(f"{target.path}: {reason}")
             continue
@@ -170,7 +170,7 @@ def _refuse(name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]
     )
 
 
-def _unreadable(layer: AdaptedLayer, kind: str) -> str:
+def _unreadable(target: Target, layer: AdaptedLayer, kind: str) -> str:
     """Return why a start of that kind cannot see what it starts from."""
     if kind == "start":
         return ""
@@ -178,6 +178,8 @@ def _unreadable(layer: AdaptedLayer, kind: str) -> str:
         return "parameters adapted on their own start from A alone, with B at zero"
     if device_of(layer).type == "meta":
         return "it is on the meta device and has no values; load the weights first"
+    if layer.kind == "attention" and kind != "from_weights":
+        return "what the projections of an attention read is not seen from outside"
     if kind == "from_inputs":
         return ""
     if layer.storage is not None:
@@ -185,7 +187,7 @@ def _unreadable(layer: AdaptedLayer, kind: str) -> str:
             f"its weight is stored as {type(layer.storage).__name__}, and the rounding of a packed "
             "weight is not taken into such a start yet"
         )
-    if layer.frozen(WEIGHT).is_meta:
+    if any(layer.frozen(layer.holder(slot)).is_meta for slot in target.slots):
         return "its weight is offloaded; attach first and offload then"
     return ""
 

@@ -25,11 +25,12 @@ class LayerState:
     |---|---|---|
     | linear, conv1d (GPT-2) | (r, in) | (out, r) |
     | embedding | (r, vocabulary) | (width, r) |
-    | conv | (r, in / groups, *kernel) | (out, r) |
+    | conv, conv_transpose | (r, in / groups, *kernel) | (out, r) |
     | conv, spanning all groups | (R, in, *kernel) | (out, R / groups) |
     | conv, factored (loralib) | (R, in k^ceil(d/2)) | (out / groups k^floor(d/2), R) |
     | fused, per slice | (r, in) | (out / slices, r) |
     | experts, per parameter | (E, r, in) | (E, out, r) |
+    | attention, per slot q, k, v, out | (r, in of the slot) | (width, r) |
     | module | - | - |
 
     A start that is subtracted again is kept as `<slot>.start_A` and `<slot>.start_B`.

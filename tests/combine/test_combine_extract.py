@@ -368,3 +368,19 @@ def test_a_grouped_convolution_comes_back_in_peft_and_here(tmp_path: Path) -> No
     torch.testing.assert_close(logits(model, x), logits(tuned, x), rtol=1e-4, atol=1e-5)
     got = logits(in_peft(base, tmp_path / "adapter"), x)
     torch.testing.assert_close(got, logits(tuned, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_transposed_convolution_comes_back_and_is_not_taken_for_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.ConvTranspose2d(4, 6, (3, 2), groups=2))
+    tuned = tuned_from(base)
+    x = torch.randn(2, 4, 5, 6)
+    ours = (
+        saved(tmp_path / "b.safetensors", base.state_dict()),
+        saved(tmp_path / "t.safetensors", tuned.state_dict()),
+    )
+    made = combine.extract(*ours, energy=1.0, rest="save", places=places(base))
+    deltaw.attach(base, made.state)
+    torch.testing.assert_close(logits(base, x), logits(tuned, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(FormatError, match=r"0\.weight \(4, 3, 3, 2\) beside a bias \(6,\)"):
+        combine.extract(*ours, energy=1.0)

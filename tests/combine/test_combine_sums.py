@@ -236,3 +236,36 @@ def test_a_start_that_is_subtracted_counts_with_its_sign() -> None:
     with deltaw.merged(model):
         for layer, W, delta in zip(model, before, deltas, strict=True):
             torch.testing.assert_close(layer.weight - W, delta, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_and_transposed_convolutions_in_a_model() -> None:
+    model = nn.Sequential(
+        nn.MultiheadAttention(6, 3, kdim=4, vdim=5), nn.ConvTranspose1d(4, 6, 3, groups=2)
+    ).double()
+    paths = ["0", "1"]
+    for seed, (name, enabled) in enumerate(
+        {"a": (True,) * 4, "b": (True, False, True, False)}.items()
+    ):
+        config = deltaw.LoraConfig(
+            r=2 + seed,
+            lora_alpha=3,
+            target_modules=paths,
+            enable_lora={"0": enabled},
+            init_lora_weights=False,
+        )
+        deltaw.attach(model, config, name, generator=torch.Generator().manual_seed(seed))
+    weights = {"a": 0.5, "b": -2.0}
+    states = [deltaw.capture(model, name) for name in weights]
+    deltaw.activate(model, weights)
+    with deltaw.merged(model):
+        expected = {n: p.clone() for n, p in model.named_parameters() if "adapter" not in n}
+    deltaw.detach(model)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    for made in (combine.concatenate, lambda *given: combine.add(*given).state):
+        deltaw.attach(model, made(states, list(weights.values())))
+        with deltaw.merged(model):
+            for name, merged in expected.items():
+                found = model.get_parameter(name)
+                torch.testing.assert_close(found, merged, rtol=1e-5, atol=1e-5)
+                assert name.endswith("bias") or not torch.equal(found, before[name])
+        deltaw.detach(model)

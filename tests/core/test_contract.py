@@ -12,7 +12,19 @@ from deltaw.layers import geometries
 from deltaw.root import AdaptedModel
 from deltaw.swap import Swapped
 
-SUPPORTED = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.LayerNorm)
+SUPPORTED = (
+    nn.Linear,
+    nn.Embedding,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.MultiheadAttention,
+    nn.BatchNorm1d,
+    nn.LayerNorm,
+)
 
 
 def brought(mixin: type) -> set[str]:

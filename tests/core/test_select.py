@@ -123,14 +123,24 @@ def test_unsupported_modules_are_named_with_what_is_supported() -> None:
 @pytest.mark.parametrize(
     ("model", "path"),
     [
-        (nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16)), "linear1"),
-        (nn.Sequential(nn.TransformerDecoderLayer(8, 2, 16)), "out_proj"),
-        (nn.Sequential(nn.MultiheadAttention(8, 2)), "out_proj"),
+        (nn.Sequential(nn.TransformerDecoderLayer(8, 2, 16)), "0.multihead_attn"),
+        (nn.Sequential(nn.MultiheadAttention(8, 2)), "0"),
     ],
 )
 def test_layers_read_past_their_forward_are_refused(model: nn.Module, path: str) -> None:
-    with pytest.raises(TargetError, match="past its forward"):
-        deltaw.attach(model, LoraConfig(target_modules=[path]))
+    with pytest.raises(TargetError, match=f"past its forward; name the attention itself, {path}"):
+        deltaw.attach(model, LoraConfig(target_modules=["out_proj"]))
+
+
+def test_all_linear_takes_attention_for_the_four_linear_maps_that_it_is() -> None:
+    model = nn.Sequential(nn.TransformerDecoderLayer(8, 2, 16))
+    plan = deltaw.plan(model, LoraConfig(r=2))
+    assert [(target.path, target.slots) for target in plan.targets] == [
+        ("0.self_attn", ("q", "k", "v", "out")),
+        ("0.multihead_attn", ("q", "k", "v", "out")),
+        ("0.linear1", ("weight",)),
+        ("0.linear2", ("weight",)),
+    ]
 
 
 @pytest.mark.parametrize(

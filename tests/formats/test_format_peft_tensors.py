@@ -34,8 +34,8 @@ def test_all_that_is_wrong_with_the_tensors_is_listed_at_once(tmp_path: Path) ->
         P + "dora.lora_magnitude_vector": torch.ones(7),
         P + "emb.token_adapter.trainable_tokens_delta": torch.ones(1, 7),
         P + "kasa.lora_diag": torch.ones(3),
-        P + "ok.base_layer.out_proj.lora_A.weight": torch.ones(3, 5),
-        P + "ok.base_layer.out_proj.lora_B.weight": torch.ones(7, 3),
+        P + "ok.base_layer.inner.lora_A.weight": torch.ones(3, 5),
+        P + "ok.base_layer.inner.lora_B.weight": torch.ones(7, 3),
         P + "large.lora_A.weight": torch.ones(4, 5),
         P + "large.lora_B.weight": torch.ones(7, 4),
     }
@@ -52,7 +52,7 @@ def test_all_that_is_wrong_with_the_tensors_is_listed_at_once(tmp_path: Path) ->
         "'dora': lora_A is missing beside 'base_model.model.dora.lora_magnitude_vector'",
         "'emb': the file has rows (1, 7) in torch.float32, and trainable_token_indices has 0",
         "KaSA is not supported",
-        "'ok.base_layer.out_proj': an adapter inside the adapted 'ok'",
+        "'ok.base_layer.inner': an adapter inside the adapted 'ok'",
         "'large': rank 4 by its shape, but the settings know only 3",
     ):
         assert text in message

@@ -13,8 +13,29 @@ import deltaw.layers
 from deltaw.quant import kinds
 from laws import oracle
 
-Delta = Callable[[nn.Module, oracle.Tensors, float], Tensor]
-Apply = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+Delta = Callable[[nn.Module, oracle.Tensors, float], Tensor | oracle.Tensors]
+Apply = Callable[..., Tensor]
+Call = Callable[[nn.Module, Tensor], Tensor]
+
+
+def plainly(layer: nn.Module, x: Tensor) -> Tensor:
+    """How a layer of one input is called."""
+    return layer(x)
+
+
+def with_itself(layer: nn.Module, x: Tensor) -> Tensor:
+    """How an attention is called whose queries, keys and values are the same."""
+    return layer(x, x, x)[0]
+
+
+def across(layer: nn.Module, x: Tensor) -> Tensor:
+    """How an attention is called on three inputs, here of other widths."""
+    return layer(x, *others(layer, x), need_weights=False)[0]
+
+
+def others(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of those widths."""
+    return x[..., : layer.kdim].flip(1), x[..., -layer.vdim :].sin()
 
 
 @dataclass(frozen=True)
@@ -39,6 +60,7 @@ class Case:
     vocabulary: int = 0
     packed: str = ""
     slack: float = 0.0
+    call: Call = plainly
 
     @property
     def absent(self) -> str:
@@ -51,6 +73,10 @@ class Case:
         """Whether the base loads its own `state_dict`, which bitsandbytes' layers do not."""
         return not self.packed or self.packed.startswith("torchao")
 
+    def biases(self) -> list[str]:
+        """The names of the layer's biases."""
+        return [name for name, _ in self.layer().named_parameters() if "bias" in name]
+
     def x(self, dtype: torch.dtype, seed: int = 1) -> Tensor:
         """An input; of an embedding every token."""
         dtype = torch.float32 if self.packed and dtype is torch.float64 else dtype
@@ -59,12 +85,21 @@ class Case:
             return torch.randperm(self.vocabulary, generator=generator).view(self.shape)
         return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    def learned(self, layer: nn.Module, tensors: oracle.Tensors, scale: float) -> Tensor:
-        """ΔW of the factors, less that of the start where it is subtracted."""
+    def deltas(self, layer: nn.Module, tensors: oracle.Tensors, scale: float) -> oracle.Tensors:
+        """ΔW of every weight by its name, less that of the start where it is subtracted."""
         own = {name: t for name, t in tensors.items() if ".start_" not in name}
         start = {n.replace("start", "lora"): t for n, t in tensors.items() if ".start_" in n}
-        delta = self.delta(layer, own, scale)
-        return delta - self.delta(layer, start, scale) if start else delta
+        found = self._named(layer, own, scale)
+        less = self._named(layer, start, scale) if start else {}
+        return {name: delta - less.get(name, 0) for name, delta in found.items()}
+
+    def learned(self, layer: nn.Module, tensors: oracle.Tensors, scale: float) -> Tensor:
+        """The same of a layer's one weight."""
+        return self.deltas(layer, tensors, scale)["weight"]
+
+    def _named(self, layer: nn.Module, tensors: oracle.Tensors, scale: float) -> oracle.Tensors:
+        found = self.delta(layer, tensors, scale)
+        return {"weight": found} if isinstance(found, Tensor) else found
 
     def __str__(self) -> str:
         return self.name
@@ -168,14 +203,17 @@ class Head(nn.Module):
 class Small(nn.Module):
     """The layer, a shift, and where asked a head."""
 
-    def __init__(self, layer: nn.Module, head: nn.Module | None = None) -> None:
+    def __init__(
+        self, layer: nn.Module, head: nn.Module | None = None, call: Call = plainly
+    ) -> None:
         super().__init__()
         self.layer = layer
+        self.call = call
         self.shift = Shift()
         self.head = head if head is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.shift(self.layer(x)))
+        return self.head(self.shift(self.call(self.layer, x)))
 
 
 class Stack(nn.Module):
@@ -296,6 +334,32 @@ def _experts(name: str, layer: Callable[[], nn.Module]) -> Case:
     )
 
 
+def _transposed(name: str, layer: Callable[[], nn.Module], *space: int) -> Case:
+    shape = (2, layer().in_channels, *space)
+    return Case(
+        name,
+        "conv_transpose",
+        layer,
+        shape,
+        oracle.transposed_conv_delta,
+        oracle.transposed_convolution,
+    )
+
+
+def _attention(name: str, call: Call, enabled: tuple[bool, ...] = (), **options: object) -> Case:
+    """Of three heads of width 2; torch's fast path takes an even number."""
+    return Case(
+        name,
+        "attention",
+        lambda: nn.MultiheadAttention(6, 3, **options),
+        (2, 4, 6),
+        oracle.attention_delta,
+        oracle.attention,
+        enabled,
+        call=call,
+    )
+
+
 # LLM.int8() rounds the input to 8 bits, and int4 on a CPU sums in another order in half precision.
 SLACK = {"int8": 3e-2}
 
@@ -361,6 +425,19 @@ CASES = (
     _experts("experts-transposed", lambda: Transposed((3, 5, 7), 7)),
     _experts("experts-gathered", lambda: Gathered((3, 7, 5), 7)),
     _experts("experts-matrix", lambda: Matrix((7, 5), 7)),
+    _transposed("transposed1d", lambda: nn.ConvTranspose1d(4, 5, 3, 2, 1, output_padding=1), 5),
+    _transposed(
+        "transposed2d-groups",
+        lambda: nn.ConvTranspose2d(4, 6, (3, 2), (2, 1), groups=2, dilation=(1, 2), bias=False),
+        3,
+        4,
+    ),
+    _transposed("transposed3d", lambda: nn.ConvTranspose3d(2, 3, 2, (1, 2, 1), (1, 0, 0)), 3, 2, 3),
+    _attention("attention", with_itself, batch_first=True),
+    _attention("attention-1011", with_itself, (True, False, True, True)),
+    _attention("attention-1000", with_itself, (True, False, False, False), bias=False),
+    _attention("attention-widths", across, kdim=4, vdim=5, batch_first=True, add_bias_kv=True),
+    _attention("attention-across", across, (False, True, False, True), add_zero_attn=True),
     Case(
         "layer-norm",
         "module",

@@ -26,7 +26,9 @@ import deltaw.kernels.batched
 import deltaw.kernels.linear
 import deltaw.kernels.norms
 import deltaw.kernels.shared
+import deltaw.layers.attention
 import deltaw.layers.conv
+import deltaw.layers.conv_transpose
 import deltaw.layers.embedding
 import deltaw.merging
 import deltaw.originals
@@ -41,12 +43,14 @@ from deltaw.authority import Authority
 from deltaw.config import LoraConfig
 from deltaw.kernels.shared import Input, Left, Pool, SharedInput
 from deltaw.layer import AdaptedLayer
-from deltaw.layers import linear
+from deltaw.layers import conv, linear
+from deltaw.layers.attention import Attention
 from deltaw.layers.conv import Conv
 from deltaw.layers.conv_spanning import SpanningConv
 from deltaw.layers.embedding import Embedding
 from deltaw.layers.experts import Experts
 from deltaw.layers.linear import Linear
+from deltaw.parts import Part
 from deltaw.rowmap import Division, RowMap
 from deltaw.state import LayerState, State
 from deltaw.weight import AdaptedWeight
@@ -534,6 +538,50 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     real = linear.stacked
     patch.setattr(linear, "stacked", lambda terms, dtype, of, *_: real(terms, dtype, of))
+
+
+@mutant("the output of attention counted twice", 3, forward("attention"))
+def _(patch: Patch) -> None:
+    real = Attention.added
+
+    def added(self: Attention, x: Tensor, y: Tensor, parts: Any, *dropped: Any) -> Tensor:
+        twice = [part for part in parts if part.slot == "out"]
+        return real(self, x, real(self, x, y, parts, *dropped), twice)
+
+    patch.setattr(Attention, "added", added)
+
+
+@mutant("keys and values of attention mixed up", 3, forward("attention-across"))
+def _(patch: Patch) -> None:
+    real = Attention.contributions
+    other = {"k": "v", "v": "k"}
+
+    def contributions(self: Attention, *of: Any) -> list[Part]:
+        return [p._replace(slot=other.get(p.slot, p.slot)) for p in real(self, *of)]
+
+    patch.setattr(Attention, "contributions", contributions)
+
+
+@mutant("masks of attention ignored", 3, lambda: law03.attention_under_a_mask())
+def _(patch: Patch) -> None:
+    real = deltaw.layers.attention.attend
+    patch.setattr(
+        deltaw.layers.attention,
+        "attend",
+        lambda *of: real(*of[:-1], of[-1]._replace(padding=None, mask=None)),
+    )
+
+
+@mutant("groups of a transposed convolution mixed up", 3, forward("transposed2d-groups"))
+def _(patch: Patch) -> None:
+    patch.setattr(
+        deltaw.layers.conv_transpose, "mix", lambda S, B, *of: conv.mix(S, B.flip(0), *of)
+    )
+
+
+@mutant("an encoder on its fast path", 3, lambda: law03.encoders_agree_without_gradients())
+def _(patch: Patch) -> None:
+    patch.setattr(deltaw.attaching, "walk_through", lambda model: None)
 
 
 @mutant("a row under its neighbour's adapter", 3, lambda: rows.every_way(BY_NAME["linear"]))

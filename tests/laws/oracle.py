@@ -6,7 +6,7 @@ defining sum. Everything is differentiable, so that gradients have an oracle too
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,92 @@ def dora_delta(layer: nn.Module, W: Tensor, delta: Tensor, magnitude: Tensor, ax
     return magnitude.view(shape) * V / norm - W
 
 
+def transposed_conv_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensor:
+    """ΔW (in, out/groups, *kernel): input c and output o of the same group."""
+    A, B = tensors["weight.lora_A"], tensors["weight.lora_B"]
+    inputs, outputs = A.shape[1], len(B) // layer.groups
+    planes = []
+    for c in range(inputs * layer.groups):
+        first = c // inputs * outputs
+        rows = B[first : first + outputs]
+        planes.append(scale * torch.einsum("or,r...->o...", rows, A[:, c % inputs]))
+    return torch.stack(planes)
+
+
+def transposed_conv_dora(layer: nn.Module, W: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
+    """DoRA's ΔW, where output o of a group has its own part of the inputs of that group."""
+    inputs = len(W) // layer.groups
+    parts = []
+    for group in range(layer.groups):
+        rows = slice(group * inputs, (group + 1) * inputs)
+        own = magnitude[group * W.shape[1] : (group + 1) * W.shape[1]]
+        parts.append(dora_delta(layer, W[rows], delta[rows], own, 1))
+    return torch.cat(parts)
+
+
+def attention_deltas(tensors: Tensors, scale: float) -> dict[str, Tensor]:
+    """ΔW of each slot that is adapted, less that of a start which is subtracted."""
+    found = {}
+    for slot in ("q", "k", "v", "out"):
+        for name, sign in (("lora", 1), ("start", -1)):
+            if f"{slot}.{name}_A" in tensors:
+                A, B = tensors[f"{slot}.{name}_A"], tensors[f"{slot}.{name}_B"]
+                found[slot] = found.get(slot, 0) + sign * scale * torch.einsum("or,ri->oi", B, A)
+    return found
+
+
+def attention_delta(layer: nn.Module, tensors: Tensors, scale: float) -> Tensors:
+    """ΔW of every weight that holds an adapted slot, by its name."""
+    deltas = attention_deltas(tensors, scale)
+    found = {"out_proj.weight": deltas["out"]} if "out" in deltas else {}
+    inner = {slot: delta for slot, delta in deltas.items() if slot != "out"}
+    if layer.in_proj_weight is None:
+        return found | {f"{slot}_proj_weight": delta for slot, delta in inner.items()}
+    zeros = torch.zeros(layer.embed_dim, layer.embed_dim, dtype=torch.float64)
+    whole = torch.cat([inner.get(slot, zeros) for slot in ("q", "k", "v")])
+    return found | ({"in_proj_weight": whole} if inner else {})
+
+
+def attention_weights(layer: nn.Module) -> dict[str, Tensor]:
+    """W of each slot."""
+    own = {n: p.detach().double() for n, p in layer.named_parameters() if "adapter" not in n}
+    names = [f"{slot}_proj_weight" for slot in ("q", "k", "v")]
+    parts = own["in_proj_weight"].chunk(3) if "in_proj_weight" in own else [own[n] for n in names]
+    return dict(zip(("q", "k", "v", "out"), (*parts, own["out_proj.weight"]), strict=True))
+
+
+Projected = Callable[[str, Tensor], Tensor]
+
+
+def attention(
+    layer: nn.Module,
+    inputs: Sequence[Tensor],
+    project: Projected,
+    beyond: Sequence[Tensor],
+) -> Tensor:
+    """Σ_s softmax_s(q_t · k_s / √d) v_s of every head, projected; all is (batch, length, width).
+
+    `beyond` are the learned last key and value, if any.
+    """
+    q, k, v = (project(slot, x) for slot, x in zip(("q", "k", "v"), inputs, strict=True))
+    if beyond:
+        k, v = (
+            torch.cat((part, own.view(1, 1, -1).expand(len(part), 1, -1)), 1)
+            for part, own in zip((k, v), beyond, strict=True)
+        )
+    if layer.add_zero_attn:
+        k, v = (torch.cat((part, torch.zeros_like(part[:, :1])), 1) for part in (k, v))
+    d = layer.embed_dim // layer.num_heads
+    heads = []
+    for h in range(layer.num_heads):
+        part = slice(h * d, (h + 1) * d)
+        scores = torch.einsum("ntd,nsd->nts", q[..., part], k[..., part]) / math.sqrt(d)
+        exponentials = (scores - scores.max(-1, keepdim=True).values).exp()
+        weights = exponentials / exponentials.sum(-1, keepdim=True)
+        heads.append(torch.einsum("nts,nsd->ntd", weights, v[..., part]))
+    return project("out", torch.cat(heads, -1))
+
+
 def linear(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """y_o = Σ_i W_oi x_i + b_o."""
     y = torch.einsum("oi,...i->...o", W, x)
@@ -122,6 +208,27 @@ def embedding(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tenso
 def convolution(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """y[o, p] = Σ_c,k W[o, c, k] x[c of o's group, p stride + k dilation - padding] + b[o]."""
     return _convolve(layer, x, W, b, layer.groups)
+
+
+def transposed_convolution(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """y[o, p] = Σ x[c, q] W[c, o, k] over q stride + k dilation - padding = p, plus b[o]."""
+    kernel, groups = W.shape[2:], layer.groups
+    axes = list(zip(x.shape[2:], layer.stride, layer.dilation, kernel, strict=True))
+    sizes = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in axes]
+    sizes = [size + more for size, more in zip(sizes, layer.output_padding, strict=True)]
+    y = x.new_zeros(len(x), W.shape[1] * groups, *sizes)
+    parts = x.reshape(len(x), groups, -1, math.prod(x.shape[2:]))
+    for offset in itertools.product(*map(range, kernel)):
+        weight = W[(slice(None), slice(None), *offset)].reshape(groups, -1, W.shape[1])
+        found = torch.einsum("ngcp,gco->ngop", parts, weight).reshape(*y.shape[:2], *x.shape[2:])
+        for axis, (n, s, d, _) in enumerate(axes):
+            places = torch.arange(n) * s + offset[axis] * d
+            wide = found.new_zeros(*found.shape[: axis + 2], sizes[axis], *found.shape[axis + 3 :])
+            found = wide.index_copy(axis + 2, places, found)
+        y = y + found
+    for axis, p in enumerate(layer.padding):
+        y = y.narrow(axis + 2, p, y.shape[axis + 2] - 2 * p)
+    return y if b is None else y + b.view(-1, *[1] * len(kernel))
 
 
 def full_convolution(layer: nn.Module, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

@@ -11,7 +11,6 @@ from torch import nn
 
 from deltaw import adapters, inits
 from deltaw.layers import geometry_of
-from deltaw.layers.linear import slice_slot
 from deltaw.planning import look
 from laws.cases import BY_NAME, CASES, Case
 
@@ -67,7 +66,7 @@ class Setting:
     @property
     def mergeable(self) -> bool:
         """Whether a merge is possible at all."""
-        bare = self.lora_bias and getattr(self.case.layer(), "bias", None) is None
+        bare = self.lora_bias and not self.case.biases()
         return self.case.mergeable and not bare
 
 
@@ -83,11 +82,15 @@ def fits(case: Case, init: bool | str, r: int) -> bool:
         return True
     geometry = geometry_of(layer := case.layer())
     assert geometry is not None
-    n = len(case.enabled)
-    shape = look(layer, geometry).shape(slice_slot(0, n) if n else "weight")
-    zero = geometry.zero_factor
-    site = inits.Site("layer", "layer", shape, r, 1.0, zero, None, lambda: layer.weight)
-    return not inits.refusal(init, site)
+    seen, zero = look(layer, geometry), geometry.zero_factor
+    shape, matrix = seen.shape, seen.matrix
+    sites = [
+        inits.Site(
+            "layer", "layer", shape(slot), r, 1.0, zero, None, functools.partial(matrix, slot)
+        )
+        for slot in seen.slots(case.enabled)
+    ]
+    return not any(inits.refusal(init, site) for site in sites)
 
 
 def ranks(case: Case, init: bool | str) -> tuple[tuple[int, float], ...]:
@@ -120,6 +123,8 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
         plain |= {"bias": ("none", "all", "lora_only"), "head": (False, True)}
     if case.form == "config":
         names = [name for name in inits.names() if not case.packed or reads_no_weight(name)]
+        if case.file == "attention":
+            names = [name for name in names if not inits.from_data(name)]
         known = {rank for init in names for rank in ranks(case, init)}
         plain |= {"init": tuple(names), "method": tuple(adapters.names())}
         plain |= {"rank": tuple(rank for rank in RANKS if rank in known)}

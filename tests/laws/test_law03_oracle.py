@@ -18,7 +18,7 @@ from deltaw.layer import AdaptedLayer
 from deltaw.layers import geometries
 from laws import oracle
 from laws.building import adapt, base, fill, loss, parts, unpacked
-from laws.cases import CASES, Case
+from laws.cases import CASES, Case, others, with_itself
 from laws.product import Setting, setting
 from laws.running import over_cases, over_pairs, whole_product
 
@@ -42,7 +42,11 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> None:
 
 def leaves(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The state's tensors of `layer` in float64, as leaves."""
-    tensors = deltaw.capture(model, name).layers["layer"].tensors
+    layers = deltaw.capture(model, name).layers
+    tensors = dict(layers["layer"].tensors)
+    if "layer.out_proj" in layers:
+        own = layers["layer.out_proj"].tensors
+        tensors |= {f"out_proj.{key}": tensor for key, tensor in own.items()}
     return {
         key: t.double().clone().requires_grad_(t.is_floating_point()) for key, t in tensors.items()
     }
@@ -57,6 +61,8 @@ def expected(
 ) -> Tensor:
     """The output of `layer`, by hand; `dropped` holds the input of each slot's adapter."""
     case, layer = setting.case, model.layer
+    if case.file == "attention":
+        return attended(setting, model, x, tensors)
     own = {k: p for k, p in layer._parameters.items() if p is not None}
     W = tensors.get("weight.trained", layer.dense().detach().double())
     b = tensors.get("bias.trained", own["bias"].detach().double() if "bias" in own else None)
@@ -71,6 +77,58 @@ def expected(
     return y + lora_bias(setting, tensors, y)
 
 
+def attended(setting: Setting, model: nn.Module, x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """The output of an attention, whose masks of dropout are drawn here as the layer draws them."""
+    layer = model.layer
+    W = oracle.attention_weights(layer)
+    deltas = oracle.attention_deltas(tensors, setting.scale)
+    if setting.method != "lora":
+        deltas = {
+            slot: oracle.dora_delta(
+                layer, W[slot], delta, tensors[f"{slot}.lora_magnitude_vector"], 0
+            )
+            for slot, delta in deltas.items()
+        }
+    masks: dict[int, Tensor] = {}
+    masked = model.training and setting.dropout > 0
+
+    def added(slot: str, x: Tensor) -> Tensor:
+        if slot not in deltas:
+            return torch.zeros((), dtype=torch.float64)
+        if masked and id(x) not in masks:
+            turned = slot == "out" or not layer.batch_first
+            mask = keep_mask(x.transpose(0, 1) if turned else x, setting.dropout)
+            mask = mask.transpose(0, 1) if turned else mask
+            masks[id(x)] = mask.double() / (1 - rounded(setting.dropout))
+        y = oracle.linear(layer, x * masks[id(x)] if masked else x, deltas[slot], None)
+        shift = tensors.get(f"{slot}.lora_B_bias")
+        return y if shift is None else y + setting.scale * shift
+
+    return attention_of(setting.case, layer, x, tensors, added)
+
+
+def attention_of(
+    case: Case, layer: nn.Module, x: Tensor, tensors: dict[str, Tensor], added: oracle.Projected
+) -> Tensor:
+    """The output of an attention with the trained biases and what is added to each map."""
+    W = oracle.attention_weights(layer)
+    own = {n: p.detach().double() for n, p in layer.named_parameters() if "adapter" not in n}
+    own |= {n.removesuffix(".trained"): t for n, t in tensors.items() if n.endswith(".trained")}
+    biases: dict[str, Tensor] = {}
+    if "in_proj_bias" in own:
+        parts = (*own["in_proj_bias"].chunk(3), own["out_proj.bias"])
+        biases = dict(zip(W, parts, strict=True))
+    given = (x, x, x) if case.call is with_itself else (x, *others(layer, x))
+    turned = {id(g): g if layer.batch_first else g.transpose(0, 1) for g in given}
+    beyond = [own[name] for name in ("bias_k", "bias_v") if name in own]
+
+    def project(slot: str, x: Tensor) -> Tensor:
+        return oracle.linear(layer, x, W[slot], biases.get(slot)) + added(slot, x)
+
+    y = oracle.attention(layer, [turned[id(g)] for g in given], project, beyond)
+    return y if layer.batch_first else y.transpose(0, 1)
+
+
 def delta_of(setting: Setting, layer: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
     """ΔW of one slot as a whole weight, zero beside the slot."""
     case = setting.case
@@ -79,6 +137,9 @@ def delta_of(setting: Setting, layer: nn.Module, tensors: dict[str, Tensor]) -> 
     W = layer.dense().detach().double()
     axis = 1 if case.file in ("embedding", "conv1d") else 0
     (magnitude,) = (t for k, t in tensors.items() if k.endswith("magnitude_vector"))
+    if case.file == "conv_transpose":
+        delta = case.learned(layer, tensors, setting.scale)
+        return oracle.transposed_conv_dora(layer, W, delta, magnitude)
     if case.enabled:
         first = int(next(iter(tensors))[6]) * len(magnitude)
         rows = torch.arange(first, first + len(magnitude))
@@ -97,6 +158,9 @@ def delta_of(setting: Setting, layer: nn.Module, tensors: dict[str, Tensor]) -> 
 
 def slots(case: Case) -> list[str]:
     """The slots of a state."""
+    if case.file == "attention":
+        marks = case.enabled or (True,) * 4
+        return [f"{slot}." for slot, on in zip(("q", "k", "v", "out"), marks, strict=True) if on]
     return [f"slice_{i}." for i, on in enumerate(case.enabled) if on] or ["weight."]
 
 
@@ -118,6 +182,8 @@ def lora_bias(setting: Setting, tensors: dict[str, Tensor], y: Tensor) -> Tensor
 
 def inputs(setting: Setting, x: Tensor, training: bool) -> list[Tensor]:
     """What each slot's adapter sees: with dropout, one mask for all of them."""
+    if setting.case.file == "attention":  # which draws as it goes
+        return []
     if training and setting.dropout and x.is_floating_point():
         x = x * keep_mask(x, setting.dropout) / (1 - rounded(setting.dropout))
     return [x] * len(slots(setting.case))
@@ -134,7 +200,8 @@ def forward_is_the_oracles(setting: Setting, training: bool = False) -> None:
     for graded in (False, True):
         torch.manual_seed(11)
         with torch.set_grad_enabled(graded):
-            close(model.layer(x), y, max(TOLERANCE[setting.dtype], setting.case.slack))
+            slack = max(TOLERANCE[setting.dtype], setting.case.slack)
+            close(setting.case.call(model.layer, x), y, slack)
 
 
 def gradients_are_the_oracles(setting: Setting) -> None:
@@ -146,7 +213,7 @@ def gradients_are_the_oracles(setting: Setting) -> None:
     theirs = x.double().clone().requires_grad_() if x.is_floating_point() else x
     tensors = leaves(model)
     torch.manual_seed(12)
-    y = model.layer(ours)
+    y = setting.case.call(model.layer, ours)
     torch.manual_seed(12)
     z = expected(setting, model, theirs, tensors, inputs(setting, theirs, training=True))
     close(y, z, 1e-12)
@@ -155,7 +222,11 @@ def gradients_are_the_oracles(setting: Setting) -> None:
     (z * weights + z * z).sum().backward()
     if x.is_floating_point():
         close(ours.grad, theirs.grad, 1e-11)
-    names = {f"{n}": p for n, p in model.layer.adapter["default"].named_parameters()}
+    names = {
+        n.replace("adapter.default.", ""): p
+        for n, p in model.layer.named_parameters()
+        if "adapter.default." in n
+    }
     trained = [key for key in tensors if key.startswith(tuple(slots(setting.case)))]
     trained += [key for key in tensors if key.endswith(".trained")]
     assert len(names) == len({key for key in trained if ".start_" not in key})
@@ -209,7 +280,7 @@ def kernel_is_the_plain_steps(setting: Setting, factors: bool = True) -> None:
         x = x.requires_grad_() if x.is_floating_point() else x
         with steps:
             torch.manual_seed(13)
-            y = model.layer(x)
+            y = setting.case.call(model.layer, x)
             weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape)
             leaves_ = [x, *held] if x.requires_grad else held
             found.append((y, *torch.autograd.grad((y * weights + y * y).sum(), leaves_)))
@@ -229,9 +300,11 @@ def forward_is_the_plain_layers(setting: Setting) -> None:
     with torch.no_grad():
         for slot, adapter, _ in layer.contributors():
             W = layer.matrix(slot)
-            plain.layer.weight.add_(layer.layout(adapter.merged(W) - W, slot))
+            weight = plain.layer.get_parameter(layer.holder(slot))
+            weight.add_(layer.layout(adapter.merged(W) - W, slot))
         x = setting.case.x(torch.float64)
-        close(layer(x), plain.layer(x), max(1e-12, setting.case.slack))
+        slack = max(1e-12, setting.case.slack)
+        close(setting.case.call(layer, x), setting.case.call(plain.layer, x), slack)
 
 
 def known(setting: Setting) -> bool:
@@ -281,7 +354,8 @@ def test_each_geometry_has_a_kernel(case: Case) -> None:
     output = layer.fused(case.x(torch.float32), layer.contributions())
     padding = getattr(layer, "padding_mode", "zeros")
     formed = case.form == "factored" or padding != "zeros" or case.name == "conv1d-same"
-    assert (output is None) == formed
+    plain = case.file in ("attention", "conv_transpose")
+    assert (output is None) == (formed or plain)
 
 
 @pytest.mark.slow
@@ -300,7 +374,7 @@ def gradcheck_holds(case: Case) -> None:
     x = case.x(torch.float64)
 
     def output(*tensors: Tensor) -> Tensor:
-        return model.layer(tensors[0] if x.is_floating_point() else x)
+        return case.call(model.layer, tensors[0] if x.is_floating_point() else x)
 
     first = [x.clone().requires_grad_()] if x.is_floating_point() else []
     assert torch.autograd.gradcheck(output, (*first, *held), fast_mode=True)
@@ -332,13 +406,14 @@ def weighted_sum_is_the_oracles(case: Case) -> None:
     else:
         y = with_deltas(s, wide, model, x, total)
     with torch.no_grad():
-        close(model.layer(x), y, max(1e-12, case.slack))
+        close(case.call(model.layer, x), y, max(1e-12, case.slack))
 
 
 def leaves_of_base(model: nn.Module) -> dict[str, Tensor]:
     """The layer's own tensors."""
-    layer = model.layer
-    held = {k: p for k, p in layer._parameters.items() if p is not None} | {"weight": layer.dense()}
+    held = {k: p for k, p in model.layer.named_parameters() if "adapter" not in k}
+    if "weight" in held:
+        held["weight"] = model.layer.dense()
     return {k: p.detach().double() for k, p in held.items()}
 
 
@@ -349,12 +424,64 @@ def with_deltas(
     case, layer = s.case, model.layer
     x = x.double() if x.is_floating_point() else x
     own = leaves_of_base(model)
+    if case.file == "attention":
+        deltas = [
+            (weight, oracle.attention_deltas(leaves(model, name), setting_.scale))
+            for name, setting_, weight in (("a", s, 0.75), ("b", wide, -2.0))
+        ]
+
+        def added(slot: str, x: Tensor) -> Tensor:
+            parts = [w * oracle.linear(layer, x, d[slot], None) for w, d in deltas if slot in d]
+            return sum(parts, torch.zeros((), dtype=torch.float64))
+
+        return attention_of(case, layer, x, trained, added)
     W = oracle.spread(layer, own["weight"]) if case.form == "spanning" else own["weight"]
     y = case.apply(layer, x, W, trained.get("bias.trained", own.get("bias")))
     for name, setting_, weight in (("a", s, 0.75), ("b", wide, -2.0)):
         delta = case.learned(layer, leaves(model, name), setting_.scale)
         y = y + weight * case.apply(layer, x, delta, None)
     return y
+
+
+def attention_under_a_mask() -> None:
+    """Of what is masked nothing is seen: the queries that see one key alone give its value."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(6, 3)).double()
+    deltaw.attach(model, deltaw.LoraConfig(r=2, lora_alpha=3))
+    layer = fill(model)[0]
+    x = torch.randn(4, 2, 6, dtype=torch.float64)
+    mask = torch.ones(4, 4).triu(1).bool()
+    padding = torch.tensor([[False, False, True, True], [False, True, True, True]])
+    W = oracle.attention_weights(layer)
+    deltas = oracle.attention_deltas(deltaw.capture(model).layers["0"].tensors, 3 / 2)
+    value = x[0] @ (W["v"] + deltas["v"]).T @ (W["out"] + deltas["out"]).T
+    for weights in (False, True):
+        y, _ = layer(x, x, x, attn_mask=mask, need_weights=weights)
+        close(y[0], value, 1e-12)
+        y, _ = layer(x, x, x, key_padding_mask=padding, need_weights=weights)
+        close(y[:, 1], value[1].expand(4, -1), 1e-12)
+
+
+def encoders_agree_without_gradients() -> None:
+    """torch then has a path on which no layer's forward runs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)).double().eval()
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    for targets in (["linear1", "linear2"], ["self_attn"]):
+        deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=targets))
+        fill(model)
+        y = model(x.clone().requires_grad_())
+        with torch.no_grad():
+            close(model(x), y, 1e-12)
+        deltaw.detach(model)
+
+
+def test_encoders_without_gradients() -> None:
+    encoders_agree_without_gradients()
+
+
+def test_attention_under_a_mask() -> None:
+    attention_under_a_mask()
 
 
 @over_cases()
@@ -425,9 +552,14 @@ def test_the_oracle_is_torchs_own_layer() -> None:
         s = Setting(case, dtype=torch.float64)
         layer = base(s).layer
         own = {k: p.detach() for k, p in layer._parameters.items() if p is not None}
-        W = oracle.spread(layer, own["weight"]) if case.form == "spanning" else own["weight"]
+        W = oracle.spread(layer, own["weight"]) if case.form == "spanning" else own.get("weight")
         x = case.x(torch.float64)
-        close(layer(x), case.apply(layer, x, W, own.get("bias")), 1e-12)
+        if case.file == "attention":
+            zero = torch.zeros((), dtype=torch.float64)
+            y = attention_of(case, layer, x, {}, lambda slot, x, zero=zero: zero)
+        else:
+            y = case.apply(layer, x, W, own.get("bias"))
+        close(case.call(layer, x), y, 1e-12)
 
 
 def test_arguments_pass_through() -> None:

@@ -65,16 +65,18 @@ def merged_weight_is_rounded_once(setting: Setting) -> None:
                 tensor.copy_(whole * (tensor != 0) / 8)
     state = deltaw.capture(model).layers["layer"].tensors
     tensors = {k: t.double() for k, t in state.items()}
-    W = model.layer.dense().detach().double()
-    case = setting.case
-    delta = case.learned(model.layer, tensors, 3 / r) if case.form != "module" else 0
-    W = tensors.get("weight.trained", W)
+    case, layer = setting.case, model.layer
+    deltas = {"weight": 0} if case.form == "module" else case.deltas(layer, tensors, 3 / r)
     wide = torch.promote_types(torch.float32, setting.dtype)
-    expected = (W + delta).to(wide).to(setting.dtype)
+    expected = {}
+    for name, delta in deltas.items():
+        W = layer.dense() if name == "weight" else layer.frozen(name)
+        W = tensors.get(f"{name}.trained", W.detach().double())
+        expected[name] = (W + delta).to(wide).to(setting.dtype)
     deltaw.merge(model)
-    found = model.layer.frozen("weight")
-    assert torch.equal(found, expected)  # the sign of a zero may differ
-    assert model.layer.weight.dtype == setting.dtype
+    for name, merged in expected.items():
+        assert torch.equal(model.layer.frozen(name), merged)  # the sign of a zero may differ
+        assert model.layer.frozen(name).dtype == setting.dtype
 
 
 def merge_keeps_the_output(setting: Setting) -> None:
@@ -318,12 +320,18 @@ def thin_factors_are_the_layout(setting: Setting) -> None:
     for slot, adapter, _ in layer.contributors():
         A, B = adapter.lora_A.detach(), adapter.lora_B.detach()
         thin = layer.thin(A, B, slot)
-        expected = setting.case.form == "spanning" or layer.layout(B @ A, slot)
+        formed = setting.case.form == "spanning" or setting.case.file == "conv_transpose"
+        expected = formed or layer.layout(B @ A, slot)
         if thin is None:
-            assert setting.case.form == "spanning"
+            assert formed
         else:
             L, R = thin
-            assert torch.allclose((L @ R).view(layer.dense_shape()), expected, atol=close)
+            shape = (
+                layer.dense_shape()
+                if setting.case.packed
+                else layer.frozen(layer.holder(slot)).shape
+            )
+            assert torch.allclose((L @ R).view(shape), expected, atol=close)
 
 
 @over_pairs(lambda s: s.case.form != "module" and s.method == "lora")

@@ -24,19 +24,21 @@ from laws.running import over_cases, over_pairs, whole_product
 def wanted(setting: Setting) -> set[str]:
     """The names, worked out here, of what a setting trains."""
     case = setting.case
-    bias = getattr(case.layer(), "bias", None) is not None
     names = set()
     if case.form != "module":
         count = len(case.enabled)
         on = [f"slice_{i}_of_{count}" for i, flag in enumerate(case.enabled) if flag]
+        if case.file == "attention":
+            marks = case.enabled or (True,) * 4
+            on = [s for s, flag in zip(("q", "k", "v", "out"), marks, strict=True) if flag]
         for slot in on or ["weight"]:
             names |= {f"layer.{slot}.lora_A", f"layer.{slot}.lora_B"}
             if setting.method == "dora":
                 names.add(f"layer.{slot}.lora_magnitude_vector")
             if setting.lora_bias:
                 names.add(f"layer.{slot}.lora_B_bias")
-        if bias and setting.bias != "none":
-            names.add("layer.bias.trained")
+        if setting.bias != "none":
+            names |= {f"layer.{name}.trained" for name in case.biases()}
     else:
         names |= {"layer.weight.trained", "layer.bias.trained"}
     if setting.bias == "all":
@@ -63,6 +65,7 @@ def exactly_the_wanted_train(setting: Setting) -> None:
             assert parameter.grad is not None, name
             # BatchNorm cancels every bias before it, and half precision may round one away
             cancelled = setting.head and "bias" in name and "head.norm" not in name
+            cancelled |= ".k.lora_B_bias" in name  # one number more for all scores of a query
             if not cancelled and setting.dtype in (torch.float32, torch.float64):
                 assert parameter.grad.any(), name
             assert parameter.grad.isfinite().all(), name

@@ -47,7 +47,15 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-QUICK = ("linear", "gpt2-fused-101", "embedding-scaled", "conv2d-groups", "spanning-conv1d")
+QUICK = (
+    "linear",
+    "gpt2-fused-101",
+    "embedding-scaled",
+    "conv2d-groups",
+    "spanning-conv1d",
+    "transposed2d-groups",
+    "attention",
+)
 
 
 @over_cases(lambda case: case.name in QUICK)

@@ -161,15 +161,30 @@ def test_a_switch_in_the_step_after_is_seen(reentrant: bool) -> None:
         y.backward()
 
 
-def build() -> Stack:
+class Attending(Stack):
+    """The same with an attention and a transposed convolution before the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 3, batch_first=True)
+        self.spread = nn.ConvTranspose1d(6, 6, 3, padding=1, groups=2)
+        self.tokens, self.embed = self.embed, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x)
+        h = h + self.attention(h, h, h)[0]
+        return super().forward(self.spread(h.mT).mT)
+
+
+def build() -> Attending:
     """The model of every process."""
     torch.manual_seed(0)
-    model = Stack().double()
+    model = Attending().double()
     model.head = nn.Linear(5, 3).double()  # BatchNorm sees half a batch in each process
     settings = deltaw.LoraConfig(
         r=3,
         lora_alpha=5,
-        target_modules=["embed", "up", "fused", "mixing", "gpt2"],
+        target_modules=["tokens", "attention", "spread", "up", "fused", "mixing", "gpt2"],
         enable_lora={"fused": [True, False, True]},
         modules_to_save=["head"],
         bias="all",
@@ -207,7 +222,7 @@ def process(rank: int, kind: str, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def wrap(model: Stack, kind: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def wrap(model: Attending, kind: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """What runs, and how a gradient becomes whole."""
     if kind == "ddp":
         wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
@@ -216,14 +231,14 @@ def wrap(model: Stack, kind: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (2,))
-    for part in (model.up, model.fused, model.mixing):
+    for part in (model.attention, model.spread, model.up, model.fused, model.mixing):
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model, lambda grad: grad.full_tensor()
 
 
 def steps(
-    model: Stack,
+    model: Attending,
     run: nn.Module,
     x: Tensor,
     target: Tensor,

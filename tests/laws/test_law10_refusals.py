@@ -88,8 +88,16 @@ TARGETS: dict[str, tuple[Config, tuple[str, ...]]] = {
         ("norm: LayerNorm", "bilinear: Bilinear", "nn.Linear", "nn.Embedding", "nn.Conv1d/2d/3d"),
     ),
     "fast paths": (
-        Config(target_modules=["attention.out_proj", "encoder.linear1", "encoder.linear2"]),
-        ("attention.out_proj: Multi", "encoder.linear1: Transformer", "encoder.linear2"),
+        Config(target_modules=["out_proj"]),
+        (
+            "attention.out_proj: Multi",
+            "encoder.self_attn.out_proj: Multi",
+            "name the attention itself, encoder.self_attn",
+        ),
+    ),
+    "slots of attention": (
+        Config(target_modules=["attention"], enable_lora=[True, False, True]),
+        ("attention: enable_lora marks q, k, v and out here, not 3 slices",),
     ),
     "sparse": (Config(target_modules=["sparse"]), ("sparse: sparse=True",)),
     "indivisible": (
@@ -383,6 +391,16 @@ def verify_finds_what_hides(always: bool) -> None:
 @pytest.mark.parametrize("always", [True, False])
 def test_verify(always: bool) -> None:
     verify_finds_what_hides(always)
+
+
+def test_encoders_are_verified() -> None:
+    """torch reads their weights past every forward, unless an adapter is in force."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    for targets in (["linear1", "linear2"], ["self_attn"]):
+        deltaw.attach(model, Config(r=2, target_modules=targets))
+        deltaw.verify(model, torch.randn(2, 3, 4))
+        deltaw.detach(model)
 
 
 @over_cases()

@@ -46,7 +46,9 @@ def new_data(model: nn.Module, setting: Setting) -> None:
 
 def base_data(model: nn.Module, setting: Setting) -> None:
     """Also of the base itself."""
-    model.layer.frozen("weight").data.mul_(0.75)
+    for name, parameter in model.layer.named_parameters():
+        if "weight" in name and "adapter" not in name:
+            parameter.data.mul_(0.75)
 
 
 def base_loads(model: nn.Module, setting: Setting) -> None:

@@ -23,6 +23,6 @@ def places(model: nn.Module) -> dict[str, Place]:
         if geometry is None or weight is None or refusals(layers, path, ANY):
             continue
         keys = (f"{path}.{WEIGHT}", *names[id(weight)])
-        groups = module.groups if geometry.kind == "conv" else 1
+        groups = module.groups if geometry.kind in ("conv", "conv_transpose") else 1
         found[path] = Place(geometry.kind, tuple(dict.fromkeys(keys)), groups)
     return found

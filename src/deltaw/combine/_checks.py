@@ -167,5 +167,6 @@ def _forms(layer: LayerState) -> dict[str, str]:
         kind = "linear" if layer.kind in ("conv1d", "fused") else layer.kind
         shape = " x ".join(map(str, (rows, *A.shape[1:])))
         within = f" in {layer.groups} groups" if layer.kind == "conv" and layer.groups > 1 else ""
-        forms["weight"] = f"{'factored ' * layer.factored}{kind} {shape}{within}"
+        what = slot if layer.kind == "attention" else "weight"
+        forms[what] = f"{'factored ' * layer.factored}{kind} {shape}{within}"
     return forms

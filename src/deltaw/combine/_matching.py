@@ -25,6 +25,9 @@ class Place:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as the matrix (out, in) of which ΔW is an element."""
+        if self.kind == "conv_transpose":
+            apart = weight.view(self.groups, -1, *weight.shape[1:])
+            return apart.transpose(1, 2).flatten(0, 1).flatten(1)
         return weight.T if self.kind in TRANSPOSED else weight.flatten(1)
 
 
@@ -80,7 +83,7 @@ def guessed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
         if last != "weight" or not path or not 2 <= len(shape) <= 5:
             continue
         bias = shapes.get(f"{path}.bias", shape[:1])
-        if len(shape) == 2 and bias == shape[1:] != shape[:1]:
+        if bias != shape[:1] and (len(shape) > 2 or bias == shape[1:]):
             turned.append(f"{printable(name, 300)} {shape} beside a bias {bias}")
         embeds = _EMBEDDING.search(path.rpartition(".")[2])
         kind = "conv" if len(shape) > 2 else "embedding" if embeds else "linear"

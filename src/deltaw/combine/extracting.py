@@ -69,7 +69,8 @@ def extract(
         rest: whether tensors that changed and are no target (norms, biases, new heads) are
             `"report"`-ed alone, `"save"`-d as full copies, or refused by `"refuse"`.
         places: the layers of the model, by `deltaw.analysis.places`; without it they are told from
-            names and shapes, where groups of a convolution and tied heads go unseen.
+            names and shapes, where groups of a convolution, that it is transposed (without a bias)
+            and tied heads go unseen.
         exact: a full SVD also of large matrices.
         seed: of the sketches.
 

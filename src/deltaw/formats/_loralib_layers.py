@@ -154,6 +154,8 @@ def unwritable(state: State) -> list[str]:
 def _unwritable(layer: LayerState, config: LoraConfig) -> list[str]:
     if any(name.endswith("lora_B_bias") for name in layer.tensors):
         return ["it has no bias on B"]
+    if layer.kind in ("attention", "conv_transpose"):
+        return [f"it has no layer of kind {layer.kind}"]
     if layer.kind == "conv" and not layer.factored:
         return ["its convolutions are factored otherwise, B A having the shape of the weight"]
     if layer.kind == "experts":

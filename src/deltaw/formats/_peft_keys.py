@@ -10,6 +10,7 @@ from torch import Tensor
 from deltaw.config import LoraConfig
 from deltaw.formats import _peft_tokens
 from deltaw.formats._parts import B_BIAS, MAGNITUDE, TOKENS, TRAINED, A, B
+from deltaw.formats._peft_attention import OUTPUT
 from deltaw.state import LayerState
 
 PREFIX = "base_model.model."
@@ -73,10 +74,11 @@ def layout(header: Mapping[str, Tensor], config: LoraConfig) -> tuple[dict[str, 
             text = "is missing" if config.use_dora else "is there, and use_dora is not set"
             problems.append(f"{path!r}: lora_magnitude_vector {text}")
         outer = f"{path}.".rpartition(f"{_INSIDE}.")[0]
-        if outer in found and not (several and path.endswith(_INSIDE)):
+        nested = path == outer + OUTPUT or (several and path.endswith(_INSIDE))
+        if outer in found and not nested:
             problems.append(
-                f"{path!r}: an adapter inside the adapted {outer!r} (attention, or stacked experts "
-                "without target_parameters) is not supported"
+                f"{path!r}: an adapter inside the adapted {outer!r} (stacked experts without "
+                "target_parameters) is not supported"
             )
     problems += _copies(rest, found, config.bias, saved)
     for path, place in found.items():

@@ -22,10 +22,10 @@ def pack(layer: LayerState) -> dict[str, Tensor]:
     tensors = factors(layer)
     if layer.kind == "fused":
         return _stack(tensors, layer.enabled)
-    if layer.kind != "conv":
+    if layer.kind not in ("conv", "conv_transpose"):
         return tensors
     a, b = tensors[A], tensors[B]
-    if layer.groups > 1 and a.shape[0] == b.shape[1]:
+    if layer.kind == "conv" and layer.groups > 1 and a.shape[0] == b.shape[1]:
         a = _spread(a, layer.groups)
     packed = {**tensors, A: a, B: b.view(*b.shape, *[1] * (a.dim() - 2))}
     if MAGNITUDE in tensors:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltaw.errors import FormatError
 from deltaw.formats._files import json_bytes, read_json, shown
+from deltaw.formats._peft_attention import SLOTS, Ranks
 from deltaw.formats._peft_layers import unstack
 from deltaw.state import LayerState
 
@@ -16,11 +17,12 @@ NAME = "deltaw.json"
 
 @dataclass(frozen=True)
 class Note:
-    """The adapted slices of one layer, that it is a Conv1D, its exact scale."""
+    """The adapted slices of one layer, that it is a Conv1D, its exact scale; ranks of slots."""
 
     enabled: tuple[bool, ...] = ()
     conv1d: bool = False
     scale: float | None = None
+    slots: Ranks = field(default_factory=dict)
 
     def apply(self, layer: LayerState) -> LayerState:
         """Return the layer with this added, as far as its tensors agree."""
@@ -67,16 +69,19 @@ def read(folder: Path) -> Side:
 def _note(file: Path, path: str, content: object) -> Note:
     values = content if isinstance(content, dict) else {"": content}
     enabled, conv1d = values.get("enabled", []), values.get("conv1d", False)
-    scale = values.get("scale")
+    scale, slots = values.get("scale"), values.get("slots", {})
     if (
-        values.keys() - {"enabled", "conv1d", "scale"}
+        values.keys() - {"enabled", "conv1d", "scale", "slots"}
         or not isinstance(enabled, list)
         or not all(isinstance(flag, bool) for flag in enabled)
         or not isinstance(conv1d, bool)
         or not isinstance(scale, int | float | None)
+        or not isinstance(slots, dict)
+        or slots.keys() - set(SLOTS)
+        or not all(isinstance(rank, int) and rank > 0 for rank in slots.values())
     ):
         raise _unusable(file, repr(path))
-    return Note(tuple(enabled), conv1d, scale)
+    return Note(tuple(enabled), conv1d, scale, slots)
 
 
 def _unusable(file: Path, what: str) -> FormatError:

@@ -1,9 +1,10 @@
 """PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 
 What PEFT's files cannot say goes into `deltaw.json`, which PEFT does not look at: the fingerprint
-of the base, which slices of a fused layer are adapted, and a scale that no `lora_alpha` gives to
-the last bit; what a start that is subtracted was goes into `deltaw_start.safetensors`. Without
-both the adapter does the same.
+of the base, which slices of a fused layer or slots of an attention are adapted, and a scale that no
+`lora_alpha` gives to the last bit; what a start that is subtracted was goes into
+`deltaw_start.safetensors`. Without both the adapter does the same, but for slots of an attention
+that PEFT has no form for.
 """
 
 import math
@@ -35,6 +36,15 @@ from deltaw.formats._files import (
     shown,
 )
 from deltaw.formats._parts import B_BIAS, TOKENS, A, copies, factors, pinned, rows
+from deltaw.formats._peft_attention import (
+    OUTPUT,
+    SLOTS,
+    Layers,
+    apart,
+    owner,
+    ranks_of,
+    together,
+)
 from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, in_shape, key, layout
 from deltaw.formats._peft_layers import pack, unpack_conv
 from deltaw.formats._peft_tokens import SUFFIX, ids_of, with_ids
@@ -64,11 +74,13 @@ def read(path: Path | str, misfits: Misfits = no_misfits, *, finite: bool = True
     config = _peft_read.parse(folder / CONFIG, read_json(folder / CONFIG))
     file = _need(folder, *TENSORS)
     found: dict[str, Found] = {}
+    side = _peft_side.read(folder)
+    slots = {path: note.slots for path, note in side.notes.items() if note.slots}
 
     def check(header: Mapping[str, Tensor]) -> None:
         places, problems = layout(header, config)
         shapes = {p: with_ids(p, in_shape(place, header), config) for p, place in places.items()}
-        problems += misfits(State(config, shapes))
+        problems += misfits(State(config, together(shapes, slots)))
         base = config.base_model_name_or_path
         raise_all(
             FormatError,
@@ -79,15 +91,16 @@ def read(path: Path | str, misfits: Misfits = no_misfits, *, finite: bool = True
         found.update(places)
 
     tensors = read_tensors(file, check, finite)
-    layers = _layers(found, tensors, config, folder)
+    layers = _peft_start.restored(together(_layers(found, tensors, config, folder), slots), folder)
     targets = config.target_modules or [
-        path for path in layers if A in found[path].keys and not config.target_parameters
+        path for path, at in layers.items() if factors(at) and not config.target_parameters
     ]
-    enabled = {
-        pinned(path): layer.enabled for path, layer in layers.items() if layer.kind == "fused"
-    }
+    enabled = {pinned(path): at.enabled for path, at in layers.items() if at.kind == "fused"}
+    for path, layer in layers.items():
+        if layer.kind == "attention":
+            enabled[pinned(path)] = tuple(slot in ranks_of(layer) for slot in SLOTS)
     config = replace(config, target_modules=targets, enable_lora=enabled or None)
-    return State(config, layers, _peft_side.read(folder).base)
+    return State(config, layers, side.base)
 
 
 def write(state: State, path: Path | str) -> None:
@@ -107,8 +120,10 @@ def write(state: State, path: Path | str) -> None:
     config = state.config
     alone, places, stacked = _peft_experts.spread(state.layers)
     state = replace(state, layers=alone)
-    packed = {path: pack(layer) for path, layer in alone.items() if factors(layer)}
-    ranks = {path: tensors[A].shape[0] for path, tensors in packed.items()} | stacked
+    linear = apart(alone)
+    packed = {path: pack(layer) for path, layer in linear.items() if factors(layer)}
+    attentions = [path for path, layer in alone.items() if ranks_of(layer)]
+    ranks = {owner(path, attentions): t[A].shape[0] for path, t in packed.items()} | stacked
     alphas = {
         path: _peft_write.alpha_for(config, state.layers[path].scale, r)
         for path, r in ranks.items()
@@ -121,20 +136,27 @@ def write(state: State, path: Path | str) -> None:
     for name, layer in state.layers.items():
         exact = name not in ranks or config.scale(ranks[name], alphas[name]) == layer.scale
         conv1d = layer.kind == "conv1d" and not fan_in_fan_out
-        notes[name] = _peft_side.Note(layer.enabled, conv1d, None if exact else layer.scale)
-    saved = [p for p, layer in alone.items() if p not in places and _is_head(layer, config)]
+        scale, slots = None if exact else layer.scale, ranks_of(layer)
+        notes[name] = _peft_side.Note(() if slots else layer.enabled, conv1d, scale, slots)
+    saved = [
+        path
+        for path, layer in alone.items()
+        if path not in places
+        and _is_head(layer, config)
+        and path.removesuffix(".out_proj") not in attentions
+    ]
     settings = _peft_write.render(
         config,
         ranks,
         alphas,
-        _peft_write.heads(config, saved, packed),
+        _peft_write.heads(config, saved, ranks),
         fan_in_fan_out,
         any(B_BIAS in tensors for tensors in packed.values()),
         list(stacked),
         ids_of(alone),
     )
     contents = {
-        TENSORS[0]: save(_named(state, packed, places), metadata={"format": "pt"}),
+        TENSORS[0]: save(_named(state, linear, packed, places), metadata={"format": "pt"}),
         CONFIG: json_bytes(settings),
         _peft_side.NAME: _peft_side.Side(state.base, notes).content(),
         **({_peft_start.NAME: save(_on_cpu(start), metadata={"format": "pt"})} if start else {}),
@@ -167,13 +189,16 @@ def _layers(
     found: Mapping[str, Found], tensors: Mapping[str, Tensor], config: LoraConfig, folder: Path
 ) -> dict[str, LayerState]:
     paths = sorted(found)
+    notes = _peft_side.read(folder).notes
+    attentions = {path for path in found if path + OUTPUT in found}
+    attentions |= {path for path, note in notes.items() if note.slots}
     try:
-        alphas = pattern_values(config.alpha_pattern, paths, config.lora_alpha or 1)
+        owners = [owner(path, attentions) for path in paths]
+        alphas = pattern_values(config.alpha_pattern, owners, config.lora_alpha or 1)
     except ConfigError as problem:
         raise FormatError(f"{shown(folder / CONFIG)}: alpha_pattern: {problem}") from problem
-    notes = _peft_side.read(folder).notes
     layers = {}
-    for path, alpha in zip(paths, alphas, strict=True):
+    for path, own_path, alpha in zip(paths, owners, alphas, strict=True):
         place = found[path]
         own = {name: tensors[key_] for name, key_ in sorted(place.keys.items())}
         if place.kind == "conv":
@@ -185,8 +210,8 @@ def _layers(
         if A in own:
             layer = replace(layer, scale=config.scale(own[A].shape[0], alpha))
         layer = with_ids(path, layer, config)
-        layers[path] = notes[path].apply(layer) if path in notes else layer
-    return _peft_start.restored(layers, folder)
+        layers[path] = notes[own_path].apply(layer) if own_path in notes else layer
+    return layers
 
 
 def _problems(state: State) -> list[str]:
@@ -220,16 +245,21 @@ def _is_head(layer: LayerState, config: LoraConfig) -> bool:
 
 
 def _named(
-    state: State, packed: Mapping[str, Mapping[str, Tensor]], places: Mapping[str, str]
+    state: State,
+    linear: Layers,
+    packed: Mapping[str, Mapping[str, Tensor]],
+    places: Mapping[str, str],
 ) -> dict[str, Tensor]:
     """Return the tensors by their keys in the file."""
     named: dict[str, Tensor] = {}
     for path, tensors in packed.items():
-        suffixes = EMBEDDING if state.layers[path].kind == "embedding" else LINEAR
+        suffixes = EMBEDDING if linear[path].kind == "embedding" else LINEAR
         place = places.get(path, path)
         named |= {key(place, suffixes[name]): tensor for name, tensor in tensors.items()}
     for path, layer in state.layers.items():
-        place = f"{path}.base_layer" if path in packed else places.get(path, path)
+        outer = path.removesuffix(".out_proj")
+        place = outer + OUTPUT if outer + OUTPUT in packed and outer != path else path
+        place = f"{place}.base_layer" if place in packed else places.get(path, place)
         named |= {key(place, name): tensor for name, tensor in copies(layer).items()}
         if TOKENS in layer.tensors:
             named[key(place, SUFFIX)] = layer.tensors[TOKENS]

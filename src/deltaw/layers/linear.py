@@ -58,6 +58,11 @@ class Linear(AdaptedLayer, _Linear):
         (x,) = (*args, *kwargs.values())
         return linear_in(x, self.bias, super().base, self.whole)
 
+    def slots(self, enabled: Sequence[bool]) -> tuple[str, ...]:
+        """Return the marked slices of a fused output, or the whole weight."""
+        count = len(enabled)
+        return tuple(slice_slot(i, count) for i, on in enumerate(enabled) if on) or (WEIGHT,)
+
     def whole(self) -> Tensor:
         """Return W (out, in) of the whole layer."""
         return self.dense()

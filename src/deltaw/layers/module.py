@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deltaw.encoders import SWITCHES, Stepwise
 from deltaw.layer import AdaptedLayer
 from deltaw.state import LayerState
 
@@ -17,6 +18,12 @@ class TrainedModule(AdaptedLayer):
     def fits(cls, layer: nn.Module, like: LayerState) -> bool:
         """Take whatever is asked for by kind: any module has parameters."""
         return like.kind == cls.kind
+
+    @staticmethod
+    def override(name: str) -> property:
+        """Return the property of a trained copy, or of a switch of torch's encoders."""
+        kind = Stepwise if name in SWITCHES.values() else AdaptedLayer
+        return kind.override(name)
 
     def alike(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the original forward, which reads the trained copies."""
