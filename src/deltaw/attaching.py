@@ -273,12 +273,20 @@ class _Builder:
         if not (self._fresh and free):
             return own(tensor, dtype, device)
         self._taken.add(memory.data_ptr())
-        return tensor.detach().to(device, dtype)
+        return _in_order(tensor.detach().to(device, dtype))
 
 
 def own(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a contiguous copy that shares nothing with `tensor`."""
-    return tensor.detach().to(device=device, dtype=dtype, copy=True).contiguous()
+    return _in_order(tensor.detach().to(device=device, dtype=dtype, copy=True))
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor whose strides are those of one from a file, also of one row.
+
+    A product's last bits depend on them.
+    """
+    return tensor.contiguous().view(-1).view(tensor.shape)
 
 
 def master_dtype(weight: Tensor) -> torch.dtype:
