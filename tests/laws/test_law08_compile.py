@@ -63,6 +63,8 @@ def test_one_graph(case) -> None:
     one_graph(Setting(case, bias="all" if case.form == "config" else "none"))
 
 
+# Dynamo makes an object of autograd functions that call a closure, as those of packed products do.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.slow
 @over_cases()
 def test_one_graph_everywhere(case) -> None:
