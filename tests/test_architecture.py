@@ -23,6 +23,7 @@ ROWS = (
         "layer",
         "authority",
         "encoders",
+        "geometry",
         "mismatch",
         "offload",
         "parts",

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, raise_all
+from deltaw.geometry import WEIGHT
 from deltaw.inits import Run, See
 from deltaw.kernels.merge import is_finite
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.root import find_root
 from deltaw.state import State
-from deltaw.storage import Storage
 from deltaw.switching import disabled
 from deltaw.verifying import call
 
@@ -131,10 +131,11 @@ def gradients(model: nn.Module, calibration: Calibration, layers: Layers) -> Run
                 if not is_finite(gradient):
                     problems.append(f"{path}: its gradient holds NaN or Inf")
                     continue
-                layer.storage = _Shown(gradient)
+                own = layer._parameters
+                layer._parameters = {**own, WEIGHT: gradient}  # type: ignore[dict-item]
                 for slot, name in slots.items():
                     see(name, layer.matrix(slot))
-                layer.storage = None
+                layer._parameters = own
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(_base_alone(model))
@@ -149,22 +150,6 @@ def gradients(model: nn.Module, calibration: Calibration, layers: Layers) -> Run
         _refuse(problems)
 
     return run
-
-
-class _Shown(Storage):
-    """A tensor in the layout of a layer's weight, so that the layer reads it as it reads W."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-
-    def fits(self, layer: nn.Module) -> bool:
-        return True
-
-    def read(self, layer: nn.Module) -> Tensor:
-        return self._tensor
-
-    def store(self, layer: nn.Module, W: Tensor) -> Mapping[str, Tensor]:
-        raise NotImplementedError
 
 
 def _rows(layer: AdaptedLayer, x: Tensor, shown: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from deltaw.layer import WEIGHT
+from deltaw.geometry import WEIGHT
 from deltaw.offload import stored
 from deltaw.state import LayerState
 from deltaw.storage import inner

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from deltaw import tables
 from deltaw.errors import StateError, raise_all
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.geometry import WEIGHT
+from deltaw.layer import AdaptedLayer
 from deltaw.layers import geometry_of
 from deltaw.layers.conv_factored import FactoredConv
 from deltaw.layers.experts import Experts

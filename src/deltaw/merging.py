@@ -13,8 +13,9 @@ from deltaw.authority import Active
 from deltaw.copies import mixed
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
+from deltaw.geometry import WEIGHT
 from deltaw.kernels.merge import is_finite
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.offload import is_sharded
 from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.readable import Readable

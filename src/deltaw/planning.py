@@ -9,8 +9,9 @@ from torch import nn
 
 from deltaw.config import LoraConfig
 from deltaw.errors import TargetError, raise_all
+from deltaw.geometry import WEIGHT
 from deltaw.heads import input_embedding, new_heads, output_head
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.layers import geometries, geometry_of
 from deltaw.layers.experts import Experts
 from deltaw.patterns import pattern_values, within

@@ -13,7 +13,7 @@ from deltaw.layer import AdaptedLayer
 from deltaw.patterns import ends_with, within
 from deltaw.quant import kinds, storage_of
 from deltaw.select import nearest
-from deltaw.storage import Storage
+from deltaw.storage import Packer
 from deltaw.swap import clear_bound_forward
 from deltaw.walking import walk
 
@@ -112,7 +112,7 @@ def prepare_quantized(
                         parameter.data = parameter.data.float()
 
 
-def _storage(kind: str, double: bool | None) -> Storage:
+def _storage(kind: str, double: bool | None) -> Packer:
     known = kinds()
     if kind not in known:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """What a module gets that reads its own weight, where adapters have a part in it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 
-class Readable:
+class Readable(ABC):
     """A frozen tensor W and what adapters change in it, for the products that know how to use it.
 
     It looks like W, and stands in wherever a function of torch takes it. A kind overrides
@@ -19,13 +20,13 @@ class Readable:
     def __init__(self, W: Tensor) -> None:
         self.W = W
 
+    @abstractmethod
     def dense(self) -> Tensor:
         """Return the whole tensor, in the dtype of W."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self) -> Sequence[Tensor]:
         """Return the tensors of the adapters."""
-        raise NotImplementedError
 
     @property
     def shape(self) -> torch.Size:

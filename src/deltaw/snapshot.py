@@ -11,7 +11,8 @@ from deltaw.adapters.lora import LoraAdapter
 from deltaw.adapters.token_rows import TokenRowsAdapter
 from deltaw.authority import Authority
 from deltaw.fingerprint import adapted_weights, fingerprint
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.geometry import WEIGHT
+from deltaw.layer import AdaptedLayer
 from deltaw.layers.conv import Conv
 from deltaw.layers.conv_factored import FactoredConv
 from deltaw.layers.experts import Experts

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from deltaw import calibrating
 from deltaw.calibrating import Calibration
 from deltaw.errors import ConfigError, TargetError, raise_all
+from deltaw.geometry import WEIGHT
 from deltaw.inits import Factors, Run, Site, from_data, kind_of, refusal, starts, variant_of
 from deltaw.kernels.merge import is_finite
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.layers import geometry_of
 from deltaw.layers.experts import Experts
 from deltaw.offload import device_of, stored

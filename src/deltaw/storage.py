@@ -14,12 +14,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 class Storage(ABC):
     """How a weight is kept that is not a dense tensor: one subclass per file of `quant/`.
 
-    `kinds` are the names under which `deltaw.quantize` packs a linear layer in this way; without
-    any, layers come packed. `brings` are the attributes of a layer that belong to the packed
-    weight, and leave with it.
+    `brings` are the attributes of a layer that belong to the packed weight, and leave with it.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ()
     brings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -70,13 +67,19 @@ class Storage(ABC):
         assert weight is not None
         return weight
 
+
+class Packer(Storage):
+    """A storage that `deltaw.quantize` packs linear layers in, under the names `kinds`."""
+
+    kinds: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
     def misfits(self, layer: nn.Linear, kind: str) -> list[str]:
         """Return the reasons why the dense weight of a linear layer cannot be packed."""
-        return []
 
+    @abstractmethod
     def pack(self, layer: nn.Linear, kind: str, double: bool) -> None:
         """Pack the dense weight of a linear layer in place; `double` packs its scales too."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from deltaw.adapters.replace import ReplaceAdapter
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.geometry import WEIGHT
+from deltaw.layer import AdaptedLayer
 from deltaw.quant import storage_of
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from deltaw.adapters.token_rows import TokenRowsAdapter
 from deltaw.authority import Active
 from deltaw.errors import TargetError, raise_all
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.geometry import WEIGHT
+from deltaw.layer import AdaptedLayer
 from deltaw.patterns import within
 from deltaw.select import Selection
 

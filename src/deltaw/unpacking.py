@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.fingerprint import bits
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.geometry import WEIGHT
+from deltaw.layer import AdaptedLayer
 from deltaw.quant import storage_of
 from deltaw.storage import Original, Packed, inner
 from deltaw.swap import swapped_class

@@ -6,6 +6,7 @@ import pytest
 
 from deltaw import adapters, inits
 from deltaw.folder import classes_in
+from deltaw.geometry import Geometry
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.experts import Experts
 from deltaw.layers.module import TrainedModule
@@ -32,7 +33,7 @@ def test_no_layer_goes_past_what_every_forward_checks() -> None:
 def test_every_geometry_with_slots_has_what_each_must_bring() -> None:
     """What raises `NotImplementedError` in the base class is overridden, or never asked for, as
     where the layer's own forward reads its parameters."""
-    brings = [n for n, f in vars(AdaptedLayer).items() if "NotImplementedError" in names_in(f)]
+    brings = [n for n, f in vars(Geometry).items() if "NotImplementedError" in names_in(f)]
     assert set(brings) == {"fits", "shape", "matrix", "layout", "act", "low_rank"}
     for kind in classes_in("deltaw.layers", AdaptedLayer):
         missing = {

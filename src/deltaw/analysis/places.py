@@ -3,7 +3,7 @@
 from torch import nn
 
 from deltaw.combine import Place
-from deltaw.layer import WEIGHT
+from deltaw.geometry import WEIGHT
 from deltaw.layers import ANY, geometry_of
 from deltaw.planning import base_modules, refusals
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltaw.geometry import WEIGHT
 from deltaw.kernels import compute_dtype
 from deltaw.kernels.bank import Bank, add_batched, add_masked, bank_dtype, stacked
 from deltaw.kernels.batched import Batched
@@ -15,7 +16,7 @@ from deltaw.kernels.frozen import linear_in
 from deltaw.kernels.linear import Term, add_in_place, add_low_rank, linear, rescale
 from deltaw.kernels.rows import add_rows
 from deltaw.kernels.segments import Segments
-from deltaw.layer import WEIGHT, AdaptedLayer
+from deltaw.layer import AdaptedLayer
 from deltaw.parts import Part, factors, gains_of, joinable, sole_gain, total_scale
 from deltaw.rowmap import Division, Seen
 from deltaw.state import LayerState

@@ -5,7 +5,7 @@ import functools
 from torch import nn
 
 from deltaw.folder import classes_in
-from deltaw.storage import Storage
+from deltaw.storage import Packer, Storage
 
 
 @functools.cache
@@ -20,6 +20,7 @@ def storage_of(layer: nn.Module) -> Storage | None:
     return next((storage for storage in storages() if storage.fits(layer)), None)
 
 
-def kinds() -> dict[str, Storage]:
+def kinds() -> dict[str, Packer]:
     """Return the names under which a weight can be packed, each with its storage."""
-    return {kind: storage for storage in storages() for kind in storage.kinds}
+    packers = [storage for storage in storages() if isinstance(storage, Packer)]
+    return {kind: packer for packer in packers for kind in packer.kinds}

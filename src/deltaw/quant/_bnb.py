@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from deltaw.layer import WEIGHT
+from deltaw.geometry import WEIGHT
 from deltaw.quant._importing import imported
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.layer import WEIGHT
+from deltaw.geometry import WEIGHT
 from deltaw.quant import _bnb
-from deltaw.storage import Storage
+from deltaw.storage import Packer
 
 
-class Bnb4(Storage):
+class Bnb4(Packer):
     """Two values in a byte, and the scales in the parameter's `quant_state`."""
 
     kinds = ("nf4", "fp4")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.layer import WEIGHT
+from deltaw.geometry import WEIGHT
 from deltaw.quant import _bnb
-from deltaw.storage import Storage
+from deltaw.storage import Packer
 
 
-class Bnb8(Storage):
+class Bnb8(Packer):
     """int8 with a float32 scale for each row, in the parameter or in the layer's `state`."""
 
     kinds = ("int8",)

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaw.errors import MergeError
-from deltaw.layer import WEIGHT
+from deltaw.geometry import WEIGHT
 from deltaw.quant._importing import imported
-from deltaw.storage import Storage
+from deltaw.storage import Packer
 from deltaw.swap import origin_of
 
 INT8, INT4 = "torchao-int8", "torchao-int4"
 GROUP = 64
 
 
-class TorchAO(Storage):
+class TorchAO(Packer):
     """A tensor subclass of torchao as the weight."""
 
     kinds = (INT8, INT4)
