@@ -54,6 +54,7 @@ ROWS = (
         "optimizers",
         "originals",
         "planning",
+        "plans",
         "quantizing",
         "root",
         "saving",

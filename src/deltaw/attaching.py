@@ -25,7 +25,8 @@ from deltaw.layers.module import TrainedModule
 from deltaw.offload import device_of
 from deltaw.optimizers import watch
 from deltaw.originals import kept_by, restored
-from deltaw.planning import Plan, base_modules, look, plan
+from deltaw.planning import base_modules, look, plan
+from deltaw.plans import Plan
 from deltaw.quant import storage_of
 from deltaw.root import adapted_layers, adopt, check_attachable, find_root
 from deltaw.serving import USUAL, Serving

@@ -17,7 +17,8 @@ from deltaw.layer import AdaptedLayer
 from deltaw.layers import geometry_of
 from deltaw.layers.experts import Experts
 from deltaw.offload import device_of, stored
-from deltaw.planning import Plan, Target, base_modules, look
+from deltaw.planning import base_modules, look
+from deltaw.plans import Plan, Target
 from deltaw.state import IDS, ROWS, LayerState, State, with_scales
 
 Places = Sequence[tuple[Target, AdaptedLayer]]

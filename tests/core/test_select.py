@@ -8,7 +8,7 @@ from torch import nn
 import deltaw
 from deltaw import LoraConfig
 from deltaw.errors import ConfigError, TargetError
-from deltaw.planning import Plan
+from deltaw.plans import Plan
 
 
 def targets(plan: Plan) -> list[str]:

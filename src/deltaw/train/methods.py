@@ -16,7 +16,7 @@ from deltaw.heads import new_heads
 from deltaw.inits import from_data, kind_of
 from deltaw.optim.layerwise import blocks
 from deltaw.patterns import within
-from deltaw.planning import Plan
+from deltaw.plans import Plan
 from deltaw.train.escape import printable
 from deltaw.train.optimizer import movement
 from deltaw.train.recipe import Recipe
