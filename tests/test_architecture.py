@@ -59,6 +59,7 @@ ROWS = (
         "root",
         "saving",
         "serving",
+        "sharing",
         "snapshot",
         "stacks",
         "starting",

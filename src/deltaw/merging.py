@@ -20,11 +20,11 @@ from deltaw.offload import is_sharded
 from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.readable import Readable
 from deltaw.root import adapted_layers, require_root
-from deltaw.storage import Original, inner
+from deltaw.sharing import Shared, shared_memory
+from deltaw.storage import Original
 from deltaw.tables import Owner, changing_apart
 from deltaw.unpacking import Unpacked, forget_packing, pack_again, replace_packed, usual_dtype
 
-Shared = dict[Owner, list[str]]
 Done = dict[tuple[str, AdaptedLayer, str], Original]
 """The originals of what was written, by path, layer and name."""
 
@@ -94,7 +94,7 @@ def merge(
     if not layers:
         raise StateError("No adapter is active, so there is nothing to merge. Fix: activate one.")
     check_kept(original, path)
-    shared = changing_apart(_shared(model, root), layers, active)
+    shared = changing_apart(shared_memory(model, root), layers, active)
     problems = [
         p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
     ]
@@ -171,36 +171,6 @@ def _all_or_none(model: nn.Module) -> Iterator[Done]:
             layer.originals[name] = kept
             _give_back(model, layer, name, kept.tensor)
         raise
-
-
-def _shared(model: nn.Module, root: nn.Module) -> Shared:
-    """Return for parameters that share memory, within `root` or around it, the names of others."""
-    inside = next(path for path, module in model.named_modules() if module is root)
-    spans = sorted(
-        (
-            memory.data_ptr(),
-            memory.data_ptr() + max(memory.nbytes, 1),
-            f"{path}.{name}".removeprefix(f"{inside}.").lstrip("."),
-            (id(module), name),
-        )
-        for path, module in model.named_modules()
-        for name, p in module._parameters.items()
-        if p is not None and not p.is_meta and not is_sharded(p)
-        for memory in inner(p)[:1]
-    )
-    groups: list[dict[tuple[int, str], str]] = []
-    end = 0
-    for first, last, shown, key in spans:
-        if first >= end:
-            groups.append({})
-        groups[-1][key] = shown
-        end = max(end, last)
-    return {
-        key: [shown for other, shown in group.items() if other != key]
-        for group in groups
-        if len(group) > 1
-        for key in group
-    }
 
 
 def _refusals(

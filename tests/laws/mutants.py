@@ -957,7 +957,7 @@ def _(patch: Patch) -> None:
 
 @mutant("tied weights merged in silence", 10, law10.tied_weights_are_refused)
 def _(patch: Patch) -> None:
-    patch.setattr(deltaw.merging, "_shared", lambda model, root: {})
+    patch.setattr(deltaw.merging, "shared_memory", lambda model, root: {})
 
 
 @mutant("NaN merged", 10, lambda: law10.values_are_checked(float("nan")))
