@@ -153,8 +153,10 @@ class Geometry(Swapped, _Module):
 
     def frozen(self, name: str) -> Tensor:
         """Return the base's own parameter or buffer, whatever is trained in its place."""
-        module, own = self.owner(name)
-        tensor = module._parameters[own] if own in module._parameters else module._buffers[own]
+        tensor: Tensor | None = self._parameters.get(name)
+        if tensor is None:
+            module, own = self.owner(name)
+            tensor = module._parameters[own] if own in module._parameters else module._buffers[own]
         assert tensor is not None
         return tensor
 
