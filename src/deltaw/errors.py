@@ -8,6 +8,7 @@
     ├── StateError   (RuntimeError)  the right call at the wrong moment (merged, ...)
     ├── MergeError   (RuntimeError)  a merge would lose or corrupt something
     └── RunError     (RuntimeError)  a training run cannot start or go on
+        └── DivergedError            its numbers became NaN or Inf
 
 Each inherits a built-in too, so `except ValueError` works where people expect it. Names that come
 from a file are shown `printable`. Nothing else of deltaw is imported here.
@@ -54,6 +55,10 @@ class MergeError(DeltawError, RuntimeError):
 
 class RunError(DeltawError, RuntimeError):
     """A training run cannot start or go on."""
+
+
+class DivergedError(RunError):
+    """The numbers of a training run, or of what it made, became NaN or Inf."""
 
 
 def raise_all(

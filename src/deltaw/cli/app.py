@@ -3,6 +3,7 @@
 import typer
 
 from deltaw.cli.combine import combine
+from deltaw.cli.compare import compare
 from deltaw.cli.demo import demo
 from deltaw.cli.evaluate import evaluate
 from deltaw.cli.extract import extract
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(inspect)

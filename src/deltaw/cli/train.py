@@ -34,7 +34,7 @@ def train(
     label: Annotated[str | None, typer.Option(help="Label column.")] = None,
     task: Annotated[str | None, typer.Option(help="classification or regression.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="lora (default), full, head, bitfit or freeze.")
+        str | None, typer.Option(help="lora (default), full, head, bitfit, layernorm or freeze.")
     ] = None,
     r: Annotated[int | None, typer.Option("--r", help="Rank (8).")] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="Scale times rank (2r).")] = None,
@@ -122,7 +122,7 @@ def train(
         "trust_remote_code": trust_remote_code or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    values, origin = _recipe_values(first, rest or [], given)
+    values, origin = recipe_values(first, rest or [], given)
 
     announce_loading()
     from deltaw.train.recipe import parse
@@ -131,7 +131,7 @@ def train(
     run(parse(values, origin), dry_run=dry_run, overwrite=overwrite)
 
 
-def _recipe_values(
+def recipe_values(
     first: str, rest: list[str], options: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """Return the values of a recipe and where they are from; only a file's may be given anew."""

@@ -34,8 +34,8 @@ READERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LOW_RANK, ("lora",)),
     **dict.fromkeys(("optim", *GALORE), ("full", "freeze")),
     "trainable_token_indices": ("lora",),
-    "quantization_bit": ("lora", "head", "bitfit"),
-    "modules_to_save": ("lora", "head", "bitfit"),
+    "quantization_bit": ("lora", "head", "bitfit", "layernorm"),
+    "modules_to_save": ("lora", "head", "bitfit", "layernorm"),
     "last_layers": ("freeze",),
 }
 """Which methods read a key; those not listed are read by all."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deltaw.errors import DataError, RunError
+from deltaw.errors import DataError, DivergedError, RunError
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
@@ -30,7 +30,7 @@ def logits(model: nn.Module, rows: Sequence[Encoded], collator: Collator) -> Ten
     """Return the model's outputs, (rows, outputs) in float32 on the CPU, without dropout.
 
     Raises:
-        RunError: if an output is NaN or Inf.
+        DivergedError: if an output is NaN or Inf.
     """
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def logits(model: nn.Module, rows: Sequence[Encoded], collator: Collator) -> Ten
     found = torch.cat(parts)
     broken = int((~found.isfinite()).any(-1).sum())
     if broken:
-        raise RunError(
+        raise DivergedError(
             f"The model's outputs are not finite for {broken:,} of {len(rows):,} rows: its weights "
             "are damaged, or its training diverged.\n"
             "Fix: train again with a smaller learning rate, or take another model."

@@ -1,5 +1,7 @@
 """The training loop: `transformers.Trainer` with our order of rows, loss, rates and stops."""
 
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,27 @@ def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: int | None = No
     if labels.is_floating_point():
         return nn.functional.mse_loss(logits.squeeze(-1), labels, reduction="sum") / rows
     return nn.functional.cross_entropy(logits, labels, reduction="sum") / rows
+
+
+class Pace(TrainerCallback):  # type: ignore[misc]
+    """Times every step by itself, without evaluations and checkpoints between steps."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.seconds.append(time.perf_counter() - self._began)
+
+    @property
+    def median(self) -> float | None:
+        """The median time of a step in seconds, `None` before the first one."""
+        return statistics.median(self.seconds) if self.seconds else None
 
 
 class Flow(TrainerCallback):  # type: ignore[misc]

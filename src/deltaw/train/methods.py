@@ -25,17 +25,20 @@ IN_PLACE = frozenset({"full", "freeze"})
 """Methods that change the model's own weights; the others are adapters."""
 
 ADAPTER = "default"
+NORMS = ("LayerNorm", "RMSNorm")
+"""How the names of normalisations end, torch's and those that models bring along."""
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
     """Return the settings of the adapter that the recipe asks for.
 
-    `head` trains new heads alone, `bitfit` heads and every bias.
+    `head` trains new heads alone, `bitfit` heads and every bias, `layernorm` heads and every
+    normalisation, which only the model can name.
 
     Raises:
         ConfigError: if a setting is out of range, or there is no such start.
 
-    Source: BitFit, arXiv 2106.10199.
+    Source: BitFit, arXiv 2106.10199; LayerNorm tuning, arXiv 2312.11420.
     """
     if recipe.method == "lora":
         kind_of(recipe.init_lora_weights)
@@ -99,8 +102,11 @@ def prepare(
     generator = torch.Generator().manual_seed(recipe.seed)
     random = {name for name, _ in model.named_parameters() if within(name, untrained)}
     config = lora_config(recipe)
-    if untrained and config.modules_to_save is None:
+    norms = norms_of(model) if recipe.method == "layernorm" else []
+    if (untrained or norms) and config.modules_to_save is None:
         config = replace(config, modules_to_save=[*new_heads(model), *untrained])
+    if norms:
+        config = replace(config, modules_to_save=[*(config.modules_to_save or ()), *norms])
     measured = from_data(config.init_lora_weights)
     plan = deltaw.attach(
         model,
@@ -116,6 +122,22 @@ def prepare(
         *plan.warnings,
         *(_fate(path, left) for path in untrained),
     )
+
+
+def norms_of(model: nn.Module) -> list[str]:
+    """Return the paths of the base's normalisations; raise `RunError` if there are none."""
+    heads = new_heads(model)
+    found = [
+        path
+        for path, module in model.named_modules()
+        if type(module).__name__.endswith(NORMS) and not within(path, heads)
+    ]
+    if not found:
+        raise RunError(
+            f"method=layernorm trains normalisations, and {type(model).__name__} has none below "
+            "its head.\nFix: use method=head for the head alone, or method=lora."
+        )
+    return found
 
 
 def _base(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -226,8 +226,9 @@ def read(recipe: Recipe) -> Data:
     return build(
         splits,
         schema,
-        seed=recipe.seed,
+        seed=recipe.seed if recipe.split_seed is None else recipe.split_seed,
         validation_share=recipe.validation_share,
+        test_share=recipe.test_share,
         allow_leakage=recipe.allow_leakage,
         max_train_rows=recipe.max_train_rows,
     )

@@ -13,7 +13,7 @@ from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
 from deltaw.train.spellings import OPTIMIZERS, SYNONYMS, respelt
 
-Method = Literal["lora", "full", "head", "bitfit", "freeze"]
+Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
 Task = Literal["classification", "regression"]
 Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"]
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
@@ -72,6 +72,8 @@ class Recipe(BaseModel):
     max_length: int | None = Field(None, ge=1)
     encoding: str = "utf-8"
     validation_share: float = Field(0.1, ge=0, lt=1)
+    test_share: float = Field(0.0, ge=0, lt=1)
+    split_seed: int | None = Field(None, ge=0, lt=2**31)
     max_train_rows: int | None = Field(None, ge=1)
     allow_leakage: bool = False
 

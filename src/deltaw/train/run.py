@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,7 @@ from deltaw.train.data import wording
 from deltaw.train.escape import printable
 from deltaw.train.evaluate import evaluate, predictions, table
 from deltaw.train.interrupt import Interrupt, Stopped
-from deltaw.train.loop import Flow, TextTrainer, arguments, is_done, loss
+from deltaw.train.loop import Flow, Pace, TextTrainer, arguments, is_done, loss
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.metrics import Score, measure
 from deltaw.train.model import quiet, save_tokenizer, size_on_disk
@@ -33,12 +34,18 @@ PROBE = 8
 
 
 def train(
-    recipe: Recipe, *, dry_run: bool = False, overwrite: bool = False, silent: bool = False
+    recipe: Recipe,
+    *,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    silent: bool = False,
+    scored: Collection[str] = ("before", "after"),
 ) -> Path:
     """Train, evaluate and save what the recipe says; return the run's folder.
 
     A run that was interrupted in the same folder is resumed. `dry_run` stops after the receipt and
     writes nothing. `overwrite` deletes the run that is in the folder. `silent` prints nothing.
+    `scored` says when the held-out rows are scored.
 
     Raises:
         DeltawError: whatever is wrong, before anything is written.
@@ -58,7 +65,7 @@ def train(
             if folder.started:
                 folder.refuse_other(filled(job.recipe))
             console.log_to(path / LOG)
-            _Run(job, folder, console, interrupt).finish()
+            _Run(job, folder, console, interrupt, scored).finish()
     return path
 
 
@@ -84,13 +91,23 @@ def _show_only(
 class _Run:
     """One pass through the job inside a locked folder."""
 
-    def __init__(self, job: Job, folder: RunFolder, console: Console, interrupt: Interrupt) -> None:
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        console: Console,
+        interrupt: Interrupt,
+        scored: Collection[str],
+    ) -> None:
         self.job = job
+        self.scored = scored
         self.folder = folder
         self.console = console
         self.interrupt = interrupt
         self.progress = make_progress(job, console)
         self.trainer = make_trainer(job, folder.path, interrupt, self.progress)
+        self.pace = Pace()
+        self.trainer.add_callback(self.pace)
         self.resumed = folder.started
         self.best_validation: float | None = None
 
@@ -101,7 +118,7 @@ class _Run:
         began = time.monotonic()
         self._train()
         seconds = time.monotonic() - began
-        after = self._evaluate()
+        after = self._evaluate("after")
         size = self._save()
         results = self._results(before, after, size, seconds)
         self.folder.write_results(results)
@@ -119,7 +136,7 @@ class _Run:
             self._announce_resumption(record.get("versions", {}))
             before = record.get("before")
             return None if before is None else Score(**before)
-        before = self._evaluate()
+        before = self._evaluate("before")
         scores = {} if before is None else {"before": _as_data(before)}
         self.folder.write_recipe(recipe.model_copy(update={"record": {**recipe.record, **scores}}))
         return before
@@ -164,9 +181,9 @@ class _Run:
             self.folder.path / f"checkpoint-{state.best_global_step or state.global_step}",
         )
 
-    def _evaluate(self) -> Score | None:
+    def _evaluate(self, moment: str) -> Score | None:
         job = self.job
-        if not job.held_out:
+        if not job.held_out or moment not in self.scored:
             return None
         return evaluate(job.model, job.held_out, job.collator, job.data.schema.task)
 
@@ -196,6 +213,7 @@ class _Run:
             "weights_bytes": size,
             "model_bytes": size_on_disk(self.job.model),
             "seconds": round(seconds, 1),
+            "seconds_per_step": self.pace.median,
             "resumed": self.resumed,
         }
 

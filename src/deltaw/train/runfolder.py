@@ -10,7 +10,6 @@ RUN/
   .lock                                            held by the process that trains
 """
 
-import fcntl
 import json
 import os
 import re
@@ -24,12 +23,12 @@ from pydantic import BaseModel, ValidationError
 from deltaw.errors import ConfigError, RunError, raise_all
 from deltaw.train import staging, yamlfile
 from deltaw.train.escape import printable
+from deltaw.train.locking import LOCK, lock
 from deltaw.train.recipe import Recipe, filled, parse
 
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
 LOG = "log.jsonl"
-LOCK = ".lock"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WRITTEN = re.compile(
     r"recipe\.yaml|results\.json|log\.jsonl|deltaw\.json|adapter_config\.json"
@@ -75,23 +74,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign()
             self._lock_created = not (self.path / LOCK).exists()
-            lock = (self.path / LOCK).open("a+")
         except OSError as error:
             raise staging.cannot_write(self.path, error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = printable(lock.read().strip()) or "unknown"
-            lock.close()
-            raise RunError(
-                f"Another process (id {holder}) is training in {self.shown}.\n"
-                "Fix: wait for it, stop it, or choose another folder with --output."
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock
+        self._lock = lock(self.path)
         if self.started:
             staging.sweep(self.path)
         return self

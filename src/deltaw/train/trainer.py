@@ -18,7 +18,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from deltaw.errors import RunError
+from deltaw.errors import DivergedError
 from deltaw.saving import save_all
 from deltaw.switching import configs
 from deltaw.train import staging
@@ -109,13 +109,13 @@ class ExactCheckpoints(Trainer):
         return position
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run one forward and backward pass; raise `RunError` on a loss that is no number."""
+        """Run one forward and backward pass; raise `DivergedError` on a loss that is no number."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         self.require_finite(loss, "The loss", self.state.global_step + 1)
         return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; raise `RunError` on a loss that is no number."""
+        """Evaluate; raise `DivergedError` on a loss that is no number."""
         found: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
         for name, value in (found.metrics or {}).items():
             if name.endswith("_loss"):
@@ -129,7 +129,7 @@ class ExactCheckpoints(Trainer):
         return norm
 
     def require_finite(self, values: torch.Tensor, what: str, step: int) -> None:
-        """Raise `RunError`, naming the last good state, if there is NaN or Inf in `values`."""
+        """Raise `DivergedError`, naming the last good state, if there is NaN or Inf in `values`."""
         broken = values[~values.isfinite()]
         if not broken.numel():
             return
@@ -143,7 +143,7 @@ class ExactCheckpoints(Trainer):
             else "No checkpoint had been written yet."
         )
         clip = "a smaller max_grad_norm" if self.args.max_grad_norm else "max_grad_norm=1"
-        raise RunError(
+        raise DivergedError(
             f"{what} became {broken[0].item()} in step {step}, so the run was stopped. {kept}\n"
             f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), more "
             f"warmup, bf16 off, or {clip}, with --overwrite."

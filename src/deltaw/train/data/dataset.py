@@ -51,17 +51,19 @@ def build(
     *,
     seed: int = 0,
     validation_share: float = 0.1,
+    test_share: float = 0.0,
     allow_leakage: bool = False,
     max_train_rows: int | None = None,
 ) -> Data:
     """Check all parts and return their examples.
 
-    Without a validation part, `validation_share` of the training texts are held out: stratified by
-    class, drawn by `seed`, rows of one text never parted. `max_train_rows` then keeps a stratified
-    sample of the rest. Raises `DataError` listing the problems of all parts, among them training
-    rows that are held out too; `allow_leakage` drops those from training instead.
+    Without a test part, `test_share` of the training texts are held out, and without a validation
+    part `validation_share` of the rest: stratified by class, drawn by `seed`, rows of one text
+    never parted. `max_train_rows` then keeps a stratified sample of what is left. Raises
+    `DataError` listing the problems of all parts, among them training rows that are held out too;
+    `allow_leakage` drops those from training instead.
     """
-    _check_settings(validation_share, max_train_rows)
+    _check_settings({"validation": validation_share, "test": test_share}, max_train_rows)
     train, validation, test, warnings = _read(splits, schema)
     held = [*validation.items, *test.items]
     items, dropped = without_leaks(train.items, held, drop=allow_leakage)
@@ -74,7 +76,10 @@ def build(
     if classes:
         check_known(held, labels)
         check_most(max_train_rows, labels)
-    held_out = validation.items
+    tested, held_out = test.items, validation.items
+    if not tested and test_share:
+        items, tested = hold_out(items, test_share, seed)
+        warnings += _split_warnings(splits.train, items, tested)
     if splits.validation is None and validation_share:
         items, held_out = hold_out(items, validation_share, seed)
         warnings += _split_warnings(splits.train, items, held_out)
@@ -84,7 +89,7 @@ def build(
         schema=schema,
         train=to_examples(kept, labels),
         validation=to_examples(held_out, labels),
-        test=to_examples(test.items, labels),
+        test=to_examples(tested, labels),
         labels=labels,
         skipped=(*train.skipped, *validation.skipped, *test.skipped, *dropped),
         spare=len(items) - len(kept),
@@ -93,11 +98,10 @@ def build(
     )
 
 
-def _check_settings(validation_share: float, max_train_rows: int | None) -> None:
-    if not 0 <= validation_share < 1:
-        raise DataError(
-            f"the validation share is {validation_share}\nFix: give a number from 0 to below 1."
-        )
+def _check_settings(shares: Mapping[str, float], max_train_rows: int | None) -> None:
+    for part, share in shares.items():
+        if not 0 <= share < 1:
+            raise DataError(f"the {part} share is {share}\nFix: give a number from 0 to below 1.")
     if max_train_rows is not None and max_train_rows < 2:
         raise DataError(f"max_train_rows is {max_train_rows}\nFix: give at least 2.")
 
@@ -135,7 +139,7 @@ def _split_warnings(table: Table, kept: Sequence[Item], held_out: Sequence[Item]
     if not held_out:
         raise DataError(
             f"{shown(table)}: too few rows to hold any out: no label has two different texts\n"
-            "Fix: add rows, give a validation part, or set the validation share to 0."
+            "Fix: add rows, give the part as a file, or set its share to 0."
         )
     held = {item.label for item in held_out}
     alone = [label for label in Counter(item.label for item in kept) if label not in held]

@@ -1,0 +1,77 @@
+"""`deltaw compare`: methods side by side, with a rate chosen for each and several seeds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaw.cli.options import announce_loading
+from deltaw.cli.train import recipe_values
+from deltaw.errors import ConfigError
+
+USUAL = "head,bitfit,lora,rslora,lora+,dora,pissa,full"
+
+
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE", help="Hub name or folder, or recipe.yaml.")
+    ],
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [KEY=VALUE]...", help="As for train; shared by all methods."
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="Names, or YAML files that map titles to recipe keys; with commas."),
+    ] = USUAL,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the recipe's.")] = 5,
+    lr: Annotated[
+        str, typer.Option(help="auto searches for each method, rule does not, or 1e-4,3e-4,1e-3.")
+    ] = "auto",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder of the comparison.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at once; they share the processor's cores.")
+    ] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the comparison that is in the folder.")
+    ] = False,
+) -> None:
+    """Compare methods on one task: rates searched alike, several seeds, ties marked.
+
+    Writes a table, a JSON and an HTML report. The same command again goes on where it stopped;
+    with more methods or seeds it does only what is new.
+    """
+    rates = _rates(lr)
+    announce_loading()
+    from deltaw.compare.comparing import compare as run
+    from deltaw.compare.methods import choose
+
+    values, _ = recipe_values(first, rest or [], {})
+    run(
+        values,
+        choose(methods),
+        seeds=seeds,
+        rates=rates,
+        output=None if output is None else Path(output),
+        jobs=jobs,
+        overwrite=overwrite,
+    )
+
+
+def _rates(text: str) -> str | tuple[float, ...]:
+    if text in ("auto", "rule"):
+        return text
+    try:
+        rates = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < 10 for rate in rates):
+        raise ConfigError(
+            f"--lr {text!r} is no learning rate.\n"
+            "Fix: give auto, rule, or numbers between 0 and 10 with commas, such as 1e-4,3e-4,1e-3."
+        )
+    return rates

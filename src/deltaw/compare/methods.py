@@ -1,0 +1,118 @@
+"""Which methods are compared: names that people know, or recipe keys of a YAML file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deltaw.errors import ConfigError, raise_all
+from deltaw.train import yamlfile
+from deltaw.train.effects import GALORE, QUANTIZATION, READERS
+from deltaw.train.escape import printable
+from deltaw.train.recipe import Recipe, parse
+
+NAMED: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "head": {"method": "head"},
+    "bitfit": {"method": "bitfit"},
+    "layernorm": {"method": "layernorm"},
+    "freeze": {"method": "freeze"},
+    "lora": {"method": "lora"},
+    "rslora": {"method": "lora", "use_rslora": True},
+    "lora+": {"method": "lora", "loraplus_lr_ratio": 16.0},
+    "dora": {"method": "lora", "use_dora": True},
+    "pissa": {"method": "lora", "init_lora_weights": "pissa"},
+    "milora": {"method": "lora", "init_lora_weights": "milora"},
+    "olora": {"method": "lora", "init_lora_weights": "olora"},
+    "orthogonal": {"method": "lora", "init_lora_weights": "orthogonal"},
+    "eva": {"method": "lora", "init_lora_weights": "eva"},
+    "lora-ga": {"method": "lora", "init_lora_weights": "lora_ga"},
+    "qlora": {"method": "lora", "quantization_bit": 4},
+    "galore": {"method": "full", "optim": "galore_adamw"},
+}
+"""What each name changes in the recipe."""
+
+SYNONYMS = {
+    "loraplus": "lora+",
+    "lora_ga": "lora-ga",
+    "loraga": "lora-ga",
+    "layer-norm": "layernorm",
+}
+LONGEST = 60
+
+Methods = dict[str, dict[str, Any]]
+
+
+def choose(text: str) -> Methods:
+    """Return what each of the comma-separated names, or methods of YAML files, changes.
+
+    A file maps titles to recipe keys:
+
+        LoRA on queries and values: {target_modules: [query, value]}
+
+    Raises:
+        ConfigError: listing every name that is unknown, given twice or no title.
+    """
+    chosen: Methods = {}
+    problems: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name.lower().endswith((".yaml", ".yml")):
+            found = _from_file(Path(name), problems)
+        else:
+            known = SYNONYMS.get(name.lower(), name.lower())
+            if known not in NAMED:
+                problems.append(f"{printable(name)} is unknown; known are {', '.join(NAMED)}")
+                continue
+            found = {known: NAMED[known]}
+        problems += [f"{printable(title)} is given twice" for title in found if title in chosen]
+        chosen |= found
+    if not chosen and not problems:
+        problems.append("none is named")
+    raise_all(ConfigError, "These methods cannot be compared:", problems)
+    return chosen
+
+
+def _from_file(path: Path, problems: list[str]) -> Methods:
+    found: Methods = {}
+    for title, changes in yamlfile.read(path).items():
+        where = f"{printable(str(path), 200)}: {printable(str(title))}"
+        if not str(title).strip() or len(str(title)) > LONGEST:
+            problems.append(f"{where}: a title has 1 to {LONGEST} characters")
+        elif not isinstance(changes, dict):
+            problems.append(f"{where}: must be a mapping of recipe keys, such as {{r: 16}}")
+        else:
+            found[str(title)] = changes
+    if not found and not problems:
+        problems.append(f"{printable(str(path), 200)} holds no methods")
+    return found
+
+
+def recipes(shared: Mapping[str, Any], methods: Methods) -> dict[str, Recipe]:
+    """Return the recipe of each method: the shared values that it reads, and its own over them.
+
+    Raises:
+        ConfigError: listing what is wrong with each of them.
+    """
+    made = {}
+    problems = []
+    for title, changes in methods.items():
+        try:
+            made[title] = parse(_read_by(shared, changes) | changes, printable(title))
+        except ConfigError as error:
+            _, *lines = str(error).splitlines()
+            problems += [f"{printable(title)}: {line.removeprefix('  - ')}" for line in lines]
+    raise_all(ConfigError, "These methods cannot be run:", problems)
+    return made
+
+
+def _read_by(shared: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shared values without those that this method would refuse as having no effect."""
+    both = {**shared, **changes}
+    method = both.get("method", "lora")
+    unread = {key for key, readers in READERS.items() if method not in readers}
+    if not str(both.get("optim", "")).startswith("galore"):
+        unread |= set(GALORE)
+    if "quantization_bit" not in both or "quantization_bit" in unread:
+        unread |= set(QUANTIZATION)
+    if "loraplus_lr_ratio" not in both:
+        unread.add("loraplus_lr_embedding")
+    return {key: value for key, value in shared.items() if key not in unread}

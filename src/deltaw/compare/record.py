@@ -1,0 +1,108 @@
+"""The file of a comparison: its settings, and every run that is done."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltaw.compare.search import Trial
+from deltaw.errors import RunError, raise_all
+from deltaw.train import staging
+from deltaw.train.escape import printable
+
+FILE = "comparison.json"
+KIND = "deltaw comparison 1"
+
+
+@dataclass
+class Record:
+    """What a comparison is of, and what it found so far; `runs` are by the trials' keys.
+
+    `methods` holds all that was ever compared here, `compared` names those of now.
+    """
+
+    shared: dict[str, Any]
+    data: dict[str, str]
+    methods: dict[str, dict[str, Any]]
+    compared: list[str]
+    machine: dict[str, str]
+    examined: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """The name of the score."""
+        return str(self.examined[self.compared[0]]["metric"])
+
+    def score(self, trial: Trial) -> float | None:
+        """Return the validation score of a trial, `None` if it was not run, -inf if it diverged."""
+        entry = self.runs.get(trial.key)
+        if entry is None:
+            return None
+        return float("-inf") if entry["diverged"] else float(entry["validation"] or 0.0)
+
+
+def write(folder: Path, record: Record, summary: Mapping[str, Any]) -> None:
+    """Write the record and what follows from it in one step."""
+    values = {"kind": KIND, "summary": summary, **asdict(record)}
+    staging.write_text(folder / FILE, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read(folder: Path) -> Record | None:
+    """Return the record in a folder, or `None` if there is none.
+
+    Raises:
+        RunError: if the file is damaged or no comparison.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("kind") != KIND:
+            raise ValueError("it is not what this release writes")
+        values.pop("summary")
+        return Record(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(
+            f"{printable(str(path), 300)} is damaged: {printable(str(error), 200)}\n"
+            "Fix: restore the file, or start over with --overwrite."
+        ) from error
+
+
+def joined(old: Record | None, new: Record, folder: Path) -> Record:
+    """Return `new` with what `old` knows already; methods, rates and seeds may have been added.
+
+    Raises:
+        RunError: listing what differs in a way that makes old runs and new ones incomparable.
+    """
+    if old is None:
+        return new
+    problems = [
+        f"{key} was {_shown(old.shared.get(key))}, is now {_shown(new.shared.get(key))}"
+        for key in sorted(old.shared.keys() | new.shared.keys())
+        if old.shared.get(key) != new.shared.get(key)
+    ]
+    if old.data != new.data:
+        problems.append("the data changed (other hashes)")
+    problems += [
+        f"{printable(title)} was {_shown(old.methods[title])}, is now {_shown(changes)}"
+        for title, changes in new.methods.items()
+        if old.methods.get(title, changes) != changes
+    ]
+    raise_all(
+        RunError,
+        f"{printable(str(folder), 300)} holds another comparison:",
+        problems,
+        "repeat the old settings, start over with --overwrite, or use another --output.",
+    )
+    new.methods = old.methods | new.methods
+    new.examined, new.runs = old.examined, old.runs
+    return new
+
+
+def _shown(value: Any) -> str:
+    return printable(json.dumps(value, ensure_ascii=False), 200)

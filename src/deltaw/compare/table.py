@@ -1,0 +1,106 @@
+"""The table of a comparison as text that is read in a terminal and as Markdown."""
+
+from deltaw.compare.statistics import LEVEL
+from deltaw.compare.summary import Row, Summary
+from deltaw.train.data.wording import size
+from deltaw.train.escape import printable
+
+HEADINGS = ("method", "score", "against the best", "trained", "file", "s/step", "peak", "rate")
+
+
+def write(summary: Summary, rows_tested: int | None) -> str:
+    """Return the table and, below it, how to read it."""
+    if not summary.rows:
+        return "No method has finished."
+    headings = (HEADINGS[0], summary.metric, *HEADINGS[2:])
+    rows = [headings, *(cells(row) for row in summary.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [_line(row, widths) for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join([*lines, "", *notes(summary, rows_tested)])
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    padded = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
+    return f"| {' | '.join(padded)} |"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return the cells of one row, under `HEADINGS`."""
+    return (
+        title_of(row),
+        score_of(row),
+        difference_of(row),
+        trained_of(row),
+        size(row.file_bytes),
+        "-" if row.seconds_per_step is None else f"{row.seconds_per_step:.3f}",
+        "-" if row.peak_bytes is None else size(row.peak_bytes),
+        f"{row.rate:g}" + (" *" if row.at_edge else ""),
+    )
+
+
+def title_of(row: Row) -> str:
+    """Return the title without what would break a table."""
+    return printable(row.title).replace("|", "/")
+
+
+def score_of(row: Row) -> str:
+    """Return `0.853 ± 0.004`, and how many seeds diverged."""
+    error = "" if row.score.error is None else f" ± {row.score.error:.4f}"
+    lost = f" ({row.diverged} diverged)" if row.diverged else ""
+    return f"{row.score.value:.4f}{error}{lost}"
+
+
+def difference_of(row: Row) -> str:
+    """Return the paired difference to the best method, and whether it is a tie."""
+    found = row.against_best
+    if found is None:
+        return "best"
+    if found.error is None:
+        return f"{found.mean:+.4f}"
+    tie = ", tie" if found.is_tie else ""
+    return f"{found.mean:+.4f} ± {found.error:.4f}{tie}"
+
+
+def trained_of(row: Row) -> str:
+    """Return the trained parameters and their share."""
+    return f"{row.trainable:,} ({100 * row.trainable / row.parameters:.2f}%)"
+
+
+def notes(summary: Summary, rows_tested: int | None) -> list[str]:
+    """Return how to read the table, and what it proves."""
+    seeds = max(row.score.count for row in summary.rows)
+    on = f" on {rows_tested:,} test rows" if rows_tested else ""
+    lines = [f"{summary.metric}{on}: mean over {seeds} seeds ± standard error."]
+    if seeds > 1:
+        lines.append(
+            "A tie is a paired difference within two standard errors. Seeds vary the start and "
+            "the order of rows, not the rows: another split would vary more."
+        )
+        lines += _proofs(summary)
+    else:
+        lines.append("One seed: no error is known, and small differences are noise.")
+    if any(row.at_edge for row in summary.rows):
+        lines.append("* the lowest or highest rate tried: a better one may lie beyond.")
+    lines += [f"{printable(title)}: diverged at every rate." for title in summary.failed]
+    return lines
+
+
+def _proofs(summary: Summary) -> list[str]:
+    if len(summary.rows) < 2:
+        return []
+    test = f"paired t-test, Holm-corrected p < {LEVEL:g}"
+    if not summary.proven:
+        return [f"No method is proven better than another ({test})."]
+    better: dict[str, list[str]] = {}
+    for winner, loser, _ in summary.proven:
+        better.setdefault(printable(winner), []).append(printable(loser))
+    order = [printable(row.title) for row in summary.rows]
+    return [
+        f"Really better ({test}):",
+        *(
+            f"  {winner} than {', '.join(sorted(better[winner], key=order.index))}"
+            for winner in order
+            if winner in better
+        ),
+    ]
