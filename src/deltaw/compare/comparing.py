@@ -24,6 +24,7 @@ from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.locking import LOCK, lock
+from deltaw.train.model import full_name
 from deltaw.train.prepare import full_data_name, read
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
@@ -73,7 +74,7 @@ def compare(
         if overwrite:
             _clear(folder)
         fresh = Record(
-            shared=shared,
+            shared=shared | {key: Path(shared[key]).name for key in ("model", "data")},
             data={Path(path).name: digest for path, digest in data.hashes.items()},
             methods=methods,
             compared=list(methods),
@@ -96,8 +97,6 @@ def _shared(values: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
             "methods that it suits.\nFix: leave it out, and say with --lr which rates are tried: "
             f"auto, rule, or numbers such as --lr {shared['learning_rate']}."
         )
-    if "data" in shared:
-        shared["data"] = full_data_name(str(shared["data"]))
     shared.setdefault("test_share", TEST_SHARE)
     shared.setdefault("split_seed", shared.get("seed", 0))
     return shared
@@ -353,7 +352,9 @@ class _Comparison:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(exclude_defaults=True, exclude={"record"})
+    """Return the recipe's values with its places in full."""
+    places = {"model": full_name(recipe.model), "data": full_data_name(recipe.data)}
+    return recipe.model_dump(exclude_defaults=True, exclude={"record"}) | places
 
 
 def _reason(kind: str, value: Any) -> str:
