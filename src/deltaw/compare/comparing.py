@@ -234,9 +234,12 @@ class _Comparison:
                     else:
                         problems.append(f"{printable(task.name)}: {_reason(kind, value)}")
         raise_all(RunError, "These methods cannot be compared:", problems)
+        said: dict[str, list[str]] = {}
         for title in new:
             for warning in self.record.examined[title]["warnings"]:
-                self.console.field("warning", f"{printable(title)}: {warning}")
+                said.setdefault(warning, []).append(printable(title))
+        for warning, titles in said.items():
+            self.console.field("warning", f"{warning}\n({', '.join(titles)})")
 
     def _choose_rates(self) -> None:
         for title in self.record.compared:
@@ -253,18 +256,21 @@ class _Comparison:
     def _announce(self) -> None:
         record = self.record
         number = len(record.rates[record.compared[0]])
-        rounds = ", ".join(f"{many} for {share:g} of the steps" for many, share in rungs(number))
-        self.console.field("methods", ", ".join(map(printable, record.compared)))
+        rounds = ", ".join(f"{many} over {share:g} of the steps" for many, share in rungs(number))
+        shared: dict[str, list[str]] = {}
         for title in record.compared:
-            seen = record.examined[title]
-            shown = ", ".join(f"{rate:g}" for rate in record.rates[title])
-            self.console.field("", f"{printable(title)}: {seen['adapted']}; rates {shown}")
-        search = f"; the rate by {rounds}, with seed {record.seeds[0]}" if rounds else ""
-        seeds = counted(len(record.seeds), "seed")
-        self.console.field("runs", f"{self._total()}: {seeds}, one split{search}")
+            rates = ", ".join(f"{rate:g}" for rate in record.rates[title])
+            shared.setdefault(rates, []).append(printable(title))
+        lines = [f"{rates} for {', '.join(titles)}" for rates, titles in shared.items()]
+        self.console.field("rates", "\n".join(lines))
+        search = f"; the rate of each by {rounds}, with seed {record.seeds[0]}" if rounds else ""
         full = planned(number, len(record.seeds)) * len(record.compared)
         steps = max(record.examined[title]["steps"] for title in record.compared)
-        self.console.field("", f"as much as {full:g} full runs of {steps:,} steps")
+        self.console.field(
+            "runs",
+            f"{self._total()}: {counted(len(record.seeds), 'seed')}, one split{search}\n"
+            f"as much as {full:g} full runs of {steps:,} steps",
+        )
         self.console.field("folder", printable(str(self.folder), 300))
 
     def _total(self) -> int:

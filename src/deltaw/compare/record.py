@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltaw.compare.search import Trial
+from deltaw.compare.search import DIVERGED, Trial
 from deltaw.errors import RunError, raise_all
 from deltaw.train import staging
 from deltaw.train.escape import printable
@@ -37,12 +37,14 @@ class Record:
         """The name of the score."""
         return str(self.examined[self.compared[0]]["metric"])
 
-    def score(self, trial: Trial) -> float | None:
-        """Return the validation score of a trial, `None` if it was not run, -inf if it diverged."""
+    def score(self, trial: Trial) -> tuple[float, float] | None:
+        """Return validation score and negative loss of a trial, `None` if it was not run."""
         entry = self.runs.get(trial.key)
         if entry is None:
             return None
-        return float("-inf") if entry["diverged"] else float(entry["validation"] or 0.0)
+        if entry["diverged"]:
+            return DIVERGED
+        return entry["validation"] or 0.0, -(entry["validation_loss"] or 0.0)
 
 
 def write(folder: Path, record: Record, summary: Mapping[str, Any]) -> None:

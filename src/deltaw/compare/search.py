@@ -27,8 +27,9 @@ class Trial:
         return f"{self.method} | lr {self.rate:g} | share {self.share:g} | seed {self.seed}"
 
 
-Score = Callable[[Trial], float | None]
-"""The validation score of a trial, `None` while it has not been run, -inf if it diverged."""
+DIVERGED = (-math.inf, -math.inf)
+Score = Callable[[Trial], tuple[float, float] | None]
+"""Validation score and, for equal ones, negative loss of a trial; `None` until it has been run."""
 
 
 def rungs(count: int) -> list[tuple[int, float]]:
@@ -70,9 +71,9 @@ def standing(method: str, rates: Sequence[float], seeds: Sequence[int], score: S
         done += found
         if len(found) < len(trials):
             return Standing([trial for trial in trials if trial not in found], done, [])
-        ranked = sorted(trials, key=lambda trial: (-found[trial], trial.rate))
+        ranked = sorted(trials, key=lambda trial: found[trial], reverse=True)
         half = ranked[: math.ceil(len(ranked) / 2)]
-        left = [trial.rate for trial in half if found[trial] > -math.inf]
+        left = sorted(trial.rate for trial in half if found[trial] != DIVERGED)
     final = [Trial(method, rate, 1.0, seed) for rate in left[:1] for seed in seeds]
     due = [trial for trial in final if score(trial) is None]
     return Standing(due, done + [trial for trial in final if trial not in due], final)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deltaw.compare.record import Record
-from deltaw.compare.search import Trial, standing
+from deltaw.compare.search import DIVERGED, Trial, standing
 from deltaw.compare.statistics import Difference, Mean, Scores, mean, paired, proven
 
 
@@ -53,7 +53,7 @@ def summarize(record: Record) -> Summary:
         now = standing(title, rates, record.seeds, record.score)
         if now.due:
             continue
-        if any(record.score(trial) != float("-inf") for trial in now.final):
+        if any(record.score(trial) != DIVERGED for trial in now.final):
             finals[title] = now.final
         else:
             failed.append(title)

@@ -98,6 +98,9 @@ def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
         "diverged": None,
         "base": (read_recipe(folder).record or {}).get("base"),
         "validation": found["best_validation"],
+        "validation_loss": min(
+            (event["eval_loss"] for event in steps if "eval_loss" in event), default=None
+        ),
         "test": found["after"],
         "trainable": found["trainable_parameters"],
         "file_bytes": found["weights_bytes"],
