@@ -71,7 +71,7 @@ ROWS = (
     },
     {"__init__"},
     {"train/", "serve/", "analysis/", "compat/"},
-    {"demo/"},
+    {"demo/", "compare/"},
     {"cli/"},
 )
 CELLS = set().union(*ROWS)
@@ -96,6 +96,7 @@ LIBRARIES = {
     "analysis/": {"rich"},
     "compat/": {"transformers"},
     "demo/": {"rich", "transformers"},
+    "compare/": {"matplotlib", "rich", "scipy"},
     "cli/": {"pydantic", "rich", "transformers", "typer"},
 }
 

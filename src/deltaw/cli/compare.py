@@ -10,6 +10,8 @@ from deltaw.cli.train import recipe_values
 from deltaw.errors import ConfigError
 
 USUAL = "head,bitfit,lora,rslora,lora+,dora,pissa,full"
+NEEDED = ("matplotlib", "scipy")
+"""What the extra `compare` brings along beside that of training."""
 
 
 def compare(
@@ -47,7 +49,14 @@ def compare(
     """
     rates = _rates(lr)
     announce_loading()
-    from deltaw.compare.comparing import compare as run
+    try:
+        from deltaw.compare.comparing import compare as run
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        raise ConfigError(
+            f"deltaw compare needs {error.name}.\nFix: pip install 'deltaw[compare]'"
+        ) from error
     from deltaw.compare.methods import choose
 
     values, _ = recipe_values(first, rest or [], {})

@@ -73,7 +73,10 @@ def choose(text: str) -> Methods:
 
 def _from_file(path: Path, problems: list[str]) -> Methods:
     found: Methods = {}
-    for title, changes in yamlfile.read(path).items():
+    values = yamlfile.read(path)
+    if not values:
+        problems.append(f"{printable(str(path), 200)} holds no methods")
+    for title, changes in values.items():
         where = f"{printable(str(path), 200)}: {printable(str(title))}"
         if not str(title).strip() or len(str(title)) > LONGEST:
             problems.append(f"{where}: a title has 1 to {LONGEST} characters")
@@ -81,8 +84,6 @@ def _from_file(path: Path, problems: list[str]) -> Methods:
             problems.append(f"{where}: must be a mapping of recipe keys, such as {{r: 16}}")
         else:
             found[str(title)] = changes
-    if not found and not problems:
-        problems.append(f"{printable(str(path), 200)} holds no methods")
     return found
 
 

@@ -22,12 +22,16 @@ COLORS = (
 MARKERS = "osD^vP"
 WIDTH, HEIGHT = 7.2, 4.2
 """Inches."""
+MARGIN = 1.1
+"""How far axes that begin at zero go beyond the largest value."""
 
 
 def scores(summary: Summary) -> str:
     """Draw the score of each method against its trained parameters, with standard errors."""
     figure, axes = _blank("trained parameters", f"test {summary.metric}")
+    counts = [row.trainable for row in summary.rows]
     axes.set_xscale("log")
+    axes.set_xlim(min(counts) / 2, max(counts) * 2)
     for index, row in enumerate(summary.rows):
         axes.errorbar(
             row.trainable,
@@ -60,8 +64,8 @@ def costs(summary: Summary) -> str | None:
             **_style(index),
             label=_name(row.title),
         )
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, MARGIN * max(row.seconds_per_step or 0.0 for _, row in known))
+    axes.set_ylim(0, MARGIN * max(row.peak_bytes or 0 for _, row in known))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(round(value))))
     return _drawn(figure, axes, "Peak memory of each method against the time of a step")
 
@@ -78,7 +82,8 @@ def losses(record: Record, summary: Summary) -> str:
         values = [[run[at][1] for run in runs] for at in range(length)]
         middle = [statistics.fmean(column) for column in values]
         color = COLORS[index % len(COLORS)]
-        axes.plot(steps, middle, color=color, linewidth=1.3, label=_name(row.title))
+        dashes = "-" if index < len(COLORS) else "--"
+        axes.plot(steps, middle, dashes, color=color, linewidth=1.3, label=_name(row.title))
         if len(runs) > 1:
             spread = [statistics.stdev(column) for column in values]
             low = [value - half for value, half in zip(middle, spread, strict=True)]

@@ -1,0 +1,85 @@
+"""Which methods are compared: names, files of titles, and what of a recipe each one reads."""
+
+from pathlib import Path
+
+import pytest
+
+from deltaw.compare.methods import NAMED, choose, recipes
+from deltaw.errors import ConfigError
+from deltaw.inits import names
+
+SHARED = {"model": "m", "data": "d.csv"}
+
+
+def test_every_name_makes_a_recipe_of_its_own() -> None:
+    made = recipes(SHARED, dict(NAMED))
+    assert len({recipe.model_dump_json() for recipe in made.values()}) == len(NAMED)
+
+
+def test_every_start_that_is_a_method_has_a_name() -> None:
+    named = {changes.get("init_lora_weights") for changes in NAMED.values()}
+    assert set(names()) - {"kaiming", "gaussian", "_random"} <= named
+
+
+def test_names_synonyms_and_spaces() -> None:
+    assert list(choose(" LoRA , loraplus,lora_ga,")) == ["lora", "lora+", "lora-ga"]
+
+
+def test_titles_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("LoRA | q: {target_modules: [query], r: 4}\nplain: {}\n")
+    chosen = choose(f"dora,{file}")
+    assert list(chosen) == ["dora", "LoRA | q", "plain"]
+    made = recipes(SHARED | {"r": 16}, chosen)
+    assert (made["LoRA | q"].r, made["plain"].r, made["dora"].use_dora) == (4, 16, True)
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("lora: {}\nbad: 3\n'" + "x" * 70 + "': {}\n")
+    empty = tmp_path / "empty.yml"
+    empty.write_text("{}\n")
+    with pytest.raises(ConfigError) as error:
+        choose(f"lora,lroa,{file},{empty}")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 6
+    assert "lroa is unknown; known are full, head" in lines[1]
+    assert "must be a mapping" in str(error.value) and "60 characters" in str(error.value)
+    assert "lora is given twice" in str(error.value) and "holds no methods" in str(error.value)
+
+
+def test_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="none is named"):
+        choose(" , ")
+
+
+def test_a_method_is_not_given_what_it_would_refuse() -> None:
+    shared = SHARED | {
+        "r": 4,
+        "lora_alpha": 12.0,
+        "target_modules": ["query"],
+        "galore_rank": 8,
+        "quantization_type": "fp4",
+        "loraplus_lr_embedding": 1e-5,
+        "last_layers": 1,
+        "epochs": 2,
+    }
+    made = recipes(shared, dict(NAMED))
+    assert (made["lora"].r, made["lora"].galore_rank, made["galore"].galore_rank) == (4, 128, 8)
+    assert (made["qlora"].quantization_type, made["lora"].quantization_type) == ("fp4", "nf4")
+    assert made["lora+"].loraplus_lr_embedding == 1e-5
+    assert made["freeze"].last_layers == 1 and made["full"].last_layers == 2
+    assert {recipe.epochs for recipe in made.values()} == {2}
+
+
+def test_settings_of_the_recipe_that_combine_are_kept() -> None:
+    made = recipes(SHARED | {"use_rslora": True}, {"dora": NAMED["dora"], "full": NAMED["full"]})
+    assert made["dora"].use_rslora and made["dora"].use_dora and not made["full"].use_rslora
+
+
+def test_what_is_wrong_with_each_method_is_listed() -> None:
+    with pytest.raises(ConfigError) as error:
+        recipes(SHARED, {"a": {"rank_": 3}, "b": {"method": "full", "r": 4}, "c": {}})
+    text = str(error.value)
+    assert "a: unknown key rank_" in text and "b: r=4 has no effect with method=full" in text
+    assert "c:" not in text

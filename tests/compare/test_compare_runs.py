@@ -1,0 +1,318 @@
+"""Comparisons that are run: resumed, extended, stopped, refused; mostly without real training."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.models import make_model, messages, write_csv
+
+from deltaw.compare import comparing, processes, worker
+from deltaw.compare.comparing import compare
+from deltaw.compare.folder import REPORT, RUNNING, TABLE
+from deltaw.compare.methods import NAMED, choose
+from deltaw.compare.record import FILE
+from deltaw.errors import ConfigError, DataError, RunError
+from deltaw.train.interrupt import Stopped
+from deltaw.train.locking import lock
+
+Work = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The values of a recipe for a tiny model and table."""
+    folder = tmp_path_factory.mktemp("compare")
+    make_model(folder / "model")
+    data = write_csv(folder / "data.csv", messages(60))
+    return {"model": str(folder / "model"), "data": str(data), "max_steps": 4}
+
+
+class Fake:
+    """Stands in for processes: does a method's work at once, by a table of outcomes."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
+        self.examined: list[str] = []
+        self.outcomes: dict[str, tuple[str, Any]] = {}
+        self.after: Callable[[], None] = lambda: None
+
+    def outcome(self, name: str, work: Work, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+        """Return what comes of a piece of work."""
+        if name in self.outcomes:
+            return self.outcomes[name]
+        if work is worker.examine:
+            self.examined.append(name)
+            return "done", {
+                "rate": 0.01,
+                "origin": "rule",
+                "steps": 8,
+                "every": 2,
+                "metric": "accuracy",
+                "adapted": "all",
+                "trainable": 10,
+                "parameters": 100,
+                "base": "b",
+                "warnings": ["the pooler is new"],
+            }
+        values, scored = arguments
+        self.ran.append((name, dict(values), scored))
+        self.after()
+        score = 1 - abs(values["learning_rate"] - 0.04) - values["seed"] / 100
+        return "done", {
+            "diverged": None,
+            "base": "b",
+            "validation": score,
+            "validation_loss": 1 - score,
+            "test": {"values": {"accuracy": score}, "rows": 9} if scored else None,
+            "trainable": 10,
+            "file_bytes": 40,
+            "seconds": 1.0,
+            "seconds_per_step": 0.1,
+            "peak_bytes": 1000,
+            "loss": [[1, 1.0], [2, 0.5]],
+            "scores": [],
+        }
+
+
+class Process:
+    """A process that has ended."""
+
+    exitcode = 0
+
+    def join(self, timeout: float | None = None) -> None:
+        """It has."""
+
+    def terminate(self) -> None:
+        """It has."""
+
+    def is_alive(self) -> bool:
+        """It is not."""
+        return False
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Replace processes."""
+    found = Fake()
+
+    def start(pool: processes.Pool, name: str, work: Work, *arguments: Any) -> None:
+        ours, theirs = processes.multiprocessing.Pipe(duplex=False)
+        theirs.send(found.outcome(name, work, arguments))
+        theirs.close()
+        pool.tasks.append(processes.Task(name, Process(), ours))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(processes.Pool, "start", start)
+    return found
+
+
+METHODS = {"a": {"r": 2}, "b": {"r": 4}}
+
+
+def test_all_runs_and_their_settings(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
+    out = compare(task | {"r": 3, "seed": 5}, METHODS, seeds=2, output=tmp_path / "out")
+    assert len(fake.ran) == 2 * (3 + 2 + 2) and fake.examined == ["a", "b"]
+    values = [values for _, values, _ in fake.ran]
+    assert {v["split_seed"] for v in values} == {5} and {v["seed"] for v in values} == {5, 6}
+    assert {v["test_share"] for v in values} == {0.2}
+    searched = [v for _, v, scored in fake.ran if not scored]
+    assert {v["learning_rate"] for v in searched} == {0.0025, 0.01, 0.04}
+    assert sorted({v["max_steps"] for v in searched}) == [2, 4]
+    assert {v["seed"] for v in searched} == {5}
+    final = [v for _, v, scored in fake.ran if scored]
+    assert {(v["learning_rate"], v["max_steps"], v["eval_every"]) for v in final} == {(0.04, 8, 2)}
+    assert {path.name for path in out.iterdir()} == {FILE, TABLE, REPORT, ".lock"}
+    found = json.loads((out / FILE).read_text())
+    assert [row["title"] for row in found["summary"]["rows"]] == ["a", "b"]
+    assert str(tmp_path) not in (out / FILE).read_text() + (out / REPORT).read_text()
+
+
+def test_what_is_done_is_not_done_again(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
+    compare(task, METHODS, seeds=2, output=tmp_path)
+    fake.ran.clear()
+    fake.examined.clear()
+    pages = [(tmp_path / name).read_bytes() for name in (TABLE, FILE)]
+    compare(task, METHODS, seeds=2, output=tmp_path)
+    assert fake.ran == [] and fake.examined == []
+    assert [(tmp_path / name).read_bytes() for name in (TABLE, FILE)] == pages
+    compare(task, METHODS | {"c": {"r": 6}}, seeds=3, output=tmp_path)
+    assert len(fake.ran) == 2 + (3 + 2 + 3) and fake.examined == ["c"]
+    compare(task, {"c": {"r": 6}}, seeds=3, rates=(0.01, 0.04), output=tmp_path, overwrite=True)
+    assert len(json.loads((tmp_path / FILE).read_text())["runs"]) == 2 + 3
+
+
+def test_a_stop_keeps_what_is_done(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
+    def stop() -> None:
+        if len(fake.ran) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fake.after = stop
+    with pytest.raises(Stopped) as stopped:
+        compare(task, METHODS, seeds=2, output=tmp_path)
+    assert stopped.value.number == signal.SIGTERM and "what is done is kept" in str(stopped.value)
+    done = len(json.loads((tmp_path / FILE).read_text())["runs"])
+    assert done == 4 and not (tmp_path / TABLE).exists()
+    fake.after = lambda: None
+    compare(task, METHODS, seeds=2, output=tmp_path)
+    assert len(fake.ran) == 14 + 1
+
+
+def test_rule_and_given_rates(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path / "rule")
+    assert [values["learning_rate"] for _, values, _ in fake.ran] == [0.01, 0.01]
+    fake.ran.clear()
+    compare(task, METHODS, seeds=1, rates=(0.5, 0.04), output=tmp_path / "given")
+    assert {values["learning_rate"] for _, values, _ in fake.ran} == {0.04, 0.5}
+
+
+def test_a_rate_that_diverges_is_told(
+    task: dict[str, Any], fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share in (0.25, 0.5):
+        fake.outcomes[f"a | lr 0.04 | share {share:g} | seed 0"] = (
+            "diverged",
+            "The loss is nan\n.",
+        )
+    compare(task, METHODS, seeds=1, output=tmp_path)
+    runs = json.loads((tmp_path / FILE).read_text())["runs"]
+    assert runs["a | lr 0.04 | share 0.25 | seed 0"] == {"diverged": "The loss is nan"}
+    assert "a | lr 0.01 | share 1 | seed 0" in runs
+    out = capsys.readouterr().out
+    assert "lr 0.04 | share 0.25 | seed 0: diverged" in out
+    assert out.count("the pooler is new") == 1 and "(a, b)" in out
+
+
+def test_every_method_is_looked_at_before_the_first_run(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
+) -> None:
+    fake.outcomes["a"] = ("refused", "no such layer\nFix: name another.")
+    fake.outcomes["b"] = ("crashed", "Traceback ...")
+    with pytest.raises(RunError) as error:
+        compare(task, METHODS, output=tmp_path / "out")
+    assert "a: no such layer" in str(error.value) and "b: a defect" in str(error.value)
+    assert fake.ran == [] and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_cannot_go_on_stops_the_comparison(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
+) -> None:
+    fake.outcomes["b | lr 0.01 | share 0.25 | seed 0"] = ("refused", "The disk is full.")
+    with pytest.raises(RunError, match=r"b . lr 0.01 .* cannot go on: The disk is full"):
+        compare(task, METHODS, output=tmp_path)
+    assert json.loads((tmp_path / FILE).read_text())["runs"]
+
+
+def test_another_base_is_refused(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    text = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(text.replace('"base": "b"', '"base": "other"'))
+    with pytest.raises(RunError, match="base model's weights changed"):
+        compare(task, METHODS, seeds=2, rates="rule", output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"learning_rate": 1e-3}, ConfigError, "would favour the methods that it suits"),
+        ({"validation_share": 0.0}, ConfigError, "chosen on a validation part"),
+        ({"test_share": 0.0}, ConfigError, "there is no test part"),
+        ({"data": "nowhere.csv"}, DataError, "nowhere.csv"),
+        ({"rank": 3}, ConfigError, "a: unknown key rank"),
+    ],
+)
+def test_refusals_leave_nothing_behind(
+    task: dict[str, Any],
+    fake: Fake,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        compare(task | changes, METHODS, output=tmp_path / "out")
+    assert fake.ran == [] and not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_no_comparison(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"other files \(notes.txt\) and no comparison"):
+        compare(task, METHODS, output=tmp_path, overwrite=True)
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    with lock(busy), pytest.raises(RunError, match="Another process"):
+        compare(task, METHODS, output=busy)
+    assert (tmp_path / "notes.txt").read_text() == "mine" and fake.examined == []
+
+
+def test_the_folder_by_default(
+    task: dict[str, Any], fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = compare(task, METHODS, seeds=1, rates="rule")
+    assert str(out) == "runs/compare-model-data"
+    assert str(compare(task | {"name": "x"}, METHODS, seeds=1, rates="rule")) == "runs/compare-x"
+
+
+def test_a_process_that_dies_is_named() -> None:
+    ours, theirs = processes.multiprocessing.Pipe(duplex=False)
+    theirs.close()
+    dead = Process()
+    dead.exitcode = -9  # type: ignore[misc]
+    with pytest.raises(RunError, match=r"a . lr 1 ended with code -9 \(killed; perhaps for want"):
+        processes.Task("a | lr 1", dead, ours).outcome()  # type: ignore[arg-type]
+
+
+class Pipe:
+    """Takes what a worker sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, value: Any) -> None:
+        """Keep it."""
+        self.sent.append(value)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (Stopped(15, "stopped"), "stopped"),
+        (RunError("full"), "refused"),
+        (ValueError("defect"), "crashed"),
+        (KeyboardInterrupt(), "crashed"),
+    ],
+)
+def test_what_a_worker_tells(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException, kind: str
+) -> None:
+    monkeypatch.setattr(os, "setsid", lambda: None)
+
+    def work() -> dict[str, Any]:
+        raise raised
+
+    pipe = Pipe()
+    connection: Connection = pipe  # type: ignore[assignment]
+    worker.serve(connection, worker.torch.get_num_threads(), work)
+    assert pipe.sent[0][0] == kind
+
+
+def test_real_runs_in_processes_of_their_own(task: dict[str, Any], tmp_path: Path) -> None:
+    methods = choose("head,dora")
+    out = compare(task, methods, seeds=2, rates="rule", output=tmp_path, jobs=2)
+    found = json.loads((out / FILE).read_text())
+    assert len(found["runs"]) == 4 and not (out / RUNNING).exists()
+    for key, run in found["runs"].items():
+        assert run["test"]["rows"] > 0 and run["peak_bytes"] > 0 and run["seconds_per_step"] > 0
+        assert len(run["loss"]) == 4 and run["loss"][-1][0] == 4 and len(run["scores"]) == 4, key
+    rows = {row["title"]: row for row in found["summary"]["rows"]}
+    assert rows["dora"]["trainable"] > rows["head"]["trainable"] > 0
+    assert "dora" in (out / REPORT).read_text() and "dora" in (out / TABLE).read_text()
+    assert methods["dora"] == NAMED["dora"] and comparing.TEST_SHARE == 0.2
