@@ -30,6 +30,7 @@ def data(
     task: Task = "classification",
     seed: int = 0,
     share: float = 0.1,
+    tested: float = 0.0,
     allow_leakage: bool = False,
     max_train_rows: int | None = None,
 ) -> Data:
@@ -43,6 +44,7 @@ def data(
         Schema(("text",), "label", task, ""),
         seed=seed,
         validation_share=share,
+        test_share=tested,
         allow_leakage=allow_leakage,
         max_train_rows=max_train_rows,
     )
@@ -77,6 +79,22 @@ def test_examples_carry_text_class_and_place() -> None:
     assert distribution(found.train, found.labels) == {"a": 11, "b": 10}
     assert found.hashes == {name: f"digest of {name}" for name in ("train", "valid", "test")}
     assert found.warnings == ('label "a" unites 11 rows with "a", 1 row with "a "',)
+
+
+def test_a_test_part_is_held_out_where_there_is_none() -> None:
+    found = data(GOOD, tested=0.3, share=0.2)
+    parts = (found.train, found.validation, found.test)
+    assert [len(part) for part in parts] == [12, 2, 6]
+    assert len({example.text for part in parts for example in part}) == len(GOOD)
+    assert distribution(found.test, found.labels) == {"a": 3, "b": 3}
+    assert data(GOOD, tested=0.3, share=0.2, seed=1).test != found.test
+    given = data(GOOD, test=HELD, tested=0.3)
+    assert [example.text for example in given.test] == ["held a", "held b"]
+    unlabelled = data(GOOD, test=[("x", ""), ("y", None)], tested=0.3)
+    assert len(unlabelled.test) == 6
+    for share in (-0.1, 1.0):
+        with pytest.raises(DataError, match="the test share is"):
+            data(GOOD, tested=share)
 
 
 def test_pairs_and_numbers() -> None:

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 import transformers
 from tests.train.models import events, make_model
+from torch import nn
 
 from deltaw.errors import RunError
 from deltaw.train.methods import prepare
@@ -252,3 +253,24 @@ def test_bitfit_on_a_model_without_biases_is_refused() -> None:
     model = transformers.LlamaForSequenceClassification(config)
     with pytest.raises(RunError, match=r"LlamaForSequenceClassification has none(.|\n)*Fix: use m"):
         prepare(model, parse({"model": "m", "data": "d", "method": "bitfit"}))
+
+
+def test_tuning_of_normalisations_finds_those_that_models_bring_along() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=3,
+        pad_token_id=0,
+    )
+    model = transformers.LlamaForSequenceClassification(config)
+    chosen = parse({"model": "m", "data": "d", "method": "layernorm"})
+    prepare(model, chosen)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert sum("norm" in name for name in trained) == 3
+    assert len(trained) == 4 and any("score" in name for name in trained)
+    plain = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(RunError, match=r"Sequential has none(.|\n)*Fix: use method=head"):
+        prepare(plain, chosen)

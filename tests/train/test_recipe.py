@@ -1,5 +1,6 @@
 """Recipes: what is accepted, what is refused, and that all problems are named at once."""
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from deltaw.errors import ConfigError
 from deltaw.train import yamlfile
-from deltaw.train.recipe import Recipe, check_segment, filled, load, parse, parse_overrides
+from deltaw.train.recipe import Method, Recipe, check_segment, filled, load, parse, parse_overrides
 
 LEAST = {"model": "m", "data": "d"}
 
@@ -147,11 +148,11 @@ def test_keys_that_the_method_does_not_read_are_refused_together() -> None:
     assert "lora_dropout=0.5 has no effect" in message
     assert "last_layers=3 has no effect with method=head, only with freeze" in message
     assert "did you mean method=freeze?" in message
-    with pytest.raises(ConfigError, match="only with lora or head or bitfit"):
+    with pytest.raises(ConfigError, match="only with lora or head or bitfit or layernorm"):
         parse(LEAST | {"method": "full", "modules_to_save": ["classifier"]})
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "head", "bitfit", "freeze"])
+@pytest.mark.parametrize("method", typing.get_args(Method))
 def test_every_method_accepts_all_defaults_written_out(method: str) -> None:
     values = parse(LEAST | {"method": method}).model_dump(exclude_none=True)
     assert parse(values).method == method

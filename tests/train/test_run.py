@@ -72,6 +72,35 @@ def test_head_and_bitfit_are_adapters_without_a_low_rank(
     open_run(run)
 
 
+def test_tuning_of_normalisations_moves_them_and_the_head_alone(values: dict[str, Any]) -> None:
+    run = start(values, method="layernorm")
+    tensors = safetensors.torch.load_file(run / ADAPTER)
+    assert {name.split(".")[-2] for name in tensors} == {"LayerNorm", "classifier"}
+    base = transformers.AutoModel.from_pretrained(values["model"]).state_dict()
+    norms = {name for name in base if "LayerNorm" in name}
+    kept = {name.removeprefix("base_model.model.bert."): tensors[name] for name in tensors}
+    assert norms == kept.keys() & base.keys()
+    assert any(not torch.equal(base[name], kept[name]) for name in norms)
+    assert read_results(run)["trainable_parameters"] == 51 + sum(base[n].numel() for n in norms)
+    open_run(run)
+
+
+def test_one_split_for_all_seeds_where_it_has_a_seed_of_its_own(values: dict[str, Any]) -> None:
+    held = {
+        (seed, split): read(parse(values | {"seed": seed, "split_seed": split})).validation
+        for seed in (0, 1)
+        for split in (None, 0, 1)
+    }
+    assert held[0, 0] == held[1, 0] == held[0, None] != held[1, None] == held[0, 1] == held[1, 1]
+
+
+def test_only_the_scores_that_are_asked_for_are_taken(values: dict[str, Any]) -> None:
+    run = train(parse(values), silent=True, scored=())
+    found = read_results(run)
+    assert found["before"] is None and found["after"] is None
+    assert found["best_validation"] is not None and 0 < found["seconds_per_step"] < 60
+
+
 def test_full_fine_tuning_writes_a_plain_model(values: dict[str, Any]) -> None:
     run = start(values, method="full")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run)
