@@ -88,6 +88,16 @@ def test_the_table_says_what_is_a_tie_and_what_is_proven() -> None:
     assert "b than a" in text and "c than a" in text and "b than c" not in text
 
 
+def test_a_narrow_terminal_does_without_costs() -> None:
+    found = summarize(make({"a": 0.5, "b": 0.8}))
+    whole = table.write(found, 50).splitlines()
+    assert table.write(found, 50, len(whole[0])).splitlines() == whole
+    narrow = table.write(found, 50, 70).splitlines()
+    assert max(map(len, narrow[:4])) <= 70 and narrow[0].endswith("| rate    |")
+    assert "peak" not in narrow[0] and "peak" in narrow[4] and "file" in narrow[4]
+    assert "b " in narrow[2] and "0.016 *" in narrow[2]
+
+
 def test_one_seed_is_called_one_seed() -> None:
     text = table.write(summarize(make({"a": 0.5, "b": 0.8}, seeds=[0])), None)
     assert "One seed: no error is known" in text and "tie" not in text and "proven" not in text

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from deltaw.compare import record as records
@@ -69,12 +71,13 @@ class Comparison:
             self.interrupt.waiting = False
         self._write()
         found = summary.summarize(self.record)
-        text = table.write(found, self.rows_tested)
-        staging.write_text(self.folder / TABLE, text + "\n")
+        staging.write_text(self.folder / TABLE, table.write(found, self.rows_tested) + "\n")
         staging.write_text(self.folder / REPORT, report.write(self.record, found, self.rows_tested))
         shutil.rmtree(self.folder / RUNNING, ignore_errors=True)
         self.console.line()
-        self.console.line(text)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in table.write(found, self.rows_tested, width).splitlines():
+            self.console.line(line if line.startswith("|") or width is None else fill(line, width))
         self.console.line()
         where = printable(str(self.folder), 300)
         self.console.field("saved", f"{where}/{REPORT}, {TABLE} and {FILE}", whole=True)

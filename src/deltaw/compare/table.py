@@ -2,25 +2,35 @@
 
 from deltaw.compare.statistics import LEVEL
 from deltaw.compare.summary import Row, Summary
-from deltaw.train.data.wording import size
+from deltaw.train.data.wording import counted, size
 from deltaw.train.escape import printable
 
 HEADINGS = ("method", "score", "against the best", "trained", "file", "s/step", "peak", "rate")
+FIRST_TO_GO = (6, 5, 4, 3)
+"""The columns that a narrow terminal does without, in this order."""
 
 
-def write(summary: Summary, rows_tested: int | None) -> str:
-    """Return the table and, below it, how to read it."""
+def write(summary: Summary, rows_tested: int | None, width: int | None = None) -> str:
+    """Return the table and, below it, how to read it; costs that `width` has no room for go."""
     if not summary.rows:
         return "No method has finished."
     headings = (HEADINGS[0], summary.metric, *HEADINGS[2:])
     rows = [headings, *(cells(row) for row in summary.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [_line(row, widths) for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    left = list(range(len(headings)))
+    gone: list[str] = []
+    for column in FIRST_TO_GO:
+        if width is not None and sum(widths[at] + 3 for at in left) + 1 > width:
+            left.remove(column)
+            gone.insert(0, headings[column])
+    lines = [_line([row[at] for at in left], [widths[at] for at in left]) for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (widths[at] + 2) for at in left) + "|")
+    if gone:
+        lines.append(f"({', '.join(gone)}: in the files)")
     return "\n".join([*lines, "", *notes(summary, rows_tested)])
 
 
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
+def _line(row: list[str], widths: list[int]) -> str:
     padded = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
     return f"| {' | '.join(padded)} |"
 
@@ -71,7 +81,7 @@ def notes(summary: Summary, rows_tested: int | None) -> list[str]:
     """Return how to read the table, and what it proves."""
     seeds = max(row.score.count for row in summary.rows)
     on = f" on {rows_tested:,} test rows" if rows_tested else ""
-    lines = [f"{summary.metric}{on}: mean over {seeds} seeds ± standard error."]
+    lines = [f"{summary.metric}{on}: mean over {counted(seeds, 'seed')} ± standard error."]
     if seeds > 1:
         lines.append(
             "A tie is a paired difference within two standard errors. Seeds vary the start and "
