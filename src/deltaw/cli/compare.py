@@ -52,10 +52,11 @@ def compare(
     try:
         from deltaw.compare.comparing import compare as run
     except ModuleNotFoundError as error:
-        if error.name not in NEEDED:
+        package = (error.name or "").partition(".")[0]
+        if package not in NEEDED:
             raise
         raise ConfigError(
-            f"deltaw compare needs {error.name}.\nFix: pip install 'deltaw[compare]'"
+            f"deltaw compare needs {package}.\nFix: pip install 'deltaw[compare]'"
         ) from error
     from deltaw.compare.methods import choose
 
