@@ -109,7 +109,7 @@ def _proofs(summary: Summary) -> list[str]:
     return [
         f"Really better ({test}):",
         *(
-            f"  {winner} than {', '.join(sorted(better[winner], key=order.index))}"
+            f"- {winner} than {', '.join(sorted(better[winner], key=order.index))}"
             for winner in order
             if winner in better
         ),
