@@ -41,6 +41,7 @@ ROWS = (
         "switching",
         "attaching",
         "blocks",
+        "building",
         "calibrating",
         "capturing",
         "fingerprint",

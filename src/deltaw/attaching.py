@@ -1,28 +1,24 @@
 """Putting an adapter on a model, and taking it off again."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deltaw.adapter import Adapter
-from deltaw.adapters import Parts, builder_of
-from deltaw.adapters._reserved import ReservedLora
-from deltaw.adapters.replace import ReplaceAdapter
-from deltaw.adapters.token_rows import TokenRowsAdapter
+from deltaw.adapters import builder_of
 from deltaw.authority import Authority
+from deltaw.building import Builder
 from deltaw.calibrating import Loss, calibration_of
 from deltaw.config import LoraConfig
 from deltaw.encoders import Stepwise, walk_through
 from deltaw.errors import FormatError, StateError, TargetError, raise_all
-from deltaw.fitting import Fit, fit, refuse_loaded_as_one, refuse_mixed
+from deltaw.fitting import fit, refuse_loaded_as_one, refuse_mixed
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
-from deltaw.offload import device_of
 from deltaw.optimizers import watch
 from deltaw.originals import kept_by, restored
 from deltaw.planning import base_modules, look, plan
@@ -123,7 +119,7 @@ def attach_state(
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
         rebinds.append(clear_bound_forward(layers[path], path))
-    builder = _Builder(state.config, trainable, fresh, serving)
+    builder = Builder(state.config, trainable, fresh, serving)
     built: dict[str, dict[str, Adapter]] = {}
     for path, (geometry, slots) in fits.items():
         layer = look(layers[path], geometry)
@@ -224,75 +220,6 @@ def _equip(
         layer.adapter = nn.ModuleDict()
     layer.adapter[name] = nn.ModuleDict(modules)
     layer.adapter[name].train(layer.training)
-
-
-class _Builder:
-    """Makes the modules of one adapter."""
-
-    def __init__(self, config: LoraConfig, trainable: bool, fresh: bool, serving: Serving) -> None:
-        self._config = config
-        self._serving = serving
-        self._method = builder_of(config.method)
-        self._trainable = trainable
-        self._fresh = fresh
-        self._taken: set[int] = set()
-        self._copies: dict[int, nn.Parameter] = {}
-
-    def build(self, layer: AdaptedLayer, fit: Fit) -> Adapter:
-        """Return the module of one slot, or of one parameter or buffer trained in full."""
-        device = device_of(layer)
-        if fit.trained is not None:
-            copy = self._copy(layer.frozen(fit.slot), fit.trained, device)
-            if fit.ids is None:
-                return ReplaceAdapter(copy)
-            return TokenRowsAdapter(copy, own(fit.ids, torch.int64, device), fit.follows)
-        dtype = self._serving.dtype or master_dtype(layer.frozen(layer.holder(fit.slot)))
-        assert fit.A is not None and fit.B is not None
-        A, B = self._own(fit.A, dtype, device), self._own(fit.B, dtype, device)
-        bias = None if fit.bias is None else self._own(fit.bias, dtype, device)
-        extra = {name: self._own(tensor, dtype, device) for name, tensor in fit.extra.items()}
-        matrix = functools.partial(layer.matrix, fit.slot)
-        parts = Parts(A, B, fit.scale, self._config.lora_dropout, bias, extra, matrix)
-        reserve = self._serving.reserve
-        adapter = ReservedLora(parts, reserve) if reserve else self._method(parts)
-        return adapter.requires_grad_(self._trainable)
-
-    def _copy(self, frozen: Tensor, trained: Tensor, device: torch.device) -> Tensor:
-        """Return the copy that stands in for `frozen`, one for all layers that share it."""
-        if not isinstance(frozen, nn.Parameter):
-            return own(trained, frozen.dtype, device)
-        if id(frozen) not in self._copies:
-            value = own(trained, master_dtype(frozen), device)
-            self._copies[id(frozen)] = nn.Parameter(value, requires_grad=self._trainable)
-        return self._copies[id(frozen)]
-
-    def _own(self, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the tensor itself where it is fresh, whole and not taken yet, else a copy."""
-        memory = tensor.untyped_storage()
-        whole = memory.nbytes() == tensor.nbytes and tensor.is_contiguous()
-        free = whole and memory.data_ptr() not in self._taken and not tensor.is_inference()
-        if not (self._fresh and free):
-            return own(tensor, dtype, device)
-        self._taken.add(memory.data_ptr())
-        return _in_order(tensor.detach().to(device, dtype))
-
-
-def own(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a contiguous copy that shares nothing with `tensor`."""
-    return _in_order(tensor.detach().to(device=device, dtype=dtype, copy=True))
-
-
-def _in_order(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor whose strides are those of one from a file, also of one row.
-
-    A product's last bits depend on them.
-    """
-    return tensor.contiguous().view(-1).view(tensor.shape)
-
-
-def master_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype an adapter is kept in: float32, or float64 for a float64 base."""
-    return torch.promote_types(torch.float32, weight.dtype)
 
 
 def _strip(layer: AdaptedLayer, path: str) -> None:

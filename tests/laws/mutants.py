@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import deltaw.adapters.dora
 import deltaw.addition
 import deltaw.attaching
+import deltaw.building
 import deltaw.fingerprint
 import deltaw.formats._peft_experts
 import deltaw.formats.peft
@@ -178,7 +179,7 @@ def _(patch: Patch) -> None:
     patch.setattr(
         deltaw.attaching,
         "initial_state",
-        lambda model, plan, *rest: real(model, plan, None, rest[1]),
+        lambda model, plan, *rest: real(model, plan, None, *rest[1:]),
     )
 
 
@@ -192,7 +193,7 @@ def _(patch: Patch) -> None:
 )
 def _(patch: Patch) -> None:
     patch.setattr(
-        deltaw.attaching, "own", lambda t, dtype, device: t.detach().to(device=device, dtype=dtype)
+        deltaw.building, "own", lambda t, dtype, device: t.detach().to(device=device, dtype=dtype)
     )
 
 
@@ -856,7 +857,7 @@ def _(patch: Patch) -> None:
     lambda: law07.output_has_the_bases_dtype(setting("linear", dtype=torch.float16)),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(deltaw.attaching, "master_dtype", lambda weight: weight.dtype)
+    patch.setattr(deltaw.building, "master_dtype", lambda weight: weight.dtype)
 
 
 def plain_output_has_the_bases_dtype() -> None:
