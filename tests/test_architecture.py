@@ -37,6 +37,7 @@ ROWS = (
     },
     {"layers/", "quant/", "adapters/", "inits/", "formats/", "combine/", "optim/"},
     {
+        "absorbing",
         "addition",
         "switching",
         "attaching",

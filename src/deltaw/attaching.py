@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deltaw.absorbing import Absorption, absorption_of
 from deltaw.adapter import Adapter
 from deltaw.adapters import builder_of
 from deltaw.authority import Authority
@@ -16,7 +17,9 @@ from deltaw.calibrating import Loss, calibration_of
 from deltaw.config import LoraConfig
 from deltaw.encoders import Stepwise, walk_through
 from deltaw.errors import FormatError, StateError, TargetError, raise_all
+from deltaw.fingerprint import adapted_weights, fingerprint
 from deltaw.fitting import fit, refuse_loaded_as_one, refuse_mixed
+from deltaw.geometry import WEIGHT
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
 from deltaw.optimizers import watch
@@ -41,6 +44,7 @@ def attach(
     strict: bool = True,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    absorb: bool | str = False,
 ) -> Plan | None:
     """Put an adapter on `model` in place: `W' = W + s B A` in every layer it names.
 
@@ -61,18 +65,28 @@ def attach(
             keyword arguments, a tuple of positional ones, or one tensor, where the model runs.
         loss: runs the model on a batch and returns its loss, as in `loss(model, batch)`; None
             gives the batch to the model and takes the output's `loss`.
+        absorb: take a start that is not zero out of the weights, as its paper does, instead of
+            subtracting it beside them: True writes `W - s B0 A0` in the form that W has (rounded
+            once, or packed again); a kind of `deltaw.quantize`, on a model in full precision,
+            packs it (QPiSSA, arXiv 2404.02948; LoftQ, arXiv 2310.08659). Layers without an adapter
+            stay as they are; `deltaw.quantize` packs them afterwards. The output is then the
+            base's up to rounding and not to the bit, and the base's weights are gone: no
+            `detach`, `disabled` or second adapter until it is loaded again. What is saved is an
+            adapter of the base as it was; loaded with the same `absorb` it gives the same bits.
 
     Returns:
         What was adapted, for a config; None for a state.
 
     Raises:
         ConfigError: if the name cannot be used; if there is no such start, or it needs data that
-            are not there; listing every layer that it cannot start.
+            are not there; listing every layer that it cannot start; if `absorb` has no effect, or
+            listing every weight that it cannot change.
         TargetError: listing what matches nothing or cannot be adapted.
         FormatError: listing every tensor of the state that does not fit the model.
         StateError: if the name is taken, the adapters are merged, or the model is a `DataParallel`.
     """
     check_attachable(model, name)
+    absorption = absorption_of(absorb, source)
     calibration = calibration_of(source, data, loss)
     if isinstance(source, LoraConfig):
         known = source.base_model_name_or_path or getattr(model, "name_or_path", None) or None
@@ -81,10 +95,10 @@ def attach(
             known = str(Path(known).resolve())
         source = dataclasses.replace(source, base_model_name_or_path=known)
         made = plan(model, source, strict=strict)
-        state = initial_state(model, made, generator, calibration)
-        attach_state(model, state, name, trainable, fresh=True)
+        state = initial_state(model, made, generator, calibration, absorption)
+        attach_state(model, state, name, trainable, fresh=True, absorption=absorption)
         return as_started(made, state)
-    attach_state(model, source, name, trainable)
+    attach_state(model, source, name, trainable, absorption=absorption)
     return None
 
 
@@ -97,6 +111,7 @@ def attach_state(
     leaving: str | None = None,
     fresh: bool = False,
     serving: Serving = USUAL,
+    absorption: Absorption | None = None,
 ) -> None:
     """Put the adapter `state` on `model` under `name`, or raise and change nothing.
 
@@ -104,7 +119,7 @@ def attach_state(
     tensors of a `fresh` state become the adapter's own; those of others are copied.
     """
     layers = base_modules(model)
-    fits, problems = fit(layers, state, trainable)
+    fits, problems = fit(layers, state, trainable or absorption is not None)
     raise_all(
         FormatError,
         f"The adapter does not fit {type(model).__name__}:",
@@ -115,11 +130,13 @@ def attach_state(
     refuse_loaded_as_one(model, fits)
     builder_of(state.config.method)
     serving.require_possible(state.config, fits, trainable)
+    if absorption is not None:
+        absorption.require_storable(model, layers, state.config, fits)
     rebinds = []
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
         rebinds.append(clear_bound_forward(layers[path], path))
-    builder = Builder(state.config, trainable, fresh, serving)
+    builder = Builder(state.config, trainable, fresh, serving, absorption is not None)
     built: dict[str, dict[str, Adapter]] = {}
     for path, (geometry, slots) in fits.items():
         layer = look(layers[path], geometry)
@@ -134,6 +151,10 @@ def attach_state(
         "take them out with exclude_modules.",
     )
     authority = adopt(model).authority
+    if absorption is not None:
+        authority.fingerprints[name] = fingerprint(model, adapted_weights(state.layers))
+        absorption.apply(layers, fits)
+        authority.absorbed = True
     _freeze(layers, authority)
     for path, (geometry, _) in fits.items():
         _equip(layers[path], geometry, built[path], name, authority)
@@ -149,8 +170,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     The base's bits, classes and `requires_grad` flags are what they were before `attach`.
 
     Raises:
-        StateError: if there is no such adapter, or it is merged and `unmerge` can give the
-            originals back; where it no longer can, the model keeps the weights it has.
+        StateError: if there is no such adapter; if it is merged and `unmerge` can give the
+            originals back (where it no longer can, the model keeps the weights it has); or if its
+            start was absorbed and it is not merged for good.
     """
     root = find_root(model)
     configs = root.authority.configs if root is not None else {}
@@ -159,7 +181,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         raise StateError(f"There is no adapter {name or ''!r} to detach. Adapters: {have}.")
     authority, layers = root.authority, adapted_layers(root)
     authority.require_shared("detach")
-    if authority.merged is not None and name is not None:
+    if authority.merged is None:
+        authority.require_base("detach")
+    elif name is not None:
         authority.require_unmerged("detach one adapter alone")
     kept = kept_by(layers)
     if kept and not restored(kept)[1]:
@@ -178,8 +202,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if not len(layer.adapter):
             _strip(layer, path)
     if not authority.configs:
+        packed = {f"{path}.{WEIGHT}" for path, m in root.named_modules() if storage_of(m)}
         for path, parameter in root.named_parameters():
-            if path in authority.thawed:
+            if path in authority.thawed - packed:
                 parameter.requires_grad_(True)
         del root.authority
         for module in root.modules():

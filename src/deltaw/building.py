@@ -20,12 +20,15 @@ from deltaw.serving import Serving
 class Builder:
     """Makes the modules of one adapter."""
 
-    def __init__(self, config: LoraConfig, trainable: bool, fresh: bool, serving: Serving) -> None:
+    def __init__(
+        self, config: LoraConfig, trainable: bool, fresh: bool, serving: Serving, absorbed: bool
+    ) -> None:
         self._config = config
         self._serving = serving
         self._method = builder_of(config.method)
         self._trainable = trainable
         self._fresh = fresh
+        self._absorbed = absorbed
         self._taken: set[int] = set()
         self._copies: dict[int, nn.Parameter] = {}
 
@@ -43,7 +46,8 @@ class Builder:
         bias = None if fit.bias is None else self._own(fit.bias, dtype, device)
         extra = {name: self._own(tensor, dtype, device) for name, tensor in fit.extra.items()}
         matrix = functools.partial(layer.matrix, fit.slot)
-        parts = Parts(A, B, fit.scale, self._config.lora_dropout, bias, extra, matrix)
+        dropout = self._config.lora_dropout
+        parts = Parts(A, B, fit.scale, dropout, bias, extra, matrix, self._absorbed)
         reserve = self._serving.reserve
         adapter = ReservedLora(parts, reserve) if reserve else self._method(parts)
         return adapter.requires_grad_(self._trainable)
