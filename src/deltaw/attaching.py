@@ -151,11 +151,11 @@ def attach_state(
         "take them out with exclude_modules.",
     )
     authority = adopt(model).authority
+    _freeze(layers, authority)
     if absorption is not None:
         authority.fingerprints[name] = fingerprint(model, adapted_weights(state.layers))
         absorption.apply(layers, fits)
         authority.absorbed = True
-    _freeze(layers, authority)
     for path, (geometry, _) in fits.items():
         _equip(layers[path], geometry, built[path], name, authority)
     for rebind in rebinds:

@@ -5,9 +5,10 @@
 from B A = 0 and N times over; q packs and unpacks. `loftq_iter_N` makes N, which is 1 without it.
 
 Source: arXiv 2310.08659, algorithm 1; the scale s divides, where PEFT leaves it to the user.
-`absorb` packs W - s B0 A0 at the end, so that Q goes with the last factors and not with those
-before: half a turn more, after which ‖W - Q - s B0 A0‖ is smaller still at ranks far below the
-width of W. Two passes of a randomised SVD find the vectors.
+`absorb` packs W - s B0 A0 at the end, so that Q goes with the last factors and not with those of
+the turn before: half a turn more, so that what is saved starts at the output of the base as it
+was. ‖W - Q - s B0 A0‖ is smaller still for it at ranks far below the width of W, and may be some
+percent larger from an eighth of it on. Two passes of a randomised SVD find the vectors.
 """
 
 from collections.abc import Sequence
