@@ -125,6 +125,7 @@ def test_merging_is_that_of_plain_lora_on_the_residual(case: Case) -> None:
 def test_the_file_is_one_for_the_base_as_it_was(case: Case, tmp_path: Path) -> None:
     s = of(case)
     model = moved(absorbed(s, base(s)))
+    assert deltaw.capture(model).base == deltaw.capture(adapt(base(s), s)).base
     y = run(model, s)
     deltaw.save(model, tmp_path)
     original = base(s)
@@ -136,8 +137,7 @@ def test_the_file_is_one_for_the_base_as_it_was(case: Case, tmp_path: Path) -> N
         found = weights(s, model)
         assert all(same_bits(W, found[name]) for name, W in weights(s, again).items())
         assert same_bits(run(again, s), y)
-    state = deltaw.capture(again)
-    assert state.base == deltaw.capture(adapt(base(s), s)).base
+    assert deltaw.capture(again).base == deltaw.capture(model).base
 
 
 @pytest.mark.parametrize("init", sorted(STARTS - {"loftq"}))
@@ -184,3 +184,14 @@ def test_copies_give_the_same_output() -> None:
     fresh = absorbed(s, base(s, seed=4))
     fresh.load_state_dict(model.state_dict())
     assert same_bits(run(fresh, s), y)
+
+
+def test_there_is_no_base_to_go_back_to() -> None:
+    s = setting("linear", init="pissa", rank=(2, 3.0))
+    model = absorbed(s, base(s))
+    before, y = weights(s, model), run(model, s)
+    for verb in (deltaw.detach, lambda model: deltaw.disabled(model).__enter__()):
+        with pytest.raises(deltaw.errors.StateError, match="load the base again"):
+            verb(model)
+    assert same_bits(run(model, s), y)
+    assert all(same_bits(W, before[name]) for name, W in weights(s, model).items())
