@@ -15,7 +15,7 @@ from deltaw.inits import at_zero, kind_of
 from deltaw.kernels.merge import is_finite
 from deltaw.layer import AdaptedLayer
 from deltaw.offload import is_sharded
-from deltaw.planning import look
+from deltaw.planning import base_modules, look
 from deltaw.quant import kinds, storage_of
 from deltaw.quantizing import FAST_PATH, misfits, packer_of
 from deltaw.root import find_root
@@ -77,7 +77,7 @@ class Absorption:
     def require_possible(self, model: nn.Module, config: LoraConfig, places: Places) -> None:
         """Raise a ConfigError listing all that keeps the weights of these layers from changing."""
         shared = shared_memory(model, model)
-        modules = dict(model.named_modules())
+        modules = base_modules(model)
         root = find_root(model)
         problems = []
         if root is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import deltaw
 from deltaw import inits
@@ -195,3 +196,17 @@ def test_there_is_no_base_to_go_back_to() -> None:
             verb(model)
     assert same_bits(run(model, s), y)
     assert all(same_bits(W, before[name]) for name, W in weights(s, model).items())
+
+
+def test_one_graph() -> None:
+    torch._dynamo.reset()
+    s = setting("linear", init="pissa")
+    model, x = moved(absorbed(s, base(s))), s.case.x(torch.float32)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        close(compiled(x), model(x), 1e-6)
+        moved(model)
+        close(compiled(x), model(x), 1e-6)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
