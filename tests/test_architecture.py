@@ -37,10 +37,12 @@ ROWS = (
     },
     {"layers/", "quant/", "adapters/", "inits/", "formats/", "combine/", "optim/"},
     {
+        "absorbing",
         "addition",
         "switching",
         "attaching",
         "blocks",
+        "building",
         "calibrating",
         "capturing",
         "fingerprint",

@@ -1,28 +1,27 @@
 """Putting an adapter on a model, and taking it off again."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from deltaw.absorbing import Absorption, absorption_of
 from deltaw.adapter import Adapter
-from deltaw.adapters import Parts, builder_of
-from deltaw.adapters._reserved import ReservedLora
-from deltaw.adapters.replace import ReplaceAdapter
-from deltaw.adapters.token_rows import TokenRowsAdapter
+from deltaw.adapters import builder_of
 from deltaw.authority import Authority
+from deltaw.building import Builder
 from deltaw.calibrating import Loss, calibration_of
 from deltaw.config import LoraConfig
 from deltaw.encoders import Stepwise, walk_through
 from deltaw.errors import FormatError, StateError, TargetError, raise_all
-from deltaw.fitting import Fit, fit, refuse_loaded_as_one, refuse_mixed
+from deltaw.fingerprint import adapted_weights, fingerprint
+from deltaw.fitting import fit, refuse_loaded_as_one, refuse_mixed
+from deltaw.geometry import WEIGHT
 from deltaw.layer import AdaptedLayer
 from deltaw.layers.module import TrainedModule
-from deltaw.offload import device_of
 from deltaw.optimizers import watch
 from deltaw.originals import kept_by, restored
 from deltaw.planning import base_modules, look, plan
@@ -45,6 +44,7 @@ def attach(
     strict: bool = True,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    absorb: bool | str = False,
 ) -> Plan | None:
     """Put an adapter on `model` in place: `W' = W + s B A` in every layer it names.
 
@@ -65,18 +65,28 @@ def attach(
             keyword arguments, a tuple of positional ones, or one tensor, where the model runs.
         loss: runs the model on a batch and returns its loss, as in `loss(model, batch)`; None
             gives the batch to the model and takes the output's `loss`.
+        absorb: take a start that is not zero out of the weights, as its paper does, instead of
+            subtracting it beside them: True writes `W - s B0 A0` in the form that W has (rounded
+            once, or packed again); a kind of `deltaw.quantize`, on a model in full precision,
+            packs it (QPiSSA, arXiv 2404.02948; LoftQ, arXiv 2310.08659). Layers without an adapter
+            stay as they are; `deltaw.quantize` packs them afterwards. The output is then the
+            base's up to rounding and not to the bit, and the base's weights are gone: no
+            `detach`, `disabled` or second adapter until it is loaded again. What is saved is an
+            adapter of the base as it was; loaded with the same `absorb` it gives the same bits.
 
     Returns:
         What was adapted, for a config; None for a state.
 
     Raises:
         ConfigError: if the name cannot be used; if there is no such start, or it needs data that
-            are not there; listing every layer that it cannot start.
+            are not there; listing every layer that it cannot start; if `absorb` has no effect, or
+            listing every weight that it cannot change.
         TargetError: listing what matches nothing or cannot be adapted.
         FormatError: listing every tensor of the state that does not fit the model.
         StateError: if the name is taken, the adapters are merged, or the model is a `DataParallel`.
     """
     check_attachable(model, name)
+    absorption = absorption_of(absorb, source)
     calibration = calibration_of(source, data, loss)
     if isinstance(source, LoraConfig):
         known = source.base_model_name_or_path or getattr(model, "name_or_path", None) or None
@@ -85,10 +95,10 @@ def attach(
             known = str(Path(known).resolve())
         source = dataclasses.replace(source, base_model_name_or_path=known)
         made = plan(model, source, strict=strict)
-        state = initial_state(model, made, generator, calibration)
-        attach_state(model, state, name, trainable, fresh=True)
+        state = initial_state(model, made, generator, calibration, absorption)
+        attach_state(model, state, name, trainable, fresh=True, absorption=absorption)
         return as_started(made, state)
-    attach_state(model, source, name, trainable)
+    attach_state(model, source, name, trainable, absorption=absorption)
     return None
 
 
@@ -101,6 +111,7 @@ def attach_state(
     leaving: str | None = None,
     fresh: bool = False,
     serving: Serving = USUAL,
+    absorption: Absorption | None = None,
 ) -> None:
     """Put the adapter `state` on `model` under `name`, or raise and change nothing.
 
@@ -108,7 +119,7 @@ def attach_state(
     tensors of a `fresh` state become the adapter's own; those of others are copied.
     """
     layers = base_modules(model)
-    fits, problems = fit(layers, state, trainable)
+    fits, problems = fit(layers, state, trainable or absorption is not None)
     raise_all(
         FormatError,
         f"The adapter does not fit {type(model).__name__}:",
@@ -119,11 +130,13 @@ def attach_state(
     refuse_loaded_as_one(model, fits)
     builder_of(state.config.method)
     serving.require_possible(state.config, fits, trainable)
+    if absorption is not None:
+        absorption.require_storable(model, layers, state.config, fits)
     rebinds = []
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)
         rebinds.append(clear_bound_forward(layers[path], path))
-    builder = _Builder(state.config, trainable, fresh, serving)
+    builder = Builder(state.config, trainable, fresh, serving, absorption is not None)
     built: dict[str, dict[str, Adapter]] = {}
     for path, (geometry, slots) in fits.items():
         layer = look(layers[path], geometry)
@@ -139,6 +152,10 @@ def attach_state(
     )
     authority = adopt(model).authority
     _freeze(layers, authority)
+    if absorption is not None:
+        authority.fingerprints[name] = fingerprint(model, adapted_weights(state.layers))
+        absorption.apply(layers, fits)
+        authority.absorbed = True
     for path, (geometry, _) in fits.items():
         _equip(layers[path], geometry, built[path], name, authority)
     for rebind in rebinds:
@@ -153,8 +170,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     The base's bits, classes and `requires_grad` flags are what they were before `attach`.
 
     Raises:
-        StateError: if there is no such adapter, or it is merged and `unmerge` can give the
-            originals back; where it no longer can, the model keeps the weights it has.
+        StateError: if there is no such adapter; if it is merged and `unmerge` can give the
+            originals back (where it no longer can, the model keeps the weights it has); or if its
+            start was absorbed and it is not merged for good.
     """
     root = find_root(model)
     configs = root.authority.configs if root is not None else {}
@@ -163,7 +181,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         raise StateError(f"There is no adapter {name or ''!r} to detach. Adapters: {have}.")
     authority, layers = root.authority, adapted_layers(root)
     authority.require_shared("detach")
-    if authority.merged is not None and name is not None:
+    if authority.merged is None:
+        authority.require_base("detach")
+    elif name is not None:
         authority.require_unmerged("detach one adapter alone")
     kept = kept_by(layers)
     if kept and not restored(kept)[1]:
@@ -182,8 +202,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if not len(layer.adapter):
             _strip(layer, path)
     if not authority.configs:
+        packed = {f"{path}.{WEIGHT}" for path, m in root.named_modules() if storage_of(m)}
         for path, parameter in root.named_parameters():
-            if path in authority.thawed:
+            if path in authority.thawed - packed:
                 parameter.requires_grad_(True)
         del root.authority
         for module in root.modules():
@@ -224,75 +245,6 @@ def _equip(
         layer.adapter = nn.ModuleDict()
     layer.adapter[name] = nn.ModuleDict(modules)
     layer.adapter[name].train(layer.training)
-
-
-class _Builder:
-    """Makes the modules of one adapter."""
-
-    def __init__(self, config: LoraConfig, trainable: bool, fresh: bool, serving: Serving) -> None:
-        self._config = config
-        self._serving = serving
-        self._method = builder_of(config.method)
-        self._trainable = trainable
-        self._fresh = fresh
-        self._taken: set[int] = set()
-        self._copies: dict[int, nn.Parameter] = {}
-
-    def build(self, layer: AdaptedLayer, fit: Fit) -> Adapter:
-        """Return the module of one slot, or of one parameter or buffer trained in full."""
-        device = device_of(layer)
-        if fit.trained is not None:
-            copy = self._copy(layer.frozen(fit.slot), fit.trained, device)
-            if fit.ids is None:
-                return ReplaceAdapter(copy)
-            return TokenRowsAdapter(copy, own(fit.ids, torch.int64, device), fit.follows)
-        dtype = self._serving.dtype or master_dtype(layer.frozen(layer.holder(fit.slot)))
-        assert fit.A is not None and fit.B is not None
-        A, B = self._own(fit.A, dtype, device), self._own(fit.B, dtype, device)
-        bias = None if fit.bias is None else self._own(fit.bias, dtype, device)
-        extra = {name: self._own(tensor, dtype, device) for name, tensor in fit.extra.items()}
-        matrix = functools.partial(layer.matrix, fit.slot)
-        parts = Parts(A, B, fit.scale, self._config.lora_dropout, bias, extra, matrix)
-        reserve = self._serving.reserve
-        adapter = ReservedLora(parts, reserve) if reserve else self._method(parts)
-        return adapter.requires_grad_(self._trainable)
-
-    def _copy(self, frozen: Tensor, trained: Tensor, device: torch.device) -> Tensor:
-        """Return the copy that stands in for `frozen`, one for all layers that share it."""
-        if not isinstance(frozen, nn.Parameter):
-            return own(trained, frozen.dtype, device)
-        if id(frozen) not in self._copies:
-            value = own(trained, master_dtype(frozen), device)
-            self._copies[id(frozen)] = nn.Parameter(value, requires_grad=self._trainable)
-        return self._copies[id(frozen)]
-
-    def _own(self, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the tensor itself where it is fresh, whole and not taken yet, else a copy."""
-        memory = tensor.untyped_storage()
-        whole = memory.nbytes() == tensor.nbytes and tensor.is_contiguous()
-        free = whole and memory.data_ptr() not in self._taken and not tensor.is_inference()
-        if not (self._fresh and free):
-            return own(tensor, dtype, device)
-        self._taken.add(memory.data_ptr())
-        return _in_order(tensor.detach().to(device, dtype))
-
-
-def own(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a contiguous copy that shares nothing with `tensor`."""
-    return _in_order(tensor.detach().to(device=device, dtype=dtype, copy=True))
-
-
-def _in_order(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor whose strides are those of one from a file, also of one row.
-
-    A product's last bits depend on them.
-    """
-    return tensor.contiguous().view(-1).view(tensor.shape)
-
-
-def master_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype an adapter is kept in: float32, or float64 for a float64 base."""
-    return torch.promote_types(torch.float32, weight.dtype)
 
 
 def _strip(layer: AdaptedLayer, path: str) -> None:

@@ -27,6 +27,7 @@ class Authority:
         self.active: Active = ()
         self.enabled = True
         self.merged: Active | None = None
+        self.absorbed = False
         self.thawed: set[str] = set()
         self.fingerprints: dict[str, str | None] = {}
         self.mix = _zeros(0)
@@ -101,6 +102,16 @@ class Authority:
             raise StateError(
                 f"Cannot {doing}: adapter {names} is merged into the weights.\n"
                 "Fix: call deltaw.unmerge(model) first."
+            )
+
+    def require_base(self, doing: str) -> None:
+        """Raise if the adapter's start was taken out of the base's weights."""
+        if self.absorbed:
+            raise StateError(
+                f"Cannot {doing}: the adapter's start was absorbed into the weights, so those of "
+                "the base are no longer there.\n"
+                'Fix: load the base again; deltaw.merge(model, original="none") makes what was '
+                "trained a plain model."
             )
 
     def note_forward(self) -> Active:

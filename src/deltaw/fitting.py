@@ -59,11 +59,12 @@ Fits = dict[str, tuple[type[AdaptedLayer], list[Fit]]]
 
 
 def fit(
-    layers: Mapping[str, nn.Module], state: State, trainable: bool = True
+    layers: Mapping[str, nn.Module], state: State, start: bool = True
 ) -> tuple[Fits, list[str]]:
     """Return the geometry and the contents of every layer of `state`, and all that misfits.
 
-    What is not trained needs no start beside its factors, which are of twice the rank then.
+    Without `start` the factors of which one is subtracted are of twice the rank, which is all that
+    an adapter needs that is not trained.
     """
     fits: Fits = {}
     problems: list[str] = []
@@ -77,7 +78,7 @@ def fit(
         if misfits:
             problems += misfits
             continue
-        found = _low_rank(layers, path, layer_state, problems, trainable)
+        found = _low_rank(layers, path, layer_state, problems, start)
         geometry, slots = found if found is not None else (TrainedModule, [])
         for name in _slots(layer_state, "trained"):
             trained = layer_state.tensors[f"{name}.trained"]
@@ -177,7 +178,7 @@ def _low_rank(
     path: str,
     state: LayerState,
     problems: list[str],
-    trainable: bool,
+    start: bool,
 ) -> tuple[type[AdaptedLayer], list[Fit]] | None:
     """Return the geometry and the factors of each slot, or None where there are none."""
     slots = _slots(state, "lora_A")
@@ -222,11 +223,11 @@ def _low_rank(
             scale = state.scale_of(slot) * scale_of(layer, state)
             extra = _extra(state, slot)
             if "start_A" in extra:
-                start = layer.unpack(extra.pop("start_A"), extra.pop("start_B"))
-                if trainable:
-                    extra |= zip(("start_A", "start_B"), start, strict=True)
+                A0, B0 = layer.unpack(extra.pop("start_A"), extra.pop("start_B"))
+                if start:
+                    extra |= {"start_A": A0, "start_B": B0}
                 else:
-                    A, B = without_twin(A, B, *start)
+                    A, B = without_twin(A, B, A0, B0)
             fits.append(Fit(inner, A, B, bias, extra=extra, scale=scale))
     return geometry, fits
 

@@ -226,5 +226,8 @@ class AdaptedLayer(Geometry):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.authority.require_changeable("load a checkpoint")
-        self.authority.fingerprints.clear()
+        if not self.authority.absorbed:
+            self.authority.fingerprints.clear()
+        elif not any(key.startswith(f"{prefix}adapter.") for key in state_dict):
+            self.authority.require_base("load a checkpoint of the base")
         super()._load_from_state_dict(state_dict, prefix, *args)

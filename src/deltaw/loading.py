@@ -5,15 +5,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deltaw.absorbing import absorption_of
 from deltaw.attaching import attach_state
-from deltaw.errors import FormatError, StateError, printable
+from deltaw.errors import ConfigError, FormatError, StateError, printable
 from deltaw.fingerprint import adapted_weights, fingerprint
 from deltaw.fitting import fit, named
 from deltaw.formats import format_of, sniff
 from deltaw.hotswap import swap_in
 from deltaw.planning import base_modules
 from deltaw.root import check_attachable, find_root
-from deltaw.serving import Serving
+from deltaw.serving import USUAL, Serving
 from deltaw.state import State
 
 
@@ -28,6 +29,7 @@ def load(
     format: str | None = None,
     dtype: torch.dtype | None = None,
     reserve: int | None = None,
+    absorb: bool | str = False,
 ) -> None:
     """Put the adapter at `path` on `model`.
 
@@ -47,8 +49,11 @@ def load(
         reserve: the highest rank that may come by `swap`. An adapter of another rank or alpha, or
             of fewer layers, then comes in place, and a compiled model is not compiled again.
             Leave it and `dtype` out with `swap` to keep what is there.
+        absorb: as in `attach`, for an adapter whose start was absorbed into the same base.
 
     Raises:
+        ConfigError: if `absorb` has no effect or meets `swap`, `reserve` or `dtype`; listing every
+            weight that it cannot change.
         FormatError: listing every tensor that does not fit, or if the base is another one.
         StateError: if the name is taken and `swap` is False, or the adapters are merged; listing
             what a reserve has no room for.
@@ -60,6 +65,7 @@ def load(
         raise StateError(f"There is no adapter {name!r} to swap. Fix: load without swap.")
     if root is not None and swap:
         root.authority.require_changeable("swap an adapter")
+        root.authority.require_base("swap an adapter")
         model = root
     if not swap:
         check_attachable(model, name)
@@ -69,10 +75,18 @@ def load(
     if check_base:
         _check_base(model, state, path)
     serving = Serving(dtype, reserve)
+    absorption = absorption_of(absorb, state)
+    if absorption is not None and (swap or serving != USUAL):
+        raise ConfigError(
+            f"absorb={absorb!r} changes the weights for this one adapter, in full precision.\n"
+            "Fix: leave out swap, reserve and dtype, or absorb."
+        )
     if swap:
         swap_in(model, layers, state, name, trainable, serving)
     else:
-        attach_state(model, state, name, trainable, fresh=True, serving=serving)
+        attach_state(
+            model, state, name, trainable, fresh=True, serving=serving, absorption=absorption
+        )
 
 
 def _check_base(model: nn.Module, state: State, path: Path) -> None:

@@ -23,6 +23,7 @@ class Rows:
     def __enter__(self) -> Self:
         authority = self._root.authority
         authority.require_unmerged("give rows adapters of their own")
+        authority.require_base("give rows adapters of their own")
         gone = [name for name in self._map.distinct if name not in authority.configs]
         _require_known(gone, self._root)
         self._map.forget()
@@ -64,8 +65,8 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Rows:
         names: the adapter of each row; None for the base alone.
 
     Raises:
-        StateError: listing every unknown name, or if merged; in a forward pass, naming the module
-            whose rows do not match.
+        StateError: listing every unknown name, or if merged or absorbed; in a forward pass, naming
+            the module whose rows do not match.
     """
     root = require_root(model)
     if isinstance(names, str) or not names:

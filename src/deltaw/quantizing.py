@@ -34,8 +34,9 @@ def quantize(
     """Pack the weights of the linear layers of `model` in place; return their paths.
 
     The layers stay where they are, with their names, biases and hooks. Left as they are: output
-    heads and new heads, which lose most; subclasses of `nn.Linear`; and what torch reads past its
-    forward. Models that transformers quantises while it loads them need no such step.
+    heads and new heads, which lose most; subclasses of `nn.Linear`; what torch reads past its
+    forward; what is packed already; and layers whose adapter has absorbed its start. Models that
+    transformers quantises while it loads them need no such step.
 
     Args:
         model: the model, with its weights, on the device it will be used on.
@@ -45,22 +46,26 @@ def quantize(
 
     Raises:
         ConfigError: if there is no such kind, or its package is not installed.
-        StateError: if adapters are on the model.
+        StateError: if adapters are on the model that need its weights as they are.
         TargetError: listing every name that matches nothing and every layer that cannot be packed;
             nothing is changed then.
     """
-    storage = _storage(kind, double_quantization)
+    storage = packer_of(kind, double_quantization)
     modules = dict(walk(model))
     raise_all(
         StateError,
         "Packing would change the weights under these adapted layers:",
-        [path or type(m).__name__ for path, m in modules.items() if isinstance(m, AdaptedLayer)],
+        [
+            path or type(m).__name__
+            for path, m in modules.items()
+            if isinstance(m, AdaptedLayer) and not m.authority.absorbed
+        ],
         "quantize the model first and attach then, or deltaw.detach(model).",
     )
     misses = [n for n in exclude_modules if not any(ends_with(path, n) for path in modules)]
     problems = [f"exclude_modules {n!r} matches nothing{nearest(n, list(modules))}" for n in misses]
     layers = dict(_linear(model, modules, exclude_modules))
-    problems += [f"{p}: {why}" for p, layer in layers.items() for why in _misfits(layer, kind)]
+    problems += [f"{p}: {why}" for p, layer in layers.items() for why in misfits(layer, kind)]
     problems += _tied(modules, layers)
     fix = "leave such layers out with exclude_modules, or choose another kind."
     raise_all(TargetError, f"The model cannot be packed in {kind}:", problems, fix)
@@ -112,7 +117,12 @@ def prepare_quantized(
                         parameter.data = parameter.data.float()
 
 
-def _storage(kind: str, double: bool | None) -> Packer:
+def packer_of(kind: str, double: bool | None = None) -> Packer:
+    """Return the storage that packs in that kind.
+
+    Raises:
+        ConfigError: if there is none, or `double` quantisation has no meaning for it.
+    """
     known = kinds()
     if kind not in known:
         raise ConfigError(
@@ -139,7 +149,8 @@ def _linear(
             yield path, layer
 
 
-def _misfits(layer: nn.Linear, kind: str) -> list[str]:
+def misfits(layer: nn.Linear, kind: str) -> list[str]:
+    """Return the reasons why the dense weight of a layer cannot be packed in that kind."""
     if layer.weight.is_meta:
         return ["its weight is on the meta device; load the weights first"]
     if layer.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):

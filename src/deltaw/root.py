@@ -173,6 +173,7 @@ def check_attachable(model: nn.Module, name: str) -> None:
         )
     if root is not None:
         root.authority.require_changeable("attach")
+        root.authority.require_base("attach another adapter")
         if name in root.authority.configs:
             raise StateError(
                 f"There is an adapter {name!r} already.\n"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw import calibrating
+from deltaw.absorbing import Absorption
 from deltaw.calibrating import Calibration
 from deltaw.errors import ConfigError, TargetError, raise_all
 from deltaw.geometry import WEIGHT
@@ -22,6 +23,8 @@ from deltaw.plans import Plan, Target
 from deltaw.state import IDS, ROWS, LayerState, State, with_scales
 
 Places = Sequence[tuple[Target, AdaptedLayer]]
+FROM_WEIGHTS = ("from_weights", "from_packed")
+"""The kinds of starts that read nothing but W."""
 
 
 def initial_state(
@@ -29,6 +32,7 @@ def initial_state(
     plan: Plan,
     generator: torch.Generator | None = None,
     calibration: Calibration | None = None,
+    absorption: Absorption | None = None,
 ) -> State:
     """Return the factors at their start and the copies of what is trained in full.
 
@@ -38,18 +42,23 @@ def initial_state(
         generator: a CPU generator; the same seed gives the same factors whatever else ran, in any
             dtype and on any device of the model. None draws from torch's global one.
         calibration: what a start from data starts from.
+        absorption: how the start will be taken out of the weights, if it will.
 
     Raises:
-        ConfigError: if there is no such start, or listing every layer that it cannot start.
+        ConfigError: if there is no such start, or listing every layer that it cannot start, or
+            whose weight cannot change as `absorption` asks.
     """
     layers = base_modules(model)
     name = plan.config.init_lora_weights
     places = [(target, look_at(layers[target.path], target.kind)) for target in plan.targets]
     sites = {
-        target.name: list(_sites(target, layer, generator, variant_of(name)))
+        target.name: list(_sites(target, layer, generator, variant_of(name), absorption))
         for target, layer in places
     }
-    _refuse(name, places, sites)
+    if absorption is not None:
+        slots = ((target.path, layer, target.slots) for target, layer in places)
+        absorption.require_possible(model, plan.config, slots)
+    _refuse(name, places, sites, absorbed=absorption is not None)
     run = _run(model, name, places, sites, layers, calibration)
     real = [target.name for target, layer in places if device_of(layer).type != "meta"]
     factors = iter(starts(name, [site for key in real for site in sites[key]], run))
@@ -104,7 +113,11 @@ def look_at(module: nn.Module, kind: str = "") -> AdaptedLayer:
 
 
 def _sites(
-    target: Target, layer: AdaptedLayer, generator: torch.Generator | None, variant: str
+    target: Target,
+    layer: AdaptedLayer,
+    generator: torch.Generator | None,
+    variant: str,
+    absorption: Absorption | None,
 ) -> Iterator[Site]:
     for slot, shape in zip(target.slots, target.shapes, strict=True):
         where = target.path if slot == WEIGHT else f"{target.path} {slot}"
@@ -120,6 +133,9 @@ def _sites(
             whole,
             variant,
         )
+        if absorption is not None:
+            dtype = layer.frozen(layer.holder(slot)).dtype
+            one = replace(one, packed=functools.partial(absorption.rounded, dtype))
         if not target.stack:
             yield one
         for index in range(target.stack):
@@ -148,18 +164,20 @@ def _beside(old: LayerState | None, new: LayerState, target: Target) -> LayerSta
     return with_scales(replace(new, tensors={**old.tensors, **new.tensors}), scales)
 
 
-def _refuse(name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]]) -> None:
+def _refuse(
+    name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]], *, absorbed: bool
+) -> None:
     """Raise where a start cannot begin on some layers, listing them all."""
     kind = kind_of(name)
     problems = []
     for target, layer in places:
-        reason = _unreadable(target, layer, kind)
+        reason = _unreadable(target, layer, kind, absorbed)
         if reason:
             problems.append(f"{target.path}: {reason}")
             continue
         for site in sites[target.name]:
             reason = refusal(name, site)
-            if not reason and kind == "from_weights" and not is_finite(site.matrix()):
+            if not reason and kind in FROM_WEIGHTS and not is_finite(site.matrix()):
                 reason = "its weight holds NaN or Inf"
             if reason:
                 problems.append(f"{site.name}: {reason}")
@@ -167,12 +185,12 @@ def _refuse(name: bool | str, places: Places, sites: Mapping[str, Sequence[Site]
         ConfigError,
         f"These layers cannot start with init_lora_weights={name!r}:",
         problems,
-        "give them another rank by rank_pattern, take them out with exclude_modules, or use "
-        "init_lora_weights=True.",
+        "give them another rank by rank_pattern, take them out with exclude_modules, use "
+        "init_lora_weights=True, or absorb on packed weights.",
     )
 
 
-def _unreadable(target: Target, layer: AdaptedLayer, kind: str) -> str:
+def _unreadable(target: Target, layer: AdaptedLayer, kind: str, absorbed: bool) -> str:
     """Return why a start of that kind cannot see what it starts from."""
     if kind == "start":
         return ""
@@ -180,14 +198,15 @@ def _unreadable(target: Target, layer: AdaptedLayer, kind: str) -> str:
         return "parameters adapted on their own start from A alone, with B at zero"
     if device_of(layer).type == "meta":
         return "it is on the meta device and has no values; load the weights first"
-    if layer.kind == "attention" and kind != "from_weights":
+    if layer.kind == "attention" and kind not in FROM_WEIGHTS:
         return "what the projections of an attention read is not seen from outside"
     if kind == "from_inputs":
         return ""
-    if layer.storage is not None:
+    if layer.storage is not None and not (absorbed and kind in FROM_WEIGHTS):
         return (
-            f"its weight is stored as {type(layer.storage).__name__}, and the rounding of a packed "
-            "weight is not taken into such a start yet"
+            f"its weight is packed, as {type(layer.storage).__name__}; pack the rest of W once "
+            "the start is taken out of it, by "
+            + ("absorb=True" if kind in FROM_WEIGHTS else "absorb on a model in full precision")
         )
     if any(layer.frozen(layer.holder(slot)).is_meta for slot in target.slots):
         return "its weight is offloaded; attach first and offload then"

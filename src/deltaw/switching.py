@@ -24,7 +24,8 @@ def activate(model: nn.Module, which: str | Mapping[str, float] | None) -> None:
         which: a name, names with finite weights, or None for the base alone.
 
     Raises:
-        StateError: listing every unknown name or weight that is not finite, or if merged.
+        StateError: listing every unknown name or weight that is not finite; or if merged, or the
+            adapter's start was absorbed and anything but it alone is asked for.
     """
     authority = require_root(model).authority
     authority.require_changeable("activate")
@@ -38,6 +39,8 @@ def activate(model: nn.Module, which: str | Mapping[str, float] | None) -> None:
     have = ", ".join(authority.configs)
     fix = f"give finite numbers as weights; the adapters are: {have}."
     raise_all(StateError, "Cannot activate:", problems, fix)
+    if dict(pairs) != dict(authority.active):
+        authority.require_base("activate another sum")
     authority.activate(tuple((name, float(weight)) for name, weight in pairs if weight))
 
 
@@ -50,10 +53,11 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """Give the base's own output within a `with` block, bit for bit.
 
     Raises:
-        StateError: if the adapters are merged into the weights.
+        StateError: if the adapters are merged into the weights, or a start was absorbed into them.
     """
     authority = require_root(model).authority
     authority.require_unmerged("disable the adapters")
+    authority.require_base("disable the adapters")
     before, authority.enabled = authority.enabled, False
     try:
         yield

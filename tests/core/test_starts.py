@@ -430,7 +430,8 @@ def refused(model: nn.Module, init: str, *texts: str, **options: object) -> None
 
 
 def test_unknown_names_list_what_is_known() -> None:
-    known = "eva, eva_rho_N, gaussian, kaiming, lora_ga, milora, olora, orthogonal, pissa, "
+    known = "eva, eva_rho_N, gaussian, kaiming, loftq, loftq_iter_N, lora_ga, milora, olora, "
+    known += "orthogonal, pissa, "
     for init in ("pisa", "pissa_", "pissa_niter_", "pissa_niter_x", "eva_rho_0.5", "gaussian_2"):
         refused(Tower(), init, repr(init), known + "pissa_exact, pissa_niter_N")
 
@@ -468,8 +469,11 @@ def test_weights_that_are_not_finite(init: str, value: float) -> None:
 def test_weights_on_the_meta_device(init: str) -> None:
     model = Tower().to("meta")
     texts = [f"layers.{n}.attn.q_proj: it is on the meta device" for n in range(3)]
-    data = {"data": batches(), "loss": squares} if init in ("eva", "lora_ga") else {}
-    refused(model, init, *texts, **data)
+    options = {"data": batches(), "loss": squares} if init in ("eva", "lora_ga") else {}
+    if init == "loftq":
+        texts = [text.replace("it is", "weight is") for text in texts]
+        options = {"absorb": "nf4"}
+    refused(model, init, *texts, **options)
 
 
 def test_starts_without_weights_work_on_the_meta_device() -> None:
@@ -529,7 +533,7 @@ class Packed(nn.Linear):
 
 @pytest.mark.parametrize("init", [*FROM_WEIGHTS, "lora_ga", "eva"])
 def test_a_packed_base(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rounding is not part of such a start yet; what reads no weight works."""
+    """Such a start goes into the weights and these are packed again; what reads none works."""
 
     class Halved(Storage):
         def fits(self, layer: nn.Module) -> bool:
@@ -549,7 +553,9 @@ def test_a_packed_base(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     data = {"data": [torch.randn(20, 6)], "loss": run} if init in ("lora_ga", "eva") else {}
     if init != "eva":
-        texts = [f"{name}: its weight is stored as Halved" for name in ATTENTION]
+        way = "absorb=True" if init in FROM_WEIGHTS else "absorb on a model in full precision"
+        texts = [f"{name}: its weight is packed, as Halved" for name in ATTENTION]
+        texts.append(f"by {way}")
         refused(model, init, *texts, **data)
     else:
         deltaw.attach(model, deltaw.LoraConfig(r=2, init_lora_weights=init), **data)

@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deltaw.absorbing
 import deltaw.adapters.dora
 import deltaw.addition
 import deltaw.attaching
+import deltaw.building
 import deltaw.fingerprint
 import deltaw.formats._peft_experts
 import deltaw.formats.peft
@@ -52,8 +54,11 @@ from deltaw.layers.experts import Experts
 from deltaw.layers.linear import Linear
 from deltaw.parts import Part
 from deltaw.rowmap import Division, RowMap
-from deltaw.state import LayerState, State
+from deltaw.state import LayerState, State, without_twin
 from deltaw.weight import AdaptedWeight
+from laws import (
+    test_absorbed_starts as absorbed,
+)
 from laws import (
     test_kernels as kernels,
 )
@@ -178,7 +183,7 @@ def _(patch: Patch) -> None:
     patch.setattr(
         deltaw.attaching,
         "initial_state",
-        lambda model, plan, *rest: real(model, plan, None, rest[1]),
+        lambda model, plan, *rest: real(model, plan, None, *rest[1:]),
     )
 
 
@@ -192,7 +197,7 @@ def _(patch: Patch) -> None:
 )
 def _(patch: Patch) -> None:
     patch.setattr(
-        deltaw.attaching, "own", lambda t, dtype, device: t.detach().to(device=device, dtype=dtype)
+        deltaw.building, "own", lambda t, dtype, device: t.detach().to(device=device, dtype=dtype)
     )
 
 
@@ -751,6 +756,61 @@ def _(patch: Patch) -> None:
 
 
 @mutant(
+    "an absorbed start is subtracted again",
+    3,
+    lambda: absorbed.test_outputs_and_gradients_are_those_of_the_subtracted_start(
+        BY_NAME["linear"]
+    ),
+)
+def _(patch: Patch) -> None:
+    def factors(self: LoraAdapter) -> tuple[Tensor, Tensor]:
+        A, B = self.lora_A, self.lora_B
+        return without_twin(A, B, self.start_A, self.start_B) if self.twin else (A, B)
+
+    patch.setattr(LoraAdapter, "factors", factors)
+
+
+@mutant(
+    "a start is absorbed without its scale",
+    3,
+    lambda: absorbed.test_the_residual_is_w_less_the_start(BY_NAME["gpt2-fused-101"]),
+)
+def _(patch: Patch) -> None:
+    real = deltaw.absorbing.Absorption._residual
+
+    def residual(self: Any, layer: Any, holder: str, slots: Any) -> Tensor:
+        return real(self, layer, holder, [replace(slot, scale=1.0) for slot in slots])
+
+    patch.setattr(deltaw.absorbing.Absorption, "_residual", residual)
+
+
+@mutant(
+    "what is left of W is taken for the base",
+    5,
+    lambda: in_folder(
+        lambda p: absorbed.test_the_file_is_one_for_the_base_as_it_was(BY_NAME["linear"], p)
+    ),
+)
+def _(patch: Patch) -> None:
+    real = deltaw.absorbing.Absorption.apply
+
+    def apply(self: Any, layers: Any, fits: Any) -> None:
+        real(self, layers, fits)
+        layers[""].authority.fingerprints.clear()
+
+    patch.setattr(deltaw.absorbing.Absorption, "apply", apply)
+
+
+@mutant(
+    "what is left of W is given as the base's",
+    10,
+    lambda: absorbed.test_there_is_no_base_to_go_back_to(),
+)
+def _(patch: Patch) -> None:
+    patch.setattr(Authority, "require_base", lambda self, doing: None)
+
+
+@mutant(
     "a start is lost on disk",
     5,
     lambda: in_folder(lambda p: law05.saving_keeps_the_output(setting("linear", init="pissa"), p)),
@@ -856,7 +916,7 @@ def _(patch: Patch) -> None:
     lambda: law07.output_has_the_bases_dtype(setting("linear", dtype=torch.float16)),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(deltaw.attaching, "master_dtype", lambda weight: weight.dtype)
+    patch.setattr(deltaw.building, "master_dtype", lambda weight: weight.dtype)
 
 
 def plain_output_has_the_bases_dtype() -> None:

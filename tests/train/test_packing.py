@@ -77,6 +77,29 @@ UNREAD = {
     "bf16": ({"quantization_bit": 8, "bf16": True}, "bf16=True would round the biases"),
     "bits": ({"quantization_bit": 3}, "quantization_bit=3"),
     "synonym": ({"load_in_4bit": True}, "did you mean quantization_bit"),
+    "nothing": (
+        {"quantization_bit": 4, "absorb": True},
+        "absorb=True has no effect with init_lora_weights=True",
+    ),
+    "eva": ({"absorb": True, "init_lora_weights": "eva"}, "whose B0 A0 is zero; leave it out"),
+    "loftq": (
+        {"quantization_bit": 4, "init_lora_weights": "loftq"},
+        "init_lora_weights='loftq' makes up for packing: it needs",
+    ),
+    "dense": ({"absorb": True, "init_lora_weights": "loftq"}, "it needs quantization_bit and"),
+    "scales": (
+        {
+            "quantization_bit": 4,
+            "absorb": True,
+            "init_lora_weights": "pissa",
+            "double_quantization": False,
+        },
+        "double_quantization=False does not go with absorb",
+    ),
+    "head": (
+        {"method": "head", "quantization_bit": 4, "absorb": True},
+        "absorb=True has no effect with method=head",
+    ),
 }
 
 

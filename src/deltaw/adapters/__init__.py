@@ -17,7 +17,8 @@ class Parts:
 
     A (r, in), B (out, r) and perhaps a bias (out,), in the dtype and on the device to keep them;
     `extra` holds the method's further tensors by name when it comes from a file, and `matrix`
-    returns the frozen (out, in) weight for methods that measure it at the start.
+    returns the frozen (out, in) weight for methods that measure it at the start; `absorbed` tells
+    that the start in `extra` was taken out of that weight.
     """
 
     A: Tensor
@@ -27,6 +28,7 @@ class Parts:
     bias: Tensor | None
     extra: Mapping[str, Tensor]
     matrix: Callable[[], Tensor]
+    absorbed: bool = False
 
 
 def names() -> list[str]:

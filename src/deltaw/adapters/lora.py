@@ -8,7 +8,8 @@ A start whose B0 A0 is not zero (PiSSA, OLoRA, ...) leaves W as it is and subtra
     W' = W + s (B A - B0 A0) = W + s ((B - B0) A + B0 (A - A0)),
 
 where the papers rewrite W to W - s B0 A0. The output is the base's to the last bit until the first
-step, in any dtype, since the differences are taken in float32.
+step, in any dtype, since the differences are taken in float32. `attach(..., absorb=...)` rewrites W
+as the papers do, and ΔW = s B A is on top of that.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +24,9 @@ from deltaw.state import without_twin
 
 def build(parts: Parts) -> "LoraAdapter":
     """Return the LoRA adapter of one slot."""
+    twin = twin_of(parts.extra)
     return LoraAdapter(
-        parts.A, parts.B, parts.scale, parts.dropout, parts.bias, twin_of(parts.extra)
+        parts.A, parts.B, parts.scale, parts.dropout, parts.bias, twin, absorbed=parts.absorbed
     )
 
 
@@ -38,7 +40,7 @@ class LoraAdapter(Adapter):
 
     Stacked experts have a leading axis in A and B.
 
-    `twin` is the frozen A0 and B0 of a start that is subtracted.
+    `twin` is the frozen A0 and B0 of a start that is subtracted, or was where it is `absorbed`.
     """
 
     start_A: Tensor
@@ -52,6 +54,8 @@ class LoraAdapter(Adapter):
         dropout: float = 0.0,
         bias: Tensor | None = None,
         twin: tuple[Tensor, Tensor] | None = None,
+        *,
+        absorbed: bool = False,
     ) -> None:
         super().__init__()
         self.lora_A = nn.Parameter(A)
@@ -60,6 +64,7 @@ class LoraAdapter(Adapter):
         self.scale = scale
         self.dropout = dropout
         self.twin = twin is not None
+        self.absorbed = absorbed
         if twin is not None:
             self.register_buffer("start_A", twin[0])
             self.register_buffer("start_B", twin[1])
@@ -72,7 +77,9 @@ class LoraAdapter(Adapter):
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B with ΔW = s B A: those held, or [A; A - A0] and [B - B0, B0]."""
         A, B = self.lora_A, self.lora_B
-        return without_twin(A, B, self.start_A, self.start_B) if self.twin else (A, B)
+        if self.absorbed or not self.twin:
+            return A, B
+        return without_twin(A, B, self.start_A, self.start_B)
 
     def delta(self, W: Tensor) -> Tensor:
         """Return ΔW = s B A, (out, in), in the dtype of W."""

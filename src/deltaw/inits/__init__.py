@@ -4,11 +4,13 @@
     from_weights(sites)          the frozen weights
     from_inputs(sites, run)      what each layer reads while the model runs on some data
     from_gradients(sites, run)   the gradient of each weight on some data
+    from_packed(sites)           the frozen weights, and what packing makes of them
 
 It returns A (r, in) and B (out, r) in float32, for one site or in a list for all. Where B A is not
 zero, W is left as it is and s B A is subtracted beside it, so that any start begins at the base's
-output. A file may also have `refusal(site)`, which says why a slot cannot start so, and `VARIANTS`,
-what may follow its name, as in `pissa_niter_4`.
+output; `attach(..., absorb=...)` takes s B A out of W instead, which `from_packed` asks for. A file
+may also have `refusal(site)`, which says why a slot cannot start so, and `VARIANTS`, what may
+follow its name, as in `pissa_niter_4`.
 """
 
 import importlib
@@ -23,7 +25,11 @@ from torch import Tensor
 from deltaw.errors import ConfigError
 from deltaw.folder import files_in
 
-KINDS = ("start", "from_weights", "from_inputs", "from_gradients")
+KINDS = ("start", "from_weights", "from_inputs", "from_gradients", "from_packed")
+
+
+def _as_it_is(W: Tensor) -> Tensor:
+    return W
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Site:
 
     `name` is its path, and that of `layer` where the layer has one slot; `shape` is (out, in);
     `zero` names the factor that starts at zero ("A" for embeddings); `matrix` returns the frozen
-    (out, in) weight; `variant` is what followed the start's name.
+    (out, in) weight; `variant` is what followed the start's name; `packed` returns what is left of
+    a matrix (out, in) once it is packed as the weight is to be.
     """
 
     name: str
@@ -44,6 +51,7 @@ class Site:
     generator: torch.Generator | None
     matrix: Callable[[], Tensor]
     variant: str = ""
+    packed: Callable[[Tensor], Tensor] = _as_it_is
 
 
 Factors = tuple[Tensor, Tensor]
@@ -77,6 +85,11 @@ def kind_of(name: bool | str) -> str:
 def from_data(name: bool | str) -> bool:
     """Tell whether the start of that name starts from data."""
     return kind_of(name) in ("from_inputs", "from_gradients")
+
+
+def at_zero(name: bool | str) -> bool:
+    """Tell whether B A is zero at the start of that name, or is not subtracted again."""
+    return kind_of(name) in ("start", "from_inputs")
 
 
 def variant_of(name: bool | str) -> str:

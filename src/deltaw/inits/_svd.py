@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from deltaw.inits import Site
+from deltaw.inits import Factors, Site
 
 BYTES = 1 << 28
 """How many bytes of weights are decomposed at once."""
@@ -22,6 +22,13 @@ INDEPENDENT = 1e-10
 """What of the largest eigenvalue of a Gram matrix one must have to count as a direction."""
 
 Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def split(triple: Triple, scale: float) -> Factors:
+    """Return A = √(S / s) Vᵀ and B = U √(S / s) of one U (out, k), S (k,) and V (in, k)."""
+    U, S, V = triple
+    root = (S / scale).sqrt()
+    return root[:, None] * V.T, U * root
 
 
 def chunks(sites: Sequence[Site]) -> Iterator[tuple[list[int], Tensor]]:

@@ -11,7 +11,7 @@ W is left as it is and s B0 A0 subtracted beside it, where the paper rewrites W.
 from collections.abc import Sequence
 
 from deltaw.inits import Factors, Site, above
-from deltaw.inits._svd import chunks, minor
+from deltaw.inits._svd import chunks, minor, split
 
 
 def refusal(site: Site) -> str:
@@ -24,6 +24,5 @@ def from_weights(sites: Sequence[Site]) -> list[Factors]:
     factors: dict[int, Factors] = {}
     for places, W in chunks(sites):
         for place, U, S, V in zip(places, *minor(W, sites[places[0]].r), strict=True):
-            root = (S / sites[place].scale).sqrt()
-            factors[place] = root[:, None] * V.T, U * root
+            factors[place] = split((U, S, V), sites[place].scale)
     return [factors[place] for place in range(len(sites))]

@@ -11,7 +11,7 @@ float32 both train alike.
 from collections.abc import Sequence
 
 from deltaw.inits import Factors, Site, above
-from deltaw.inits._svd import PASSES, chunks, exact, principal
+from deltaw.inits._svd import PASSES, chunks, exact, principal, split
 
 VARIANTS = ("exact", "niter_N")
 
@@ -32,6 +32,5 @@ def from_weights(sites: Sequence[Site]) -> list[Factors]:
             passes = int(first.variant.removeprefix("niter_") or PASSES)
             found = principal(W, first.r, first.generator, passes)
         for place, U, S, V in zip(places, *found, strict=True):
-            root = (S / sites[place].scale).sqrt()
-            factors[place] = root[:, None] * V.T, U * root
+            factors[place] = split((U, S, V), sites[place].scale)
     return [factors[place] for place in range(len(sites))]

@@ -19,6 +19,7 @@ LOW_RANK = (
     "use_rslora",
     "use_dora",
     "init_lora_weights",
+    "absorb",
     "layers_to_transform",
     "layers_pattern",
     "rank_pattern",
@@ -56,7 +57,27 @@ def without_effect(recipe: "Recipe") -> list[str]:
         *unread.values(),
         *_unread_by_optimizer(recipe, left),
         *_unread_of_packing(recipe, left),
+        *_unread_of_start(recipe, left),
     ]
+
+
+def _unread_of_start(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
+    """Yield what a start cannot be absorbed into, and what there is no such start for."""
+    if not changed & {"absorb", "init_lora_weights"}:
+        return
+    from deltaw.inits import at_zero, kind_of  # imports torch
+
+    init = recipe.init_lora_weights
+    shown = f"init_lora_weights={printable(repr(init))}"
+    if recipe.absorb and at_zero(init):
+        yield (
+            f"absorb=True has no effect with {shown}, whose B0 A0 is zero; leave it out, or use "
+            "pissa, milora, olora, lora_ga or loftq"
+        )
+    if kind_of(init) == "from_packed" and not (recipe.absorb and recipe.quantization_bit):
+        yield f"{shown} makes up for packing: it needs quantization_bit and absorb=true"
+    if recipe.absorb and not recipe.double_quantization:
+        yield "double_quantization=False does not go with absorb, which packs the scales too"
 
 
 def _unread_of_packing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from deltaw.patterns import within
 from deltaw.plans import Plan
 from deltaw.train.escape import printable
 from deltaw.train.optimizer import movement
+from deltaw.train.packing import absorbing
 from deltaw.train.recipe import Recipe
 
 IN_PLACE = frozenset({"full", "freeze"})
@@ -115,10 +116,12 @@ def prepare(
         generator=generator,
         data=data if measured else None,
         loss=loss if measured else None,
+        absorb=absorbing(recipe),
     )
     assert plan is not None
     left = random - {f"{row.path}.{name}" for row in plan.trained for name in row.names}
-    return count_kinds(plan) + movement(recipe), (
+    absorbed = ", the start absorbed into the weights" * recipe.absorb
+    return count_kinds(plan) + absorbed + movement(recipe), (
         *plan.warnings,
         *(_fate(path, left) for path in untrained),
     )

@@ -15,7 +15,7 @@ from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer
-from deltaw.train.packing import pack, packing
+from deltaw.train.packing import absorbing, pack, packing
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import RECIPE, read_recipe, read_results
 
@@ -88,14 +88,17 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     )
     if not in_place:
         require_base(loaded, source, recipe)
-        pack(loaded, recipe, untrained)
+        if not recipe.absorb:
+            pack(loaded, recipe, untrained)
         try:
-            deltaw.load(loaded, folder, ADAPTER)
+            deltaw.load(loaded, folder, ADAPTER, absorb=absorbing(recipe))
         except FormatError as error:
             raise FormatError(
                 f"{error}\nFix: restore the run's files, {RECIPE} with its labels among them "
                 f"({len(labels)} now), or train again with --overwrite."
             ) from error
+        if recipe.absorb:
+            pack(loaded, recipe, untrained)
     loaded.eval()
     return Opened(folder, recipe, loaded, tokenizer, labels, task)
 

@@ -19,6 +19,14 @@ def packing(recipe: Recipe) -> str | None:
     return recipe.quantization_type if bit == 4 else "int8"
 
 
+def absorbing(recipe: Recipe) -> bool | str:
+    """Return the `absorb` of `deltaw.attach` that the recipe asks for.
+
+    Where it is not False the adapter comes before `pack`, which leaves its layers alone.
+    """
+    return recipe.absorb and (packing(recipe) or True)
+
+
 def pack(model: nn.Module, recipe: Recipe, untrained: Sequence[str]) -> None:
     """Pack the linear layers of the base in place, if the recipe asks for it.
 

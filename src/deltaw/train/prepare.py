@@ -81,10 +81,13 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     _refuse_unknown(recipe, tokenizer, train)
     base = base_digest(model)
-    pack(model, recipe, untrained)
     collator = Collator(tokenizer)
     first = _first_batches(recipe, train, collator)
+    if not recipe.absorb:
+        pack(model, recipe, untrained)
     adapted, warnings = methods.prepare(model, recipe, untrained, first, _loss_of)
+    if recipe.absorb:
+        pack(model, recipe, untrained)
     total = rates.steps(recipe, len(train))
     width = hidden_size(model.config)
     epochs, rate = rates.epochs(recipe, len(train)), rates.learning_rate(recipe, width, total)
