@@ -74,7 +74,7 @@ class Absorption:
         self._store(spare, W)
         return kinds()[self.kind].read(spare)
 
-    def require_possible(self, model: nn.Module, config: LoraConfig, places: Places) -> None:
+    def require_possible(self, model: nn.Module, places: Places) -> None:
         """Raise a ConfigError listing all that keeps the weights of these layers from changing."""
         shared = shared_memory(model, model)
         modules = base_modules(model)
@@ -83,8 +83,6 @@ class Absorption:
         if root is not None:
             names = ", ".join(root.authority.configs)
             problems.append(f"the model has adapters ({names}), which need its weights unchanged")
-        if config.method != "lora":
-            problems.append(f"method={config.method!r} measures W at its start; use method='lora'")
         for path, layer, slots in places:
             problems += [f"{path}: {why}" for why in _fixed(modules[path], layer, slots, shared)]
             if self.kind and slots:
@@ -92,11 +90,11 @@ class Absorption:
         _raise(problems)
 
     def require_storable(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], config: LoraConfig, fits: Fits
+        self, model: nn.Module, layers: Mapping[str, nn.Module], fits: Fits
     ) -> None:
         """Raise a ConfigError as `require_possible`, or listing what W - s B0 A0 cannot be."""
         changed = self._changed(layers, fits)
-        self.require_possible(model, config, [(p, m, [s.slot for s in f]) for p, m, f in changed])
+        self.require_possible(model, [(p, m, [s.slot for s in f]) for p, m, f in changed])
         problems = []
         for path, layer, slots in self._changed(layers, fits):
             for holder in _holders(layer, [slot.slot for slot in slots]):

@@ -131,7 +131,7 @@ def attach_state(
     builder_of(state.config.method)
     serving.require_possible(state.config, fits, trainable)
     if absorption is not None:
-        absorption.require_storable(model, layers, state.config, fits)
+        absorption.require_storable(model, layers, fits)
     rebinds = []
     for path, (geometry, _) in fits.items():
         refuse_hidden_names(layers[path], geometry, path)

@@ -57,7 +57,7 @@ def initial_state(
     }
     if absorption is not None:
         slots = ((target.path, layer, target.slots) for target, layer in places)
-        absorption.require_possible(model, plan.config, slots)
+        absorption.require_possible(model, slots)
     _refuse(name, places, sites, absorbed=absorption is not None)
     run = _run(model, name, places, sites, layers, calibration)
     real = [target.name for target, layer in places if device_of(layer).type != "meta"]

@@ -95,6 +95,29 @@ def test_the_forward_is_that_of_plain_lora_on_it(kind: str, init: str) -> None:
 
 
 @over(*KINDS)
+@pytest.mark.parametrize("init", ["pissa", "loftq"])
+def test_dora_measures_what_is_left_and_the_start_together(kind: str, init: str) -> None:
+    """W' = m V / ‖V‖ with V = Q + s B A, and m = ‖W‖ of the base at the start."""
+    model = net()
+    config = deltaw.LoraConfig(**SETTINGS, init_lora_weights=init, use_dora=True)
+    deltaw.attach(model, config, generator=torch.Generator().manual_seed(0), absorb=kind)
+    m = deltaw.capture(model).layers["up"].tensors["weight.lora_magnitude_vector"].double()
+    assert torch.allclose(m, net().up.weight.double().norm(dim=1), rtol=1e-6)
+    moved(model)
+    m = deltaw.capture(model).layers["up"].tensors["weight.lora_magnitude_vector"].double()
+    V = dense(model.up).double() + product(model, "up")
+    x = batch().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    y = model.up(x)
+    z = F.linear(wide, m[:, None] * V / V.norm(dim=1, keepdim=True), model.up.bias.double())
+    slack = max(SLACK.get(kind, 0), 2e-5)
+    assert (y - z).abs().max() <= slack * z.abs().max()
+    y.square().sum().backward()
+    z.square().sum().backward()
+    assert (x.grad - wide.grad).abs().max() <= slack * wide.grad.abs().max()
+
+
+@over(*KINDS)
 @pytest.mark.parametrize("init", ["loftq", "loftq_iter_3"])
 def test_less_is_lost_than_by_packing_w(kind: str, init: str) -> None:
     model = absorbed(kind, init)
@@ -291,10 +314,9 @@ def test_all_that_stands_in_the_way_is_listed() -> None:
         "up: weight is tied to tied.weight",
         "down: weight is on the meta device",
         "last: its input has an odd width",
-        "method='dora'",
     ]
     model.last = nn.Linear(33, 5)
-    settings = {"target_modules": ["up", "down", "last"], "r": 2, "use_dora": True}
+    settings = {"target_modules": ["up", "down", "last"], "r": 2}
     unchanged(model, "nf4", *texts, **settings)
 
 

@@ -26,6 +26,18 @@ CASES = [
     pytest.param((*PACKED, "init_lora_weights=pissa"), "Bnb4", marks=bnb, id="qpissa"),
     pytest.param((*PACKED, "init_lora_weights=loftq_iter_2"), "Bnb4", marks=bnb, id="loftq"),
     pytest.param((*PACKED, "init_lora_weights=lora_ga"), "Bnb4", marks=bnb, id="lora_ga"),
+    pytest.param(
+        (
+            *PACKED,
+            "init_lora_weights=pissa",
+            "use_dora=true",
+            "use_rslora=true",
+            "loraplus_lr_ratio=4",
+        ),
+        "Bnb4",
+        marks=bnb,
+        id="all at once",
+    ),
 ]
 
 

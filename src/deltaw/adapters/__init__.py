@@ -18,7 +18,7 @@ class Parts:
     A (r, in), B (out, r) and perhaps a bias (out,), in the dtype and on the device to keep them;
     `extra` holds the method's further tensors by name when it comes from a file, and `matrix`
     returns the frozen (out, in) weight for methods that measure it at the start; `absorbed` tells
-    that the start in `extra` was taken out of that weight.
+    that the start in `extra` is about to be taken out of that weight.
     """
 
     A: Tensor

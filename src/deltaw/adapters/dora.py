@@ -4,7 +4,8 @@ The norm is that of each row of (out, in), and no gradient flows through it.
 
 Source: arXiv 2402.09353, equations 5 and 11. We take the norm from the factors, without forming
 B A; m starts as the norm by the same steps, so that the adapted model starts at the base's output
-to the last bit. Under dropout ΔW = W' - W acts on the dropped input, as PEFT has it.
+to the last bit. Where a start is absorbed W stands for what is left of it, and m stays ‖W‖ of the
+base. Under dropout ΔW = W' - W acts on the dropped input, as PEFT has it.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class DoraAdapter(LoraAdapter):
             zero = ", ".join(map(str, (m == 0).nonzero().flatten().tolist()[:5]))
             raise TargetError(f"DoRA needs a direction, and output {zero} has a weight of zeros")
         self.lora_magnitude_vector = nn.Parameter(m)
+        self.absorbed = parts.absorbed  # only now: m is the norm of W, the start still in it
 
     def norms(self, W: Tensor) -> Tensor:
         """Return ‖W + s B A‖ of every row, (out,)."""
