@@ -260,8 +260,10 @@ def rescaled(patch: Patch, change: Callable[[float], float]) -> None:
     """Give every adapter another scale."""
     real = LoraAdapter.__init__
 
-    def init(self: LoraAdapter, A: Tensor, B: Tensor, scale: float, *rest: Any) -> None:
-        real(self, A, B, change(scale), *rest)
+    def init(
+        self: LoraAdapter, A: Tensor, B: Tensor, scale: float, *rest: Any, **named: Any
+    ) -> None:
+        real(self, A, B, change(scale), *rest, **named)
 
     patch.setattr(LoraAdapter, "__init__", init)
 

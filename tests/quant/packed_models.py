@@ -77,3 +77,14 @@ def dense(layer: nn.Module) -> Tensor:
 def size(model: nn.Module) -> int:
     """The bytes of all that a model's `state_dict` holds, those of packed weights' parts."""
     return sum(part.nbytes for value in model.state_dict().values() for part in inner(value))
+
+
+ABSORBED = {"r": 8, "lora_alpha": 5, "target_modules": ["up", "down"]}
+
+
+def absorbed(kind: str | bool, init: str = "pissa", model: nn.Module | None = None) -> nn.Module:
+    """An adapter whose start was taken out of the weights."""
+    model = net() if model is None else model
+    config = deltaw.LoraConfig(**ABSORBED, init_lora_weights=init)
+    deltaw.attach(model, config, generator=torch.Generator().manual_seed(0), absorb=kind)
+    return model
