@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from quant.packed_models import BNB, KINDS, absorbed, batch, bnb, dense, net, over
+from quant.packed_models import ABSORBED, BNB, KINDS, absorbed, batch, bnb, dense, net, over
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,7 +89,7 @@ def test_the_forward_is_that_of_plain_lora_on_it(kind: str, init: str) -> None:
 def test_dora_measures_what_is_left_and_the_start_together(kind: str, init: str) -> None:
     """W' = m V / ‖V‖ with V = Q + s B A, and m = ‖W‖ of the base at the start."""
     model = net()
-    config = deltaw.LoraConfig(**SETTINGS, init_lora_weights=init, use_dora=True)
+    config = deltaw.LoraConfig(**ABSORBED, init_lora_weights=init, use_dora=True)
     deltaw.attach(model, config, generator=torch.Generator().manual_seed(0), absorb=kind)
     m = deltaw.capture(model).layers["up"].tensors["weight.lora_magnitude_vector"].double()
     assert torch.allclose(m, net().up.weight.double().norm(dim=1), rtol=1e-6)

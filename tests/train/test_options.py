@@ -3,7 +3,7 @@
 import pytest
 
 from deltaw.cli.options import targets
-from deltaw.cli.train import _recipe_values
+from deltaw.cli.train import recipe_values
 from deltaw.errors import ConfigError
 
 
@@ -37,5 +37,5 @@ def test_a_key_that_is_given_twice_is_an_error(
     rest: list[str], options: dict[str, object], key: str
 ) -> None:
     with pytest.raises(ConfigError, match="Given twice") as caught:
-        _recipe_values("m", rest, options)
+        recipe_values("m", rest, options)
     assert key in str(caught.value)

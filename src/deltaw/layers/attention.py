@@ -145,19 +145,28 @@ class Attention(AdaptedLayer, _Attention):  # type: ignore[misc]
         asked = Asked(padding, mask, need_weights, average_attn_weights, is_causal)
         inputs = query, key, value
         if not batched:
-            output, weights = self._attended(_each(inputs, lambda x: x.unsqueeze(1)), parts, asked)
+            each = _each(inputs, lambda x: x.unsqueeze(1))
+            apart = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+            output, weights = self._attended(each, apart, parts, asked)
             return output.squeeze(1), None if weights is None else weights.squeeze(0)
-        output, weights = self._attended(inputs, parts, asked, self.batch_first)
-        return output.transpose(0, 1) if self.batch_first else output, weights
+        turned = self.batch_first
+        ordered = _each(inputs, lambda x: x.transpose(0, 1)) if turned else inputs
+        output, weights = self._attended(inputs, ordered, parts, asked, turned)
+        return output.transpose(0, 1) if turned else output, weights
 
     def _attended(
-        self, inputs: Inputs, parts: Sequence[Part], asked: Asked, turned: bool = False
+        self,
+        inputs: Inputs,
+        ordered: Inputs,
+        parts: Sequence[Part],
+        asked: Asked,
+        turned: bool = False,
     ) -> Output:
         """Return the output (queries, batch, width), and the weights.
 
-        Inputs are in that order too, or `turned`; adapters read them as they lie.
+        Adapters read the inputs as they lie, perhaps `turned`. The base reads them `ordered`, each
+        by itself unless two are one tensor, which unbatched ones never are for torch.
         """
-        ordered = _each(inputs, lambda x: x.transpose(0, 1)) if turned else inputs
         adapted = []
         drawn: list[tuple[Tensor, Mapping[float, Tensor]]] = []
         for slot, x, y in zip(SLOTS, inputs, self._projected(*ordered), strict=False):
