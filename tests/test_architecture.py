@@ -45,6 +45,7 @@ ROWS = (
         "building",
         "calibrating",
         "capturing",
+        "dequantizing",
         "fingerprint",
         "fitting",
         "fusing",

@@ -15,6 +15,7 @@ _HOME = {
     "activate": "switching",
     "active": "switching",
     "configs": "switching",
+    "dequantize": "dequantizing",
     "disabled": "switching",
     "capture": "capturing",
     "fuse_blocks": "blocks",
@@ -44,6 +45,7 @@ __all__ = [
     "attach",
     "capture",
     "configs",
+    "dequantize",
     "detach",
     "disabled",
     "fuse_blocks",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from deltaw.blocks import fuse_blocks
     from deltaw.capturing import capture
     from deltaw.config import LoraConfig
+    from deltaw.dequantizing import dequantize
     from deltaw.errors import DeltawError
     from deltaw.fusing import fuse_loss
     from deltaw.loading import load

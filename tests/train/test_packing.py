@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from tests.train.conftest import Command
 
 from deltaw.errors import ConfigError
@@ -65,6 +67,25 @@ def test_a_run_on_packed_weights(
     code, out, err = deltaw_command("merge", run, tmp_path / "plain")
     assert code == 0, err
     assert "largest difference of logits" in out
+
+
+@missing("bitsandbytes")
+@pytest.mark.parametrize("options", [["query"], ["method=head"]])
+def test_layers_without_an_adapter_are_unpacked_too(
+    options: list[str], tiny: Path, tmp_path: Path, deltaw_command: Command
+) -> None:
+    options = ["--targets", "query"] if options == ["query"] else options
+    code, _, err = deltaw_command(
+        "train", tiny / "model", tiny / "data.csv", "-o", tmp_path / "run", "--max-steps", "2",
+        "--quantization-bit", "4", *options,
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, err = deltaw_command("merge", tmp_path / "run", tmp_path / "plain")
+    assert code == 0, err
+    assert "largest difference of logits" in out
+    held = safetensors.torch.load_file(tmp_path / "plain" / "model.safetensors")
+    assert {tensor.dtype for tensor in held.values()} == {torch.float32}
+    assert not any("absmax" in name or "quant" in name for name in held)
 
 
 UNREAD = {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw.errors import RunError
+from deltaw.quant import storage_of
 from deltaw.train import staging
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
@@ -55,6 +56,8 @@ def merge_run(
     if opened.recipe.method not in IN_PLACE:
         deltaw.merge(opened.model, original="none")
         deltaw.detach(opened.model)
+    if any(storage_of(module) is not None for module in opened.model.modules()):
+        deltaw.dequantize(opened.model)
     with quiet(), staging.staged(out) as partial:
         opened.model.save_pretrained(partial)  # type: ignore[operator]
         save_tokenizer(opened.tokenizer, partial)
