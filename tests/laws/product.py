@@ -190,10 +190,25 @@ def _pairs(row: Setting) -> set[Pair]:
 def _all_pairs(case: Case) -> frozenset[Pair]:
     columns = [(case.name,), *domains(case).values()]
     names = [field.name for field in fields(Setting)]
-    at = names.index("rank"), names.index("init")
+    init = names.index("init")
+    at = names.index("rank"), init
     return frozenset(
         ((i, a), (j, b))
         for (i, first), (j, second) in itertools.combinations(enumerate(columns), 2)
         for a, b in itertools.product(first, second)
         if (i, j) != at or a in ranks(case, b)  # type: ignore[arg-type]
+        if (i, j) != (0, init) or case in starting(b, alike(case))  # type: ignore[arg-type]
     )
+
+
+def alike(case: Case) -> tuple[Case, ...]:
+    """The cases of one geometry and way to store W, which starts cannot tell apart."""
+    return tuple(c for c in CASES if (c.file, c.packed) == (case.file, case.packed))
+
+
+@functools.cache
+def starting(init: bool | str, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """Two of these cases, by turns, that a start meets, if it goes with so many."""
+    able = [case for case in cases if init in domains(case)["init"]]
+    turn = sum(map(ord, str(init)))
+    return tuple(able[(turn + step) % len(able)] for step in range(min(2, len(able))))

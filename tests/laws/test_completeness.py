@@ -11,7 +11,7 @@ from deltaw.layer import AdaptedLayer
 from deltaw.layers.experts import Experts
 from deltaw.layers.module import TrainedModule
 from laws.cases import CASES, FILES
-from laws.product import STARTS, domains, everything, pairwise
+from laws.product import STARTS, alike, domains, everything, pairwise
 from laws.test_absorbed_starts import STARTS as absorbed
 
 
@@ -58,7 +58,15 @@ def test_names_are_unique() -> None:
 def test_the_array_covers_every_pair_with_a_case(case) -> None:
     rows = [row for row in pairwise() if row.case is case]
     for name, values in domains(case).items():
-        assert {getattr(row, name) for row in rows} == set(values)
+        if name != "init":
+            assert {getattr(row, name) for row in rows} == set(values)
+
+
+@pytest.mark.parametrize("case", CASES[::7], ids=str)
+def test_the_array_covers_every_start_on_every_geometry(case) -> None:
+    like = alike(case)
+    met = {row.init for row in pairwise() if row.case in like}
+    assert met == {init for each in like for init in domains(each)["init"]}
 
 
 def test_the_array_covers_every_pair_of_values() -> None:
