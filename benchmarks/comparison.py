@@ -170,7 +170,8 @@ def report(results: Results) -> str:
         "five seeds at the best, one split; scores are in hundredths, ± their standard error, with "
         "a star where the difference to the best of the task is a tie. All linear layers are "
         "adapted where no other is named; the head and the pooler, which nobody has trained in "
-        "this model, are trained in full by every method.",
+        "this model, are trained in full by every method. Two runs shared the machine with other "
+        "work, so seconds are for a rough order only.",
         _overview(found),
     ]
     for name, summary in found.items():
