@@ -77,6 +77,27 @@ def test_settings_of_the_recipe_that_combine_are_kept() -> None:
     assert made["dora"].use_rslora and made["dora"].use_dora and not made["full"].use_rslora
 
 
+def test_what_must_be_shared_cannot_be_a_methods_own() -> None:
+    with pytest.raises(ConfigError) as error:
+        recipes(SHARED, {"a": {"test_share": 0.5, "seed": 3}, "b": {"learning_rate": 1.0}})
+    for key in ("a: test_share", "a: seed", "b: learning_rate"):
+        assert f"{key} is shared by all methods" in str(error.value)
+
+
+def test_a_start_that_there_is_none_of_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)a: init_lora_weights='pisa' is not known"):
+        recipes(SHARED, {"a": {"init_lora_weights": "pisa"}, "b": {}})
+
+
+def test_other_spellings_of_galore() -> None:
+    shared = SHARED | {"galore_rank": 4}
+    made = recipes(shared, {"a": {"method": "full", "use_galore": True}, "b": {"method": "full"}})
+    assert (made["a"].optim, made["a"].galore_rank) == ("galore_adamw", 4)
+    assert made["b"].optim == "adamw"
+    made = recipes(shared | {"use_galore": True}, {"a": {"method": "full"}, "c": {}})
+    assert (made["a"].galore_rank, made["c"].optim) == (4, "adamw")
+
+
 def test_what_is_wrong_with_each_method_is_listed() -> None:
     with pytest.raises(ConfigError) as error:
         recipes(SHARED, {"a": {"rank_": 3}, "b": {"method": "full", "r": 4}, "c": {}})

@@ -57,7 +57,7 @@ def make(titles: dict[str, float], **changes: Any) -> Record:
                 trial = Trial(title, rate, share, 0)
                 record.runs[trial.key] = entry(score * rate, 100, full=False)
         for seed in SEEDS:
-            varied = score + 0.01 * (seed - 1) * (-1) ** index
+            varied = score + 0.01 * (seed - 1) * (-1) ** index * (1 + index / 8)
             record.runs[Trial(title, RATES[-1], 1.0, seed).key] = entry(
                 varied, 100 * (index + 1), full=True
             )
@@ -75,14 +75,14 @@ def test_rows_come_from_the_full_runs_best_first() -> None:
     assert worst.against_best is not None and not worst.against_best.is_tie
     assert worst.against_best.mean == pytest.approx(-0.1)
     assert best.rate == RATES[-1] and best.at_edge and best.trainable == 200
-    assert best.scores == pytest.approx({0: 0.81, 1: 0.8, 2: 0.79})
+    assert best.scores == pytest.approx({0: 0.81125, 1: 0.8, 2: 0.78875})
 
 
 def test_the_table_says_what_is_a_tie_and_what_is_proven() -> None:
     text = table.write(summarize(make({"a": 0.5, "b": 0.8, "c": 0.795})), 50)
     lines = text.splitlines()
     assert len({len(line) for line in lines[:5]}) == 1, text
-    assert "0.8000 ± 0.0058" in lines[2] and "best" in lines[2] and "200 (2.00%)" in lines[2]
+    assert "0.8000 ± 0.0065" in lines[2] and "best" in lines[2] and "200 (2.00%)" in lines[2]
     assert ", tie" in lines[3] and ", tie" not in lines[4] and "0.016 *" in lines[2]
     assert "on 50 test rows: mean over 3 seeds" in text
     assert "b than a" in text and "c than a" in text and "b than c" not in text
@@ -109,7 +109,7 @@ def test_methods_that_are_not_done_or_failed_have_no_row() -> None:
     for run in [key for key in record.runs if key.startswith("b |")]:
         record.runs[run] = {"diverged": "The loss became nan"}
     found = summarize(record)
-    assert [row.title for row in found.rows] == ["c"] and found.failed == ["b"]
+    assert [row.title for row in found.rows] == ["c"] and found.failed == [("b", "at every rate")]
     assert record.score(Trial("b", RATES[0], 0.25, 0)) == DIVERGED
     assert "b: diverged at every rate." in table.write(found, 50)
     assert table.write(summarize(make({"a": 0.5}, rates={})), 50) == "No method has finished."
@@ -118,10 +118,30 @@ def test_methods_that_are_not_done_or_failed_have_no_row() -> None:
 def test_a_seed_that_diverged_is_counted() -> None:
     record = make({"a": 0.5, "b": 0.6})
     record.runs[Trial("b", RATES[-1], 1.0, 1).key] = {"diverged": "The loss became nan"}
-    row = summarize(record).rows[0]
+    row = summarize(record).rows[1]
     assert (row.title, row.diverged, row.score.count) == ("b", 1, 2)
+    assert row.score.value > summarize(record).rows[0].score.value
     assert "(1 diverged)" in table.score_of(row)
     assert ">diverged</td>" in report.write(record, summarize(record), 50)
+
+
+def test_full_runs_that_all_diverged_are_told_from_a_search_that_did() -> None:
+    record = make({"a": 0.5, "b": 0.6})
+    for seed in SEEDS:
+        record.runs[Trial("b", RATES[-1], 1.0, seed).key] = {"diverged": "The loss became nan"}
+    found = summarize(record)
+    assert found.failed == [("b", "in every full run at 0.016")]
+    assert "b: diverged in every full run at 0.016." in table.write(found, 50)
+    assert "share 1 | seed 2" not in report.write(record, found, 50)
+
+
+def test_runs_of_different_machines_are_told() -> None:
+    record = make({"a": 0.5, "b": 0.6})
+    for run in record.runs.values():
+        run["machine"] = {"cores": "2"}
+    assert "do not compare their seconds" not in table.write(summarize(record), 50)
+    record.runs[Trial("b", RATES[-1], 1.0, 0).key]["machine"] = {"cores": "4"}
+    assert "do not compare their seconds" in table.write(summarize(record), 50)
 
 
 class Page(HTMLParser):

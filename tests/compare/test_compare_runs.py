@@ -50,7 +50,6 @@ class Fake:
             self.examined.append(name)
             return "done", {
                 "rate": 0.01,
-                "origin": "rule",
                 "steps": 8,
                 "every": 2,
                 "metric": "accuracy",
@@ -72,11 +71,9 @@ class Fake:
             "test": {"values": {"accuracy": score}, "rows": 9} if scored else None,
             "trainable": 10,
             "file_bytes": 40,
-            "seconds": 1.0,
             "seconds_per_step": 0.1,
             "peak_bytes": 1000,
             "loss": [[1, 1.0], [2, 0.5]],
-            "scores": [],
         }
 
 
@@ -180,7 +177,7 @@ def test_a_rate_that_diverges_is_told(
         )
     compare(task, METHODS, seeds=1, output=tmp_path)
     runs = json.loads((tmp_path / FILE).read_text())["runs"]
-    assert runs["a | lr 0.04 | share 0.25 | seed 0"] == {"diverged": "The loss is nan"}
+    assert runs["a | lr 0.04 | share 0.25 | seed 0"]["diverged"] == "The loss is nan"
     assert "a | lr 0.01 | share 1 | seed 0" in runs
     out = capsys.readouterr().out
     assert "lr 0.04 | share 0.25 | seed 0: diverged" in out
@@ -194,17 +191,49 @@ def test_every_method_is_looked_at_before_the_first_run(
     fake.outcomes["b"] = ("crashed", "Traceback ...")
     with pytest.raises(RunError) as error:
         compare(task, METHODS, output=tmp_path / "out")
-    assert "a: no such layer" in str(error.value) and "b: a defect" in str(error.value)
+    assert "a: no such layer" in str(error.value) and "b: Traceback" in str(error.value)
     assert fake.ran == [] and not (tmp_path / "out").exists()
 
 
-def test_a_run_that_cannot_go_on_stops_the_comparison(
+def test_a_method_that_cannot_go_on_is_named_when_the_others_are_done(
     task: dict[str, Any], fake: Fake, tmp_path: Path
 ) -> None:
-    fake.outcomes["b | lr 0.01 | share 0.25 | seed 0"] = ("refused", "The disk is full.")
-    with pytest.raises(RunError, match=r"b . lr 0.01 .* cannot go on: The disk is full"):
-        compare(task, METHODS, output=tmp_path)
-    assert json.loads((tmp_path / FILE).read_text())["runs"]
+    fake.outcomes["a | lr 0.01 | share 0.25 | seed 0"] = ("refused", "The disk is full.")
+    with pytest.raises(RunError, match=r"(?s)could not go on:\n  - a: a . lr 0.01 .*disk is full"):
+        compare(task, METHODS, seeds=2, output=tmp_path)
+    found = json.loads((tmp_path / FILE).read_text())
+    assert [row["title"] for row in found["summary"]["rows"]] == ["b"]
+    assert "| b " in (tmp_path / TABLE).read_text()
+    fake.outcomes.clear()
+    compare(task, METHODS, seeds=2, output=tmp_path)
+    assert "| a " in (tmp_path / TABLE).read_text()
+
+
+def test_a_stop_before_the_first_run_is_done_leaves_a_folder_to_go_on_in(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
+) -> None:
+    fake.after = lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Stopped):
+        compare(task, METHODS, seeds=1, output=tmp_path)
+    (tmp_path / RUNNING / "run").mkdir(parents=True)
+    fake.after = lambda: None
+    compare(task, METHODS, seeds=1, output=tmp_path)
+    (tmp_path / FILE).unlink()
+    for name in (TABLE, REPORT):
+        (tmp_path / name).unlink()
+    (tmp_path / RUNNING).mkdir()
+    compare(task, METHODS, seeds=1, output=tmp_path)
+
+
+def test_what_is_overwritten_stays_until_all_methods_can_be_run(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
+) -> None:
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+    fake.outcomes["c"] = ("refused", "no such layer")
+    with pytest.raises(RunError, match="c: no such layer"):
+        compare(task, {"c": {"r": 2}}, output=tmp_path, overwrite=True)
+    assert (tmp_path / FILE).read_bytes() == before and (tmp_path / REPORT).is_file()
 
 
 def test_another_base_is_refused(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
@@ -263,8 +292,8 @@ def test_a_process_that_dies_is_named() -> None:
     theirs.close()
     dead = Process()
     dead.exitcode = -9  # type: ignore[misc]
-    with pytest.raises(RunError, match=r"a . lr 1 ended with code -9 \(killed; perhaps for want"):
-        processes.Task("a | lr 1", dead, ours).outcome()  # type: ignore[arg-type]
+    kind, reason = processes.Task("a | lr 1", dead, ours).outcome()  # type: ignore[arg-type]
+    assert kind == "refused" and "a | lr 1 ended with code -9 (killed; perhaps for want" in reason
 
 
 class Pipe:
@@ -286,6 +315,7 @@ class Pipe:
     [
         (Stopped(15, "stopped"), "stopped"),
         (RunError("full"), "refused"),
+        (worker.torch.OutOfMemoryError("CUDA out of memory"), "refused"),
         (ValueError("defect"), "crashed"),
         (KeyboardInterrupt(), "crashed"),
     ],
@@ -302,6 +332,23 @@ def test_what_a_worker_tells(
     connection: Connection = pipe  # type: ignore[assignment]
     worker.serve(connection, worker.torch.get_num_threads(), work)
     assert pipe.sent[0][0] == kind
+    assert kind != "refused" or "memory" not in str(raised) or "Fix: a smaller" in pipe.sent[0][1]
+
+
+def test_curves_are_means_over_the_same_steps_whatever_a_run_logged() -> None:
+    every = {step: float(step) for step in range(1, 121)}
+    some = {step: float(step) for step in range(2, 41, 2)}
+    whole, short = worker._thinned(every, 120), worker._thinned(some, 120)
+    assert [step for step, _ in whole] == list(range(2, 121, 2))
+    assert [step for step, _ in short] == list(range(2, 41, 2))
+    assert whole[:2] == [[2, 1.5], [4, 3.5]] and short[:2] == [[2, 2.0], [4, 4.0]]
+    assert worker._thinned({}, None) == []
+
+
+def test_a_line_of_a_log_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"event": "step", "step": 1}\n{"event": "st')
+    assert list(worker._events(log)) == [{"event": "step", "step": 1}]
 
 
 def test_real_runs_in_processes_of_their_own(task: dict[str, Any], tmp_path: Path) -> None:
@@ -311,7 +358,7 @@ def test_real_runs_in_processes_of_their_own(task: dict[str, Any], tmp_path: Pat
     assert len(found["runs"]) == 4 and not (out / RUNNING).exists()
     for key, run in found["runs"].items():
         assert run["test"]["rows"] > 0 and run["peak_bytes"] > 0 and run["seconds_per_step"] > 0
-        assert len(run["loss"]) == 4 and run["loss"][-1][0] == 4 and len(run["scores"]) == 4, key
+        assert len(run["loss"]) == 4 and run["loss"][-1][0] == 4 and run["machine"], key
     rows = {row["title"]: row for row in found["summary"]["rows"]}
     assert rows["dora"]["trainable"] > rows["head"]["trainable"] > 0
     assert "dora" in (out / REPORT).read_text() and "dora" in (out / TABLE).read_text()

@@ -36,12 +36,16 @@ def test_a_difference_that_never_varies() -> None:
     same = paired({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6})
     assert same == Difference(0.0, 0.0, 1.0) and same.is_tie
     other = paired({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
-    assert other == Difference(0.25, 0.0, 0.0) and not other.is_tie
+    assert other == Difference(0.25, 0.0, 0.5) and not other.is_tie
+    assert proven({"a": {0: 0.90, 1: 0.92}, "b": {0: 0.88, 1: 0.90}}) == []
+    many = {seed: 0.5 + seed / 16 for seed in range(8)}
+    found = paired(many, {seed: score - 0.125 for seed, score in many.items()})
+    assert found is not None and found.p == pytest.approx(stats.binomtest(8, 8).pvalue)
 
 
 def test_one_seed_proves_nothing() -> None:
     found = paired({0: 0.9}, {0: 0.1})
-    assert found == Difference(pytest.approx(0.8), None, None) and found.is_tie
+    assert found == Difference(pytest.approx(0.8), None, None) and not found.is_tie
     assert proven({"a": {0: 0.9}, "b": {0: 0.1}}) == []
 
 

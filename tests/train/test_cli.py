@@ -164,7 +164,7 @@ def test_inspecting_a_model_is_a_dry_run_without_weights(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "MODEL"], "needs a model and data"),
+        (["train", "MODEL"], "A model and data are needed"),
         (["train", "nowhere/at-all", "DATA"], "cannot be loaded"),
         (["train", "MODEL", "nowhere.csv"], "nowhere.csv"),
         (["train", "MODEL", "DATA", "--r", "0"], "r must be a whole number above 0"),

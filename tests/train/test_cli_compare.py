@@ -50,6 +50,11 @@ def test_a_recipe_and_the_usual_methods(
     assert (asked["rates"], asked["seeds"], asked["output"]) == ("auto", 5, None)
 
 
+def test_a_folder_goes_by_its_option(deltaw_command: Any, asked: dict[str, Any]) -> None:
+    code, _, err = deltaw_command("compare", "m", "d", "output=here")
+    assert code == 1 and "--output" in err and not asked
+
+
 @pytest.mark.parametrize("rates", ["fast", "0", "1e-3,", "nan", "11", "1e-3;1e-4"])
 def test_rates_that_are_none(deltaw_command: Any, asked: dict[str, Any], rates: str) -> None:
     code, _, err = deltaw_command("compare", "m", "d", "--lr", rates)

@@ -48,6 +48,8 @@ def compare(
     with more methods or seeds it does only what is new.
     """
     rates = _rates(lr)
+    if any(part.startswith("output=") for part in rest or ()):
+        raise ConfigError("output= is a run's.\nFix: give the comparison's folder with --output.")
     announce_loading()
     try:
         from deltaw.compare.comparing import compare as run

@@ -142,8 +142,7 @@ def recipe_values(
         return yamlfile.read(Path(first)) | _joined(parse_overrides(rest), options), first
     if not rest:
         raise ConfigError(
-            "deltaw train needs a model and data, or a recipe.\n"
-            "Fix: deltaw train MODEL DATA, or deltaw train recipe.yaml"
+            "A model and data are needed, or a recipe.\nFix: give MODEL DATA, or recipe.yaml."
         )
     named = {"model": first, "data": rest[0]}
     return _joined(named, parse_overrides(rest[1:]), options), "the command line"

@@ -1,5 +1,6 @@
 """From a recipe and methods to every run, a table, a JSON and a report."""
 
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.compare import record as records
+from deltaw.compare.examining import Rates, choose_rates, examine
 from deltaw.compare.folder import clear, held
 from deltaw.compare.methods import Methods, recipes
+from deltaw.compare.processes import Pool
 from deltaw.compare.record import Record
-from deltaw.compare.running import Comparison, Rates
+from deltaw.compare.running import Runs
 from deltaw.errors import ConfigError, raise_all
 from deltaw.train.console import Console
+from deltaw.train.data.dataset import Data
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.prepare import read
 from deltaw.train.receipt import show_data
@@ -45,30 +49,40 @@ def compare(
         Stopped: on Ctrl-C or SIGTERM; the same call goes on.
     """
     console = Console()
-    shared = _shared(values, rates)
+    shared = _shared(values)
     made = recipes(shared, methods)
     first = next(iter(made.values()))
     folder = output or _default(first)
     data = read(first)
     _require(data, rates)
     with Interrupt() as interrupt, held(folder):
-        if overwrite:
-            clear(folder)
         fresh = Record(
             shared=_recorded(shared),
             data={Path(path).name: digest for path, digest in data.hashes.items()},
-            methods=methods,
+            methods=_as_read(methods),
             compared=list(methods),
             machine=_machine(jobs),
             seeds=[first.seed + index for index in range(seeds)],
         )
-        record = records.joined(records.read(folder), fresh, folder)
+        record = records.joined(None if overwrite else records.read(folder), fresh, folder)
         show_data(console, data)
-        Comparison(record, made, folder, console, interrupt, rates, jobs, len(data.test)).run()
+        pool = Pool(jobs, max(1, (os.cpu_count() or 1) // jobs), interrupt)
+        interrupt.waiting = True
+        try:
+            examine(record, made, pool, console)
+            choose_rates(record, rates)
+            if overwrite:
+                clear(folder)
+            runs = Runs(record, made, folder, console)
+            runs.announce()
+            runs.finish(pool, len(data.test))
+        finally:
+            pool.stop()
+            interrupt.waiting = False
     return folder
 
 
-def _shared(values: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
+def _shared(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe's values that all methods share."""
     shared = {key: value for key, value in values.items() if key not in ("record", "output")}
     if "learning_rate" in shared:
@@ -85,8 +99,15 @@ def _shared(values: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
 def _recorded(shared: Mapping[str, Any]) -> dict[str, Any]:
     """Return the shared values that decide the scores; places by their names alone."""
     free = ("name", "report_to", "trust_remote_code")
-    names = {key: Path(shared[key]).name for key in ("model", "data")}
-    return {key: value for key, value in shared.items() if key not in free} | names
+    places = {key: str(shared[key]) for key in ("model", "data")}
+    names = {key: Path(at).name if Path(at).exists() else at for key, at in places.items()}
+    return _as_read({key: value for key, value in shared.items() if key not in free} | names)
+
+
+def _as_read(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they come back from a JSON file, where every key is text."""
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
 
 
 def _machine(jobs: int) -> dict[str, str]:
@@ -106,7 +127,7 @@ def _default(recipe: Recipe) -> Path:
     return usual.with_name(f"compare-{usual.name}")
 
 
-def _require(data: Any, rates: Rates) -> None:
+def _require(data: Data, rates: Rates) -> None:
     searched = rates == "auto" or (not isinstance(rates, str) and len(rates) > 1)
     raise_all(
         ConfigError,

@@ -34,7 +34,8 @@ def held(folder: Path) -> Iterator[None]:
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+        own = (LOCK, RUNNING, staging.PARTIAL + FILE)
+        found = sorted(path.name for path in folder.iterdir() if path.name not in own)
     except OSError as error:
         raise staging.cannot_write(folder, error) from error
     if found and FILE not in found:

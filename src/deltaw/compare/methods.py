@@ -9,6 +9,7 @@ from deltaw.train import yamlfile
 from deltaw.train.effects import GALORE, QUANTIZATION, READERS
 from deltaw.train.escape import printable
 from deltaw.train.recipe import Recipe, parse
+from deltaw.train.spellings import respelt
 
 PACKED = {"method": "lora", "quantization_bit": 4, "absorb": True}
 """The start is taken out of the full W, and what is left of it is packed."""
@@ -42,6 +43,29 @@ SYNONYMS = {
     "layer-norm": "layernorm",
 }
 LONGEST = 60
+SHARED = frozenset(
+    [
+        "model",
+        "revision",
+        "data",
+        "text",
+        "label",
+        "task",
+        "encoding",
+        "validation_share",
+        "test_share",
+        "split_seed",
+        "max_train_rows",
+        "allow_leakage",
+        "seed",
+        "metric",
+        "output",
+        "name",
+        "record",
+        "learning_rate",
+    ]
+)
+"""Keys that cannot be a method's own, or its scores could not be compared."""
 
 Methods = dict[str, dict[str, Any]]
 
@@ -99,12 +123,17 @@ def recipes(shared: Mapping[str, Any], methods: Methods) -> dict[str, Recipe]:
     """
     made = {}
     problems = []
-    for title, changes in methods.items():
+    shared, _ = respelt(shared)
+    for title, given in methods.items():
+        changes, wrong = respelt(given)
+        wrong += [f"{key} is shared by all methods" for key in given if key in SHARED]
+        problems += [f"{printable(title)}: {problem}" for problem in wrong]
         try:
             made[title] = parse(_read_by(shared, changes) | changes, printable(title))
         except ConfigError as error:
-            _, *lines = str(error).splitlines()
-            problems += [f"{printable(title)}: {line.removeprefix('  - ')}" for line in lines]
+            head, *lines = str(error).splitlines()
+            lines = [line.removeprefix("  - ") for line in lines] or [head]
+            problems += [f"{printable(title)}: {line}" for line in lines]
     raise_all(ConfigError, "These methods cannot be run:", problems)
     return made
 

@@ -74,18 +74,17 @@ def losses(record: Record, summary: Summary) -> str:
     """Draw the training loss of each method: the mean over seeds, one deviation to each side."""
     figure, axes = _blank("step", "training loss")
     for index, row in enumerate(summary.rows):
-        runs = _curves(record, row)
-        length = min(map(len, runs))
-        if not length:
-            continue
-        steps = [step for step, _ in runs[0][:length]]
-        values = [[run[at][1] for run in runs] for at in range(length)]
-        middle = [statistics.fmean(column) for column in values]
+        values: dict[float, list[float]] = {}
+        for curve in _curves(record, row):
+            for step, loss in curve:
+                values.setdefault(step, []).append(loss)
+        steps = sorted(values)
+        middle = [statistics.fmean(values[step]) for step in steps]
         color = COLORS[index % len(COLORS)]
         dashes = "-" if index < len(COLORS) else "--"
         axes.plot(steps, middle, dashes, color=color, linewidth=1.3, label=_name(row.title))
-        if len(runs) > 1:
-            spread = [statistics.stdev(column) for column in values]
+        if all(len(some) > 1 for some in values.values()):
+            spread = [statistics.stdev(values[step]) for step in steps]
             low = [value - half for value, half in zip(middle, spread, strict=True)]
             high = [value + half for value, half in zip(middle, spread, strict=True)]
             axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)

@@ -8,10 +8,12 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from deltaw.compare import worker
-from deltaw.errors import RunError
+from deltaw.train.escape import printable
+from deltaw.train.interrupt import Interrupt, Stopped
 
 GRACE = 60.0
 """Seconds that a process has to write a checkpoint before it is killed."""
+WAIT = 0.5
 
 
 @dataclass
@@ -23,31 +25,28 @@ class Task:
     connection: Connection
 
     def outcome(self) -> tuple[str, Any]:
-        """Return what came of the work, once it has ended.
-
-        Raises:
-            RunError: if the process died without a word.
-        """
+        """Return what came of the work once it has ended: a kind, and its value or the reason."""
         try:
             found: tuple[str, Any] = self.connection.recv()
         except EOFError:
             self.process.join()
             code = self.process.exitcode
             killed = " (killed; perhaps for want of memory)" if code == -9 else ""
-            raise RunError(
-                f"The process of {self.name} ended with code {code}{killed}.\n"
+            return "refused", (
+                f"the process of {printable(self.name, 200)} ended with code {code}{killed}.\n"
                 "Fix: the same command goes on from there; with fewer --jobs each has more memory."
-            ) from None
+            )
         self.process.join()
         return found
 
 
 class Pool:
-    """Starts processes from one that has imported everything."""
+    """Starts processes from one that has imported everything; a signal stops them all."""
 
-    def __init__(self, jobs: int, threads: int) -> None:
+    def __init__(self, jobs: int, threads: int, interrupt: Interrupt) -> None:
         self.jobs = jobs
         self.threads = threads
+        self.interrupt = interrupt
         self.tasks: list[Task] = []
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([worker.__name__])
@@ -57,7 +56,7 @@ class Pool:
         """Whether no further task may be started now."""
         return len(self.tasks) >= self.jobs
 
-    def start(self, name: str, work: Callable[..., dict[str, Any]], *arguments: Any) -> Task:
+    def start(self, name: str, work: Callable[..., dict[str, Any]], *arguments: Any) -> None:
         """Start `work` in a process of its own."""
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(
@@ -65,13 +64,20 @@ class Pool:
         )
         process.start()
         theirs.close()
-        task = Task(name, process, ours)
-        self.tasks.append(task)
-        return task
+        self.tasks.append(Task(name, process, ours))
 
-    def ended(self, timeout: float) -> list[Task]:
-        """Return the tasks that ended, which leave the pool, or none after `timeout` seconds."""
-        ready = wait([task.connection for task in self.tasks], timeout)
+    def ended(self) -> list[Task]:
+        """Return the tasks that have ended, which leave the pool, or none after a little while.
+
+        Raises:
+            Stopped: when a signal came; every task has written a checkpoint then.
+        """
+        ready = wait([task.connection for task in self.tasks], WAIT)
+        if self.interrupt.number is not None:
+            self.stop()
+            raise Stopped(
+                self.interrupt.number, "Stopped; what is done is kept.\nThe same command goes on."
+            )
         found = [task for task in self.tasks if task.connection in ready]
         self.tasks = [task for task in self.tasks if task not in found]
         return found

@@ -6,6 +6,7 @@ from html import escape
 
 from deltaw.compare import plots, table
 from deltaw.compare.record import Record
+from deltaw.compare.search import standing
 from deltaw.compare.summary import Row, Summary
 
 STYLE = """
@@ -71,9 +72,12 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[st
 def _table(summary: Summary) -> str:
     head = (table.HEADINGS[0], summary.metric, *table.HEADINGS[2:])
     marks = [
-        "tie" if row.against_best is None or row.against_best.is_tie else "" for row in summary.rows
+        "tie" if row.is_best or (row.against_best and row.against_best.is_tie) else ""
+        for row in summary.rows
     ]
-    return _rows(head, [table.cells(row) for row in summary.rows], marks)
+    return _rows(
+        head, [table.cells(row) for row in summary.rows], marks if _has_ties(summary) else ()
+    )
 
 
 def _notes(summary: Summary, rows_tested: int | None) -> str:
@@ -98,10 +102,11 @@ def _seeds(record: Record, summary: Summary) -> str:
 def _search(record: Record) -> str:
     rows = []
     for title in record.compared:
-        for key, entry in sorted(record.runs.items()):
-            if key.startswith(f"{title} | ") and entry.get("test") is None:
-                found = entry["diverged"] or f"{entry['validation']:.4f}"
-                rows.append([key, str(found)])
+        found = standing(title, record.rates[title], record.seeds, record.score)
+        for trial in found.done:
+            entry = record.runs[trial.key]
+            if trial not in found.final:
+                rows.append([trial.key, str(entry["diverged"] or f"{entry['validation']:.4f}")])
     if not rows:
         return ""
     head = ("run", f"validation {record.metric}")

@@ -24,7 +24,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Its name among the results."""
-        return f"{self.method} | lr {self.rate:g} | share {self.share:g} | seed {self.seed}"
+        return f"{self.method} | lr {self.rate!r} | share {self.share:g} | seed {self.seed}"
 
 
 DIVERGED = (-math.inf, -math.inf)

@@ -35,8 +35,8 @@ class Difference:
 
     @property
     def is_tie(self) -> bool:
-        """Whether it lies within two standard errors; of a single seed nothing is known."""
-        return self.error is None or abs(self.mean) <= TIE * self.error
+        """Whether it lies within two standard errors; of a single seed they are not known."""
+        return self.error is not None and abs(self.mean) <= TIE * self.error
 
 
 def mean(values: Sequence[float]) -> Mean:
@@ -48,8 +48,8 @@ def mean(values: Sequence[float]) -> Mean:
 def paired(first: Scores, second: Scores) -> Difference | None:
     """Compare two methods seed by seed, or return `None` if they share no seed.
 
-    The p-value is that of the two-sided paired t-test; it is 1 where no seed differs and 0 where
-    all differ by exactly the same.
+    The p-value is that of the two-sided paired t-test, and of the sign test where all seeds differ
+    by exactly the same, as scores that move in steps may.
     """
     shared = sorted(first.keys() & second.keys())
     if not shared:
@@ -58,7 +58,8 @@ def paired(first: Scores, second: Scores) -> Difference | None:
     if found.error is None:
         return Difference(found.value, None, None)
     if found.error < 1e-12:
-        return Difference(found.value, 0.0, 1.0 if abs(found.value) < 1e-12 else 0.0)
+        signs = 2 * 0.5**found.count
+        return Difference(found.value, 0.0, 1.0 if abs(found.value) < 1e-12 else signs)
     t = abs(found.value) / found.error
     return Difference(found.value, found.error, float(2 * stats.t.sf(t, found.count - 1)))
 

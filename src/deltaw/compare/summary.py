@@ -12,13 +12,17 @@ from deltaw.compare.statistics import Difference, Mean, Scores, mean, paired, pr
 
 @dataclass(frozen=True)
 class Row:
-    """What was found about one method; costs are medians over its full runs."""
+    """What was found about one method; costs are medians over its full runs.
+
+    `against_best` is None for the best method, and where no seed is left to compare.
+    """
 
     title: str
     rate: float
     at_edge: bool
     scores: Scores
     score: Mean
+    is_best: bool
     against_best: Difference | None
     diverged: int
     trainable: int
@@ -30,12 +34,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """All rows, the best first, what the paired test tells apart, and which methods have no row."""
+    """All rows, the best first, what the paired test tells apart, and which methods have no row.
+
+    A method of which a seed diverged comes after those of which none did. `failed` says of titles
+    where they diverged; `mixed` tells that runs were made under different conditions.
+    """
 
     metric: str
     rows: list[Row]
     proven: list[tuple[str, str, float]]
-    failed: list[str]
+    failed: list[tuple[str, str]]
+    mixed: bool
 
     def as_data(self) -> dict[str, Any]:
         """Return it for a file."""
@@ -56,11 +65,16 @@ def summarize(record: Record) -> Summary:
         if any(record.score(trial) != DIVERGED for trial in now.final):
             finals[title] = now.final
         else:
-            failed.append(title)
+            where = f"in every full run at {now.final[0].rate:g}" if now.final else "at every rate"
+            failed.append((title, where))
     scores = {title: _scores(record, trials) for title, trials in finals.items()}
-    order = sorted(scores, key=lambda title: -statistics.fmean(scores[title].values()))
+    order = sorted(scores, key=lambda t: (-len(scores[t]), -statistics.fmean(scores[t].values())))
     rows = [_row(record, title, finals[title], scores, order[0]) for title in order]
-    return Summary(record.metric, rows, proven({t: scores[t] for t in order}), failed)
+    tested = proven({title: scores[title] for title in order})
+    runs = [record.runs[trial.key] for trials in finals.values() for trial in trials]
+    machines = [run["machine"] for run in runs if "machine" in run]
+    mixed = any(machine != machines[0] for machine in machines)
+    return Summary(record.metric, rows, tested, failed, mixed)
 
 
 def _scores(record: Record, trials: Sequence[Trial]) -> dict[int, float]:
@@ -84,6 +98,7 @@ def _row(
         at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
         scores=scores[title],
         score=mean(list(scores[title].values())),
+        is_best=title == best,
         against_best=None if title == best else paired(scores[title], scores[best]),
         diverged=len(entries) - len(good),
         trainable=good[0]["trainable"],

@@ -64,8 +64,10 @@ def score_of(row: Row) -> str:
 def difference_of(row: Row) -> str:
     """Return the paired difference to the best method, and whether it is a tie."""
     found = row.against_best
-    if found is None:
+    if row.is_best:
         return "best"
+    if found is None:
+        return "-"
     if found.error is None:
         return f"{found.mean:+.4f}"
     tie = ", tie" if found.is_tie else ""
@@ -92,7 +94,12 @@ def notes(summary: Summary, rows_tested: int | None) -> list[str]:
         lines.append("One seed: no error is known, and small differences are noise.")
     if any(row.at_edge for row in summary.rows):
         lines.append("* the lowest or highest rate tried: a better one may lie beyond.")
-    lines += [f"{printable(title)}: diverged at every rate." for title in summary.failed]
+    lines += [f"{printable(title)}: diverged {where}." for title, where in summary.failed]
+    if summary.mixed:
+        lines.append(
+            "Runs were made with other versions, on other machines or with another number at once: "
+            "do not compare their seconds and memory."
+        )
     return lines
 
 

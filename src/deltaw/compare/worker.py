@@ -5,13 +5,19 @@ to one run.
 """
 
 import json
+import math
+import multiprocessing
 import os
 import resource
+import signal
+import statistics
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +34,7 @@ from deltaw.train.recipe import parse
 from deltaw.train.run import make_progress, make_trainer, train, verify
 from deltaw.train.runfolder import LOG, RunFolder, read_recipe, read_results
 
+LESS_MEMORY = "a smaller batch_size, fewer --jobs, or leave this method out."
 POINTS = 60
 """Points kept of a curve."""
 
@@ -39,6 +46,9 @@ def serve(
 ) -> None:
     """Do `work` in this process and send what came of it: a kind of outcome, and its value."""
     os.setsid()  # a Ctrl-C of the terminal reaches the parent alone, which passes it on once
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
         outcome: tuple[str, Any] = ("done", work(*arguments))
@@ -48,10 +58,19 @@ def serve(
         outcome = ("diverged", str(error))
     except DeltawError as error:
         outcome = ("refused", str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        outcome = ("refused", f"not enough memory: {error}\nFix: {LESS_MEMORY}")
     except BaseException:
-        outcome = ("crashed", traceback.format_exc())
-    connection.send(outcome)
+        outcome = ("crashed", f"a defect, please report it:\n{traceback.format_exc()}")
+    with suppress(BrokenPipeError):  # the parent is gone
+        connection.send(outcome)
     connection.close()
+
+
+def _end_with(sentinel: int) -> None:
+    """Stop this process, with a checkpoint, when its parent is gone."""
+    wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def examine(values: Values) -> dict[str, Any]:
@@ -67,7 +86,6 @@ def examine(values: Values) -> dict[str, Any]:
         assert job.recipe.record is not None
         return {
             "rate": job.rate.value,
-            "origin": job.rate.origin,
             "steps": job.steps,
             "every": job.every,
             "metric": job.metric,
@@ -85,15 +103,15 @@ def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
     assert recipe.output is not None
     folder = Path(recipe.output)
     before = _most_memory()
-    if not RunFolder(folder).finished:
+    finished = RunFolder(folder).finished
+    if not finished:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the examination has said them
             train(recipe, silent=True, scored=scored)
     found = read_results(folder)
     if not found:
         raise RunError(f"{folder} holds no results.")
-    events = [json.loads(line) for line in (folder / LOG).read_text("utf-8").splitlines()]
-    steps = [event for event in events if event["event"] == "step"]
+    steps = [event for event in _events(folder / LOG) if event["event"] == "step"]
     return {
         "diverged": None,
         "base": (read_recipe(folder).record or {}).get("base"),
@@ -104,26 +122,26 @@ def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
         "test": found["after"],
         "trainable": found["trainable_parameters"],
         "file_bytes": found["weights_bytes"],
-        "seconds": found["seconds"],
         "seconds_per_step": found["seconds_per_step"],
-        "peak_bytes": None if found["resumed"] else _most_memory() - before,
-        "loss": _thinned([[event["step"], event["loss"]] for event in steps if "loss" in event]),
-        "scores": _scores(steps, recipe.metric),
+        "peak_bytes": None if finished or found["resumed"] else _most_memory() - before,
+        "loss": _thinned({e["step"]: e["loss"] for e in steps if "loss" in e}, recipe.max_steps),
     }
 
 
-def _scores(steps: list[dict[str, Any]], metric: str | None) -> list[list[float]]:
-    name = f"eval_{metric}"
-    return [[event["step"], event[name]] for event in steps if name in event]
+def _events(log: Path) -> Iterator[dict[str, Any]]:
+    """Yield what a log tells of; a line that was cut short is left out."""
+    for line in log.read_text("utf-8", "replace").splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
-def _thinned(points: list[list[float]]) -> list[list[float]]:
-    """Return at most `POINTS` means of equally many neighbours each."""
-    width = -(-len(points) // POINTS) or 1
-    groups = [points[start : start + width] for start in range(0, len(points), width)]
-    return [
-        [group[-1][0], round(sum(value for _, value in group) / len(group), 5)] for group in groups
-    ]
+def _thinned(losses: Mapping[int, float], steps: int | None) -> list[list[float]]:
+    """Return means over the last step of at most `POINTS` equal stretches of all steps."""
+    width = math.ceil((steps or max(losses, default=1)) / POINTS)
+    stretches: dict[int, list[float]] = {}
+    for step, loss in sorted(losses.items()):
+        stretches.setdefault(math.ceil(step / width) * width, []).append(loss)
+    return [[end, round(statistics.fmean(some), 5)] for end, some in stretches.items()]
 
 
 def _most_memory() -> int:

@@ -29,7 +29,7 @@ def lock(folder: Path) -> IO[str]:
         holder = printable(held.read().strip()) or "unknown"
         held.close()
         raise RunError(
-            f"Another process (id {holder}) is training in {printable(str(folder), 300)}.\n"
+            f"Another process (id {holder}) writes to {printable(str(folder), 300)}.\n"
             "Fix: wait for it, stop it, or choose another folder with --output."
         ) from error
     held.truncate(0)
