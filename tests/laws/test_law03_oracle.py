@@ -288,7 +288,7 @@ def kernel_is_the_plain_steps(setting: Setting, factors: bool = True) -> None:
     # B of a spanning convolution is zero off its groups, and stays so
     inside += [p != 0 for p in held]
     for fast, slow, mask in zip(*found, inside, strict=True):
-        close(fast * mask, slow * mask, 1e-12)
+        close(fast * mask, slow * mask, 1e-11)
 
 
 def forward_is_the_plain_layers(setting: Setting) -> None:

@@ -250,7 +250,7 @@ FILES = (
 
 def test_a_second_process_is_refused_and_a_stale_lock_is_not(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    with RunFolder(path), pytest.raises(RunError, match=f"process .id {os.getpid()}. is training"):
+    with RunFolder(path), pytest.raises(RunError, match=f"process .id {os.getpid()}. writes to"):
         RunFolder(path).__enter__()
     path.mkdir()
     (path / ".lock").write_text("4242")
