@@ -177,8 +177,8 @@ def report(results: Results) -> str:
             f"process; {counted} rounds of {STEPS} steps of {ROWS} x {TOKENS} tokens. GaLore "
             f"projects the linear layers but the head to rank {RANK}. Peak memory is the largest "
             "resident set less that with the model loaded. The first step also takes the "
-            "projectors, as every 200th does; the other is the fastest later one. Seconds were taken "
-            "beside other work and are rough; bytes are not touched by that.",
+            "projectors, as every 200th does; the other is the fastest later one. Seconds were "
+            "taken beside other work and are rough; bytes are not touched by that.",
             table(
                 ("", "state, MB", "/ AdamW", "peak, MB", "/ AdamW", "step, ms", "first step, ms"),
                 _costs(results),
