@@ -202,9 +202,11 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if not len(layer.adapter):
             _strip(layer, path)
     if not authority.configs:
-        packed = {f"{path}.{WEIGHT}" for path, m in root.named_modules() if storage_of(m)}
+        thawed = authority.thawed
+        if authority.absorbed:
+            thawed = thawed - {f"{p}.{WEIGHT}" for p, m in root.named_modules() if storage_of(m)}
         for path, parameter in root.named_parameters():
-            if path in authority.thawed - packed:
+            if path in thawed:
                 parameter.requires_grad_(True)
         del root.authority
         for module in root.modules():

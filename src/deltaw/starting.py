@@ -78,6 +78,12 @@ def initial_state(
         groups = getattr(layer, "groups", 1)
         state = LayerState(target.kind, tensors, target.scale, target.enabled, groups)
         states[target.path] = _beside(states.get(target.path), state, target)
+    _add_copies(states, plan, layers)
+    return State(plan.config, states)
+
+
+def _add_copies(states: dict[str, LayerState], plan: Plan, layers: Mapping[str, nn.Module]) -> None:
+    """Add the copies of what is trained in full, and the rows of single tokens, to the states."""
     for row in plan.trained:
         copies = {f"{name}.trained": stored(layers[row.path], name) for name in row.names}
         old = states.get(row.path, LayerState("module", {}))
@@ -88,7 +94,6 @@ def initial_state(
         rows = {f"{WEIGHT}.{ROWS}": whole[ids.to(whole.device)], f"{WEIGHT}.{IDS}": ids}
         old = states.get(table.path, LayerState("module", {}))
         states[table.path] = replace(old, tensors={**old.tensors, **rows})
-    return State(plan.config, states)
 
 
 def as_started(plan: Plan, state: State) -> Plan:

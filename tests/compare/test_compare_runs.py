@@ -19,7 +19,7 @@ from deltaw.compare.methods import NAMED, choose
 from deltaw.compare.record import FILE
 from deltaw.errors import ConfigError, DataError, RunError
 from deltaw.train.interrupt import Stopped
-from deltaw.train.locking import lock
+from deltaw.train.locking import held
 
 Work = Callable[..., dict[str, Any]]
 
@@ -273,7 +273,7 @@ def test_folders_that_are_no_comparison(task: dict[str, Any], fake: Fake, tmp_pa
         compare(task, METHODS, output=tmp_path, overwrite=True)
     busy = tmp_path / "busy"
     busy.mkdir()
-    with lock(busy), pytest.raises(RunError, match="Another process"):
+    with held(busy, lambda: None), pytest.raises(RunError, match="Another process"):
         compare(task, METHODS, output=busy)
     assert (tmp_path / "notes.txt").read_text() == "mine" and fake.examined == []
 
@@ -317,7 +317,6 @@ class Pipe:
         (RunError("full"), "refused"),
         (worker.torch.OutOfMemoryError("CUDA out of memory"), "refused"),
         (ValueError("defect"), "crashed"),
-        (KeyboardInterrupt(), "crashed"),
     ],
 )
 def test_what_a_worker_tells(

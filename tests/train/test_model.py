@@ -240,7 +240,8 @@ def test_models_without_learned_positions_have_no_limit() -> None:
     assert (positions(t5), positions(xlnet), positions(bert)) == (None, None, 512)
 
 
-def test_bitfit_on_a_model_without_biases_is_refused() -> None:
+def llama() -> nn.Module:
+    """A tiny model without biases, whose normalisations are of a class of its own."""
     config = transformers.LlamaConfig(
         vocab_size=32,
         hidden_size=16,
@@ -250,22 +251,17 @@ def test_bitfit_on_a_model_without_biases_is_refused() -> None:
         num_labels=3,
         pad_token_id=0,
     )
-    model = transformers.LlamaForSequenceClassification(config)
+    return transformers.LlamaForSequenceClassification(config)
+
+
+def test_bitfit_on_a_model_without_biases_is_refused() -> None:
+    model = llama()
     with pytest.raises(RunError, match=r"LlamaForSequenceClassification has none(.|\n)*Fix: use m"):
         prepare(model, parse({"model": "m", "data": "d", "method": "bitfit"}))
 
 
 def test_tuning_of_normalisations_finds_those_that_models_bring_along() -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=3,
-        pad_token_id=0,
-    )
-    model = transformers.LlamaForSequenceClassification(config)
+    model = llama()
     chosen = parse({"model": "m", "data": "d", "method": "layernorm"})
     prepare(model, chosen)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}

@@ -4,13 +4,14 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from deltaw.compare import record as records
 from deltaw.compare.examining import Rates, choose_rates, examine
-from deltaw.compare.folder import clear, held
+from deltaw.compare.folder import clear, refuse_foreign
 from deltaw.compare.methods import Methods, recipes
 from deltaw.compare.processes import Pool
 from deltaw.compare.record import Record
@@ -19,6 +20,7 @@ from deltaw.errors import ConfigError, raise_all
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
 from deltaw.train.interrupt import Interrupt
+from deltaw.train.locking import held
 from deltaw.train.prepare import read
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
@@ -55,7 +57,7 @@ def compare(
     folder = output or _default(first)
     data = read(first)
     _require(data, rates)
-    with Interrupt() as interrupt, held(folder):
+    with Interrupt() as interrupt, held(folder, partial(refuse_foreign, folder)):
         fresh = Record(
             shared=_recorded(shared),
             data={Path(path).name: digest for path, digest in data.hashes.items()},

@@ -1,6 +1,7 @@
 """Looking at every method before the first run, and the rates that each one tries."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any, Literal
 
 from deltaw.compare import worker
@@ -33,7 +34,7 @@ def examine(record: Record, made: Mapping[str, Recipe], pool: Pool, console: Con
     new = [title for title in record.compared if title not in record.examined]
     waiting = list(new)
     problems = []
-    with Progress(console, "looking at", len(new), len(new), 0, 0.0) as progress:
+    with closing(Progress(console, "looking at", len(new), len(new), 0, 0.0)) as progress:
         while waiting or pool.tasks:
             while waiting and not pool.full:
                 title = waiting.pop(0)

@@ -9,47 +9,28 @@ OUT/
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from deltaw.compare.record import FILE
 from deltaw.errors import RunError
 from deltaw.train import staging
 from deltaw.train.escape import printable
-from deltaw.train.locking import LOCK, lock
+from deltaw.train.locking import LOCK
 
 RUNNING = "running"
 TABLE = "table.md"
 REPORT = "report.html"
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Create and lock the folder of a comparison; leave no empty one behind.
-
-    Raises:
-        RunError: if it holds other files, cannot be written, or another process has it.
-    """
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        own = (LOCK, RUNNING, staging.PARTIAL + FILE)
-        found = sorted(path.name for path in folder.iterdir() if path.name not in own)
-    except OSError as error:
-        raise staging.cannot_write(folder, error) from error
+def refuse_foreign(folder: Path) -> None:
+    """Raise `RunError` if a folder holds other files and no comparison."""
+    own = (LOCK, RUNNING, staging.PARTIAL + FILE)
+    found = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if found and FILE not in found:
         raise RunError(
             f"{printable(str(folder), 300)} holds other files ({printable(', '.join(found[:3]))}) "
             "and no comparison.\nFix: choose an empty or new folder with --output."
         )
-    with lock(folder):
-        try:
-            yield
-        finally:
-            if new and [path.name for path in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
-                folder.rmdir()
 
 
 def clear(folder: Path) -> None:

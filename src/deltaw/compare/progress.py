@@ -5,7 +5,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -75,18 +74,10 @@ class Progress:
             self._task = self._bar.add_task(
                 "", total=total, completed=done, ended=ended, count=count, now=""
             )
-
-    def __enter__(self) -> "Progress":
-        if self._bar is not None:
             self._bar.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar off the screen."""
         if self._bar is not None:
             self._bar.stop()
 

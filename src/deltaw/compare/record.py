@@ -50,7 +50,21 @@ class Record:
 def write(folder: Path, record: Record, summary: Mapping[str, Any]) -> None:
     """Write the record and what follows from it in one step."""
     values = {"kind": KIND, "summary": summary, **asdict(record)}
-    staging.write_text(folder / FILE, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    staging.write_text(folder / FILE, _lines(values))
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    """Return JSON with a line for each run and each other entry of a mapping."""
+    parts = []
+    for key, value in values.items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, dict) and value:
+            rows = [
+                f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in value.items()
+            ]
+            text = "{\n" + ",\n".join(rows) + "\n }"
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def read(folder: Path) -> Record | None:

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from textwrap import fill
@@ -102,9 +103,10 @@ class Runs:
         running: dict[str, Trial] = {}
         done = [trial for standing in self._standings() for trial in standing.done]
         weight = sum(trial.share for trial in done)
-        with Progress(
+        progress = Progress(
             self.console, "training", self._total(), self._whole(), len(done), weight
-        ) as progress:
+        )
+        with closing(progress):
             while True:
                 for trial in [trial for standing in self._standings() for trial in standing.due]:
                     if trial.key not in running and not pool.full:

@@ -47,8 +47,12 @@ class Summary:
     mixed: bool
 
     def as_data(self) -> dict[str, Any]:
-        """Return it for a file."""
-        return asdict(self)
+        """Return it for a file, ties marked."""
+        found = asdict(self)
+        for row, written in zip(self.rows, found["rows"], strict=True):
+            against = row.against_best
+            written["is_tie"] = None if against is None else against.is_tie
+        return found
 
 
 def summarize(record: Record) -> Summary:

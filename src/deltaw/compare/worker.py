@@ -60,7 +60,7 @@ def serve(
         outcome = ("refused", str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
         outcome = ("refused", f"not enough memory: {error}\nFix: {LESS_MEMORY}")
-    except BaseException:
+    except Exception:
         outcome = ("crashed", f"a defect, please report it:\n{traceback.format_exc()}")
     with suppress(BrokenPipeError):  # the parent is gone
         connection.send(outcome)

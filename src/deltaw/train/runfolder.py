@@ -16,14 +16,14 @@ import re
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from deltaw.errors import ConfigError, RunError, raise_all
 from deltaw.train import staging, yamlfile
 from deltaw.train.escape import printable
-from deltaw.train.locking import LOCK, lock
+from deltaw.train.locking import LOCK, held
 from deltaw.train.recipe import Recipe, filled, parse
 
 RECIPE = "recipe.yaml"
@@ -64,19 +64,10 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
-        self._created = False
-        self._lock_created = False
+        self._held = held(path, self._refuse_foreign)
 
     def __enter__(self) -> "RunFolder":
-        try:
-            self._created = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._refuse_foreign()
-            self._lock_created = not (self.path / LOCK).exists()
-        except OSError as error:
-            raise staging.cannot_write(self.path, error) from error
-        self._lock = lock(self.path)
+        self._held.__enter__()
         if self.started:
             staging.sweep(self.path)
         return self
@@ -87,12 +78,7 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._lock is not None
-        if self._lock_created and [p.name for p in self.path.iterdir()] == [LOCK]:
-            (self.path / LOCK).unlink()
-            if self._created:
-                self.path.rmdir()
-        self._lock.close()
+        self._held.__exit__(kind, error, trace)
 
     @property
     def shown(self) -> str:
