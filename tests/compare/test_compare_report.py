@@ -14,7 +14,7 @@ from deltaw.compare.search import DIVERGED, Trial, rungs
 from deltaw.compare.summary import summarize
 from deltaw.errors import RunError
 
-EVIL = '<script>alert("1")</script> $x_1$ |'
+EVIL = '<script>alert("1")</script> $\\frac$ |'
 RATES = [1e-3, 4e-3, 1.6e-2]
 SEEDS = [0, 1, 2]
 
@@ -64,6 +64,18 @@ def make(titles: dict[str, float], **changes: Any) -> Record:
     for name, value in changes.items():
         setattr(record, name, value)
     return record
+
+
+def test_a_score_is_that_of_validation_and_then_the_loss() -> None:
+    record = make({"a": 0.5})
+    assert record.score(Trial("a", RATES[0], 1.0, 9)) is None
+    found = record.score(Trial("a", RATES[-1], 1.0, 1))
+    assert found == pytest.approx((0.5, -0.5))
+
+
+def test_ties_are_marked_in_the_file() -> None:
+    rows = summarize(make({"a": 0.5, "b": 0.8, "c": 0.795})).as_data()["rows"]
+    assert [row["is_tie"] for row in rows] == [None, True, False]
 
 
 def test_rows_come_from_the_full_runs_best_first() -> None:

@@ -55,7 +55,7 @@ def test_a_tie_lies_within_two_standard_errors(factor: float, tie: bool) -> None
 
 
 def test_holm_by_hand() -> None:
-    found = holm({("a", "b"): 0.03, ("a", "c"): 0.01, ("b", "c"): 0.02, ("a", "d"): 0.9})
+    found = holm({("a", "b"): 0.025, ("a", "c"): 0.01, ("b", "c"): 0.02, ("a", "d"): 0.9})
     expected = {("a", "c"): 0.04, ("b", "c"): 0.06, ("a", "b"): 0.06, ("a", "d"): 0.9}
     assert found == pytest.approx(expected)
 
