@@ -48,7 +48,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """Where a data set lies, its columns, how much of it is used, and what the recipe adds."""
+    """Where a data set lies, its columns, how much of it is used, and how it is trained on.
+
+    `evaluations` are on the validation part in the course of a run, of which the best state counts.
+    """
 
     train: str
     test: str
@@ -56,6 +59,7 @@ class Task:
     label: str
     rows: int | None
     validation: int
+    evaluations: int
     recipe: dict[str, Any]
 
 
@@ -63,7 +67,7 @@ COLA = ("source", "label", "mark", "text")
 """The columns of CoLA's files, which name none."""
 TASKS = {
     "sst2": Task(
-        "sst2/train.tsv", "sst2/dev.tsv", ("sentence",), "label", 2000, 500, {"epochs": 2}
+        "sst2/train.tsv", "sst2/dev.tsv", ("sentence",), "label", 2000, 500, 4, {"epochs": 2}
     ),
     "cola": Task(
         "glue_cola/train.tsv",
@@ -72,10 +76,18 @@ TASKS = {
         "label",
         2000,
         500,
+        2,
         {"epochs": 3, "metric": "matthews"},
     ),
     "banking77": Task(
-        "banking77/train.csv", "banking77/test.csv", ("text",), "category", 2000, 500, {"epochs": 4}
+        "banking77/train.csv",
+        "banking77/test.csv",
+        ("text",),
+        "category",
+        2000,
+        500,
+        2,
+        {"epochs": 4},
     ),
     "rte": Task(
         "glue_rte/train.tsv",
@@ -84,6 +96,7 @@ TASKS = {
         "label",
         None,
         300,
+        2,
         {"epochs": 2, "max_length": 64},
     ),
 }
@@ -106,8 +119,8 @@ def run(results: Results) -> None:
 
 
 def evaluations(task: Task) -> int:
-    """Return the steps between evaluations: four in a run."""
-    return round(task.recipe["epochs"] * (task.rows or 2190) / 16 / 4)
+    """Return the steps between evaluations."""
+    return round(task.recipe["epochs"] * (task.rows or 2190) / 16 / task.evaluations)
 
 
 def prepare(name: str, task: Task) -> Path:

@@ -1,0 +1,103 @@
+"""Where the answers stand in the text of a conversation, whatever its template is.
+
+A template that marks answers (`{% generation %}`) is believed. Otherwise a conversation is rendered
+up to an answer and with it, and what is new is the answer; a template that rewrites what came
+before is asked again with the answer replaced by a word that occurs nowhere else.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deltaw.language.data.samples import Message
+from deltaw.language.rendering import Refused, Span, Template
+
+STAND_IN = "\ufdd2"
+
+
+def as_data(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as templates read them."""
+    return [
+        {"role": message.role, "content": message.content}
+        | ({"tool_calls": list(message.tool_calls)} if message.tool_calls else {})
+        for message in messages
+    ]
+
+
+def trained(message: Message) -> bool:
+    """Tell whether a message is learnt: the model's own ones that the row does not leave out."""
+    return message.role == "assistant" and message.trained is not False
+
+
+def answers(
+    template: Template,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    ends: Sequence[str] = (),
+) -> tuple[str, list[Span]]:
+    """Return the text of a conversation and the span of each answer that is learnt.
+
+    A span begins after the words that prompt for it and ends with the last of `ends` (the words
+    that end a turn) that follows its content, blanks after that left out.
+
+    Raises:
+        Refused: if the template raises, or an answer is not in the text as the row has it.
+    """
+    for index, message in enumerate(messages):
+        if message.role != "assistant" and message.trained:
+            raise Refused(
+                f"turn {index + 1} is to be learnt by its row and is no answer; train_on=all "
+                "learns every turn"
+            )
+    data = as_data(messages)
+    text, marked = template.render(data, tools)
+    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    if marked and len(marked) == len(turns):
+        found = marked
+    else:
+        found = [_span(template, data, tools, text, index) for index in turns]
+    kept = []
+    for index, span in zip(turns, found, strict=True):
+        _require(text, span, messages[index], index)
+        if trained(messages[index]):
+            kept.append(_ended(text, span, ends))
+    return text, kept
+
+
+def _span(
+    template: Template,
+    data: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    text: str,
+    index: int,
+) -> Span:
+    before, _ = template.render(data[:index], tools, prompt=True)
+    until, _ = template.render(data[: index + 1], tools)
+    if until.startswith(before) and text.startswith(until):
+        return len(before), len(until)
+    replaced = [*data]
+    replaced[index] = {**data[index], "content": STAND_IN}
+    other, _ = template.render(replaced, tools)
+    head, found, tail = other.partition(STAND_IN)
+    if found and text.startswith(head) and text.endswith(tail):
+        return len(head), len(text) - len(tail)
+    raise Refused(
+        f"turn {index + 1} cannot be found in what the template makes of the whole conversation"
+    )
+
+
+def _require(text: str, span: Span, message: Message, index: int) -> None:
+    """Raise unless the answer, and each call of a tool, stands in its span."""
+    inside = text[slice(*span)]
+    parts = [message.content.strip(), *(call["function"]["name"] for call in message.tool_calls)]
+    if not all(part in inside for part in parts):
+        raise Refused(f"turn {index + 1} is changed or left out by the template")
+
+
+def _ended(text: str, span: Span, ends: Sequence[str]) -> Span:
+    start, stop = span
+    for end in ends:
+        if text[start:stop].rstrip().endswith(end):
+            return start, start + len(text[start:stop].rstrip())
+        if text.startswith(end, stop):
+            return start, stop + len(end)
+    return start, stop

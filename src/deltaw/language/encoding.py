@@ -1,0 +1,208 @@
+"""Samples to tokens, and which of these are learnt."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deltaw.errors import DataError, raise_all
+from deltaw.language.answers import answers, as_data
+from deltaw.language.data.samples import Completion, Conversation, Passage
+from deltaw.language.rendering import Refused, Span, Template
+from deltaw.train.data.rows import Skip, place
+
+Learnt = Literal["answers", "last", "all"]
+"""Which tokens are learnt: of every answer, of the last answer, or of everything."""
+TooLong = Literal["truncate", "drop", "split", "raise"]
+"""What becomes of a sample that is longer than the model may see."""
+MASKED = -100
+"""The label of a token that is not learnt."""
+BATCH = 1000
+
+Sample = Conversation | Completion | Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A sequence of tokens; a label is the token itself where it is learnt, -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    sample: Sample
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens are learnt."""
+        return sum(label != MASKED for label in self.labels)
+
+
+@dataclass(slots=True)
+class Rows:
+    """What samples became: rows, samples without one, and what happened to the long ones."""
+
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    cut: int = 0
+    split: int = 0
+    joined: int = 0
+    """Samples of which one token spans the end of a prompt and the beginning of its answer."""
+    unknown: int = 0
+    """Samples with characters that the vocabulary does not have."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How samples become tokens.
+
+    `ends` are the words that end a turn, the tokenizer's EOS first; `separator` goes between the
+    prompt and the completion of plain texts that leave no blank there; `too_long` of None splits
+    passages and cuts everything else.
+    """
+
+    tokenizer: Any
+    template: Template
+    max_length: int
+    ends: tuple[str, ...]
+    learnt: Learnt = "answers"
+    too_long: TooLong | None = None
+    separator: str = "\n"
+
+    def encode(self, samples: Sequence[Sample]) -> Rows:
+        """Return the rows of all samples, in their order.
+
+        Raises:
+            DataError: listing the samples that the template refuses or leaves without an end, and
+                those that are too long where that is an error.
+        """
+        found = Rows()
+        problems: list[str] = []
+        unknown = self.tokenizer.unk_token_id
+        for start in range(0, len(samples), BATCH):
+            kept, texts = [], []
+            for sample in samples[start : start + BATCH]:
+                try:
+                    texts.append(self._text(sample))
+                    kept.append(sample)
+                except Refused as error:
+                    problems.append(f"{place(sample.file, sample.line)}: {error}")
+            for sample, row, joined in self._rows(kept, texts):
+                found.joined += joined
+                found.unknown += unknown is not None and unknown in row.input_ids
+                self._add(found, sample, row, problems)
+        raise_all(
+            DataError,
+            "samples that cannot be trained on as they are:",
+            problems,
+            "correct or remove these rows, or choose another template, max_length or too_long.",
+        )
+        return found
+
+    def _text(self, sample: Sample) -> tuple[str, list[Span]]:
+        """Return the text of a sample and the spans of it that are learnt."""
+        if isinstance(sample, Passage):
+            return sample.text, [(0, len(sample.text))]
+        if isinstance(sample, Completion):
+            blank = sample.prompt[-1:].isspace() or sample.completion[:1].isspace()
+            prompt = sample.prompt + ("" if blank or not sample.prompt else self.separator)
+            text = prompt + sample.completion
+            return text, [(0 if self.learnt == "all" else len(prompt), len(text))]
+        if self.learnt == "all":
+            text, _ = self.template.render(as_data(sample.messages), sample.tools)
+            return text, [(0, len(text))]
+        text, spans = answers(self.template, sample.messages, sample.tools, self.ends)
+        return text, spans[-1:] if self.learnt == "last" else spans
+
+    def _rows(
+        self, samples: Sequence[Sample], texts: Sequence[tuple[str, list[Span]]]
+    ) -> Iterator[tuple[Sample, Row, bool]]:
+        if not samples:
+            return
+        before, after = self._around()
+        encoded = self.tokenizer(
+            [text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True
+        )
+        parts = zip(samples, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for sample, (_, spans), ids, offsets in parts:
+            labels, joined = _labels(ids, offsets, spans)
+            if not isinstance(sample, Conversation):
+                ids = [*before, *ids, *after]
+                labels = [*(MASKED for _ in before), *labels, *after]
+            yield sample, _row(ids, labels, sample), joined
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Return the tokens before and after a plain text: BOS where the tokenizer adds it, EOS."""
+        mark = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        eos = self.tokenizer.eos_token_id
+        size = len(whole) - len(mark)
+        before = next((whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), [])
+        return list(before), [] if eos is None else [eos]
+
+    def _add(self, found: Rows, sample: Sample, row: Row, problems: list[str]) -> None:
+        where = (sample.file, sample.line)
+        if not row.learnt:
+            found.skipped.append(Skip(*where, "no token of it is learnt"))
+            return
+        if isinstance(sample, Conversation) and not self._is_ended(row):
+            problems.append(
+                f"{place(*where)}: the template does not end the answer with "
+                f"{' or '.join(self.ends)}, so the model would never learn to stop"
+            )
+            return
+        length = len(row.input_ids)
+        if length <= self.max_length:
+            found.rows.append(row)
+            return
+        way = self.too_long or ("split" if isinstance(sample, Passage) else "truncate")
+        reason = f"{length:,} tokens, {self.max_length:,} fit"
+        if way == "raise":
+            problems.append(f"{place(*where)}: {reason}")
+        elif way == "drop":
+            found.skipped.append(Skip(*where, reason))
+        else:
+            pieces = self._pieces(row)
+            kept = [piece for piece in (pieces if way == "split" else pieces[:1]) if piece.learnt]
+            if not kept:
+                found.skipped.append(Skip(*where, f"{reason}, and the answer lies beyond"))
+                return
+            found.rows += kept
+            found.split += way == "split"
+            found.cut += way == "truncate"
+
+    def _pieces(self, row: Row) -> list[Row]:
+        return [
+            _row(row.input_ids[start:end], row.labels[start:end], row.sample)
+            for start in range(0, len(row.input_ids), self.max_length)
+            for end in [start + self.max_length]
+        ]
+
+    def _is_ended(self, row: Row) -> bool:
+        if self.learnt == "all":
+            return True
+        last = next(label for label in reversed(row.labels) if label != MASKED)
+        return self.tokenizer.convert_ids_to_tokens(last) in self.ends
+
+
+def _row(ids: list[int], labels: list[int], sample: Sample) -> Row:
+    """Return a row; nothing comes before its first token, so that is never learnt."""
+    return Row(ids, [MASKED, *labels[1:]], sample)
+
+
+def _labels(
+    ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]
+) -> tuple[list[int], bool]:
+    """Return the label of every token, and whether one spans the beginning of an answer.
+
+    A token is learnt if any of its characters is in an answer; one without characters belongs to
+    where it stands.
+    """
+    labels = [MASKED] * len(ids)
+    joined = False
+    at = 0
+    for start, end in spans:
+        while at < len(ids) and offsets[at][1] <= start and offsets[at][0] < start:
+            at += 1
+        while at < len(ids) and offsets[at][0] < end:
+            joined |= offsets[at][0] < start
+            labels[at] = ids[at]
+            at += 1
+    return labels, joined

@@ -1,0 +1,57 @@
+"""Which chat template a run uses: the recipe's, the tokenizer's, or one that needs nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltaw.errors import ConfigError
+from deltaw.language.naming import WITHOUT, source
+from deltaw.language.rendering import Template
+from deltaw.train.escape import printable
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A chat template, and where it is from as a sentence."""
+
+    template: Template
+    origin: str
+
+
+def choose(tokenizer: Any, name: str | None) -> Chosen:
+    """Return the template of a name or a .jinja file, else the tokenizer's own, else `alpaca`.
+
+    Raises:
+        ConfigError: if there is none of that name, or it cannot be read.
+    """
+    if name is not None and name.endswith(".jinja"):
+        try:
+            return _made(tokenizer, Path(name).read_text("utf-8"), f"the file {printable(name)}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"template={printable(name)}: {error}\nFix: check the path."
+            ) from error
+    own = tokenizer.chat_template
+    if isinstance(own, dict):
+        own = own.get("default")
+    if name is not None:
+        other = ", not the tokenizer's own" if own and own != source(name) else ""
+        return _made(tokenizer, source(name), f"{name} (asked for{other})")
+    if own:
+        return _made(tokenizer, own, "the tokenizer's own")
+    return _made(
+        tokenizer, source(WITHOUT), f"{WITHOUT}, because the tokenizer has none; template=NAME"
+    )
+
+
+def _made(tokenizer: Any, text: str, origin: str) -> Chosen:
+    return Chosen(Template(text, tokenizer.special_tokens_map), origin)
+
+
+def ends(tokenizer: Any, generation: Any = None) -> tuple[str, ...]:
+    """Return the words that end an answer: EOS, and what else stops the model's generation."""
+    stops = getattr(generation, "eos_token_id", None)
+    stops = [stops] if isinstance(stops, int) else stops or []
+    ids = [tokenizer.eos_token_id, *stops]
+    found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i is not None]
+    return tuple(dict.fromkeys(found))

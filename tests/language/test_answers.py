@@ -1,0 +1,106 @@
+"""Which stretch of a conversation's text is an answer, for templates of every kind."""
+
+import pytest
+
+from deltaw.language import naming
+from deltaw.language.answers import answers
+from deltaw.language.data.samples import Message
+from deltaw.language.rendering import Refused, Template
+
+DIALOGUE = (
+    Message("system", "Be kind."),
+    Message("user", "What is blue?"),
+    Message("assistant", "The sky."),
+    Message("user", "And more?"),
+    Message("assistant", "The sea. The sky."),
+)
+ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+AFTER = {
+    "llama2": (" ", " </s>"),
+    "mistral": (" ", "</s>"),
+    "vicuna": (" ", "</s>"),
+    "deepseek": (" ", "</s>"),
+    "chatml": ("", "<|im_end|>"),
+    "qwen": ("", "<|im_end|>"),
+    "phi4": ("", "<|im_end|>"),
+    "llama3": ("", "<|eot_id|>"),
+    "phi3": ("", "<|end|>"),
+    "gemma": ("", "<end_of_turn>"),
+}
+FORGETS_THOUGHTS = """
+{%- for m in messages -%}
+<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}
+{%- elif m.role == 'assistant' and '</think>' not in m.content %}<think></think>{{ m.content }}
+{%- else %}{{ m.content }}{% endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}
+"""
+"""As Qwen3: thoughts of earlier turns are dropped, and the last turn begins with some."""
+SHOUTS = "{% for m in messages %}[{{ m.role }}]{{ m.content | upper }}</s>{% endfor %}"
+COUNTS = (
+    "{{ messages | length }}{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+)
+NO_PROMPT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+
+
+def found(source: str, messages: tuple[Message, ...] = DIALOGUE) -> list[str]:
+    template = Template(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    text, spans = answers(template, messages, (), ENDS)
+    return [text[a:b] for a, b in spans]
+
+
+@pytest.mark.parametrize("name", sorted(set(naming.known()) - set(naming.SAME)))
+def test_every_named_template_gives_answer_and_end(name: str) -> None:
+    before, after = AFTER.get(name, ("", "</s>"))
+    assert found(naming.source(name)) == [
+        f"{before}The sky.{after}",
+        f"{before}The sea. The sky.{after}",
+    ]
+
+
+def test_turns_that_the_row_leaves_out_are_not_learnt() -> None:
+    first = Message("assistant", "The sky.", trained=False)
+    messages = (*DIALOGUE[:2], first, *DIALOGUE[3:])
+    assert found(naming.source("chatml"), messages) == ["The sea. The sky.<|im_end|>"]
+
+
+def test_a_template_that_rewrites_earlier_turns() -> None:
+    thought = Message("assistant", "<think>Well</think>The sky.")
+    last = Message("assistant", "<think>Hm</think>The sea.")
+    kept = "<think>Hm</think>The sea.<|im_end|>"
+    with pytest.raises(Refused, match="turn 3 is changed or left out"):
+        found(FORGETS_THOUGHTS, (*DIALOGUE[:2], thought, DIALOGUE[3], last))
+    messages = (*DIALOGUE[:4], last)
+    assert found(FORGETS_THOUGHTS, messages) == ["The sky.<|im_end|>", kept]
+    assert found(FORGETS_THOUGHTS)[1] == "<think></think>The sea. The sky.<|im_end|>"
+
+
+def test_a_template_that_writes_ahead_of_what_comes() -> None:
+    assert found(COUNTS) == ["The sky.</s>", "The sea. The sky.</s>"]
+
+
+def test_without_words_that_prompt_an_answer_its_heading_is_learnt_too() -> None:
+    assert found(NO_PROMPT) == ["[assistant]The sky.</s>", "[assistant]The sea. The sky.</s>"]
+
+
+def test_a_template_that_changes_answers_is_refused() -> None:
+    with pytest.raises(Refused, match="turn 3 is changed or left out"):
+        found(SHOUTS)
+
+
+def test_a_call_without_a_place_in_the_template_is_refused() -> None:
+    call = {"type": "function", "function": {"name": "search", "arguments": {}}}
+    messages = (DIALOGUE[1], Message("assistant", "", (call,)))
+    with pytest.raises(Refused, match="turn 2 is changed or left out"):
+        found(naming.source("phi3"), messages)
+    assert found(naming.source("chatml"), messages) == [
+        '<tool_call>\n{"name": "search", "arguments": {}}\n</tool_call><|im_end|>'
+    ]
+
+
+def test_a_turn_that_is_no_answer_cannot_be_learnt_alone() -> None:
+    messages = (Message("user", "x", trained=True), Message("assistant", "y"))
+    with pytest.raises(Refused, match=r"turn 1 is to be learnt .* train_on=all"):
+        found(naming.source("chatml"), messages)
