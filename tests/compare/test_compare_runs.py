@@ -139,7 +139,12 @@ def test_what_is_done_is_not_done_again(task: dict[str, Any], fake: Fake, tmp_pa
     assert [(tmp_path / name).read_bytes() for name in (TABLE, FILE)] == pages
     compare(task, METHODS | {"c": {"r": 6}}, seeds=3, output=tmp_path)
     assert len(fake.ran) == 2 + (3 + 2 + 3) and fake.examined == ["c"]
+    (tmp_path / RUNNING / "half").mkdir(parents=True)
+    old = [tmp_path / RUNNING / "half", tmp_path / TABLE, tmp_path / REPORT]
+    left: list[Path] = []
+    fake.after = lambda: left.extend(path for path in old if path.exists())
     compare(task, {"c": {"r": 6}}, seeds=3, rates=(0.01, 0.04), output=tmp_path, overwrite=True)
+    assert left == []
     assert len(json.loads((tmp_path / FILE).read_text())["runs"]) == 2 + 3
 
 

@@ -234,9 +234,9 @@ def test_remote_code_in_a_run_folder_is_never_run(
 
 def test_merged_and_unmerged_logits_agree(finished: Path) -> None:
     from deltaw.train.batches import Collator
-    from deltaw.train.evaluate import logits
     from deltaw.train.opened import open_run
-    from deltaw.train.prepare import read
+    from deltaw.train.reading import read
+    from deltaw.train.scores import logits
     from deltaw.train.tokens import encode
 
     opened = open_run(finished)

@@ -20,7 +20,7 @@ from deltaw.train.methods import prepare
 from deltaw.train.optimizer import optimizer_groups
 from deltaw.train.prepare import prepare as prepare_job
 from deltaw.train.recipe import Recipe, parse
-from deltaw.train.run import make_progress, make_trainer, train
+from deltaw.train.run import make_progress, train
 
 LEAST = {"model": "m", "data": "d"}
 
@@ -188,7 +188,7 @@ def test_checkpoints_of_galore_go_on_exactly(tiny: Path, tmp_path: Path, optim: 
         console = Console(silent=True)
         job = prepare_job(recipe, console)
         transformers.set_seed(0)
-        return make_trainer(job, tmp_path / folder, Interrupt(), make_progress(job, console))
+        return job.trainer(tmp_path / folder, Interrupt(), make_progress(job, console))
 
     whole, part = trainer("whole"), trainer("part")
     assert isinstance(whole.optimizer, GaLoreAdamW)

@@ -69,7 +69,7 @@ def test_a_place_to_report_to_that_is_absent_is_one_error(
     name: str,
 ) -> None:
     monkeypatch.setattr(
-        "deltaw.train.prepare.get_available_reporting_integrations", lambda: ["mlflow"]
+        "deltaw.train.choices.get_available_reporting_integrations", lambda: ["mlflow"]
     )
     code, _, err = deltaw_command(
         "train", tiny / "model", tiny / "data.csv", "-o", tmp_path / "run", f"report_to={name}"

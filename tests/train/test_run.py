@@ -14,16 +14,19 @@ import safetensors.torch
 import torch
 import transformers
 from tests.train.models import events, make_model, messages, write_csv
+from transformers import TrainingArguments
 
 import deltaw
 from deltaw.errors import DataError, DeltawError, RunError
-from deltaw.train import run as job
+from deltaw.train import prepare as job
+from deltaw.train import run as running
 from deltaw.train import staging
 from deltaw.train.data import wording
 from deltaw.train.export import merge_run
 from deltaw.train.loop import CHECKPOINTING, arguments
 from deltaw.train.opened import open_run
-from deltaw.train.prepare import read
+from deltaw.train.rates import planned
+from deltaw.train.reading import read
 from deltaw.train.recipe import load, parse
 from deltaw.train.run import train
 from deltaw.train.runfolder import RunFolder, read_recipe, read_results
@@ -173,7 +176,7 @@ def test_a_finished_run_is_refused_then_overwritten(values: dict[str, Any]) -> N
 def interrupted(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that broke after its first checkpoint."""
     with monkeypatch.context() as patch:
-        patch.setattr(job, "restore", _broken)
+        patch.setattr(running, "restore", _broken)
         with pytest.raises(KeyboardInterrupt):
             start(values)
     return Path(values["output"])
@@ -374,14 +377,9 @@ def _ruin(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 @pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
 def test_settings_of_the_trainer_are_handed_on(values: dict[str, Any], setting: str) -> None:
-    args = arguments(
-        parse(values | {setting: True}),
-        Path(values["output"]),
-        steps=1,
-        every=1,
-        rate=1e-3,
-        metric=None,
-    )
+    recipe = parse(values | {setting: True})
+    plan = planned(recipe, 16, 16, "accuracy")
+    args = arguments(TrainingArguments, recipe, Path(values["output"]), plan, None)
     assert getattr(args, CHECKPOINTING if setting == "gradient_checkpointing" else setting) is True
     plain = start(values, validation_share=0)
     other = start(values | {setting: True}, output=values["output"] + "2", validation_share=0)

@@ -21,7 +21,7 @@ from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.locking import held
-from deltaw.train.prepare import read
+from deltaw.train.reading import read
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import default_path

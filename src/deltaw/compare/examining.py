@@ -9,10 +9,10 @@ from deltaw.compare.processes import Pool
 from deltaw.compare.progress import Progress, Running
 from deltaw.compare.record import Record
 from deltaw.errors import RunError, raise_all
+from deltaw.train.choices import full_data_name
 from deltaw.train.console import Console
 from deltaw.train.escape import printable
 from deltaw.train.model import full_name
-from deltaw.train.prepare import full_data_name
 from deltaw.train.recipe import Recipe
 
 SPREAD = 4.0

@@ -31,7 +31,7 @@ from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.model import quiet
 from deltaw.train.prepare import prepare
 from deltaw.train.recipe import parse
-from deltaw.train.run import make_progress, make_trainer, train, verify
+from deltaw.train.run import make_progress, train, verify
 from deltaw.train.runfolder import LOG, RunFolder, read_recipe, read_results
 
 LESS_MEMORY = "a smaller batch_size, fewer --jobs, or leave this method out."
@@ -80,15 +80,15 @@ def examine(values: Values) -> dict[str, Any]:
             warnings.simplefilter("always", UserWarning)
             console = Console(silent=True)
             job = prepare(parse(values), console)
-            trainer = make_trainer(job, Path(scratch), interrupt, make_progress(job, console))
-            verify(trainer)
+            trainer = job.trainer(Path(scratch), interrupt, make_progress(job, console))
+            verify(job, trainer)
         summary = deltaw.summary(job.model)
         assert job.recipe.record is not None
         return {
-            "rate": job.rate.value,
-            "steps": job.steps,
-            "every": job.every,
-            "metric": job.metric,
+            "rate": job.plan.rate.value,
+            "steps": job.plan.steps,
+            "every": job.plan.every,
+            "metric": job.plan.metric,
             "adapted": job.adapted,
             "trainable": summary.trainable,
             "parameters": summary.total,

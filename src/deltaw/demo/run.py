@@ -9,14 +9,14 @@ import deltaw
 from deltaw.errors import RunError
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
-from deltaw.train.evaluate import evaluate
 from deltaw.train.methods import ADAPTER
 from deltaw.train.model import quiet
 from deltaw.train.opened import open_run
-from deltaw.train.prepare import read
+from deltaw.train.reading import read
 from deltaw.train.recipe import Recipe, parse
 from deltaw.train.run import train
 from deltaw.train.runfolder import RunFolder, read_recipe, read_results
+from deltaw.train.scores import evaluate
 from deltaw.train.tokens import encode
 
 MESSAGES = Path(__file__).parent / "messages"

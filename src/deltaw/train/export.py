@@ -14,11 +14,11 @@ from deltaw.train.batches import Collator
 from deltaw.train.console import Console
 from deltaw.train.data.examples import Example
 from deltaw.train.escape import printable
-from deltaw.train.evaluate import logits
 from deltaw.train.methods import IN_PLACE
 from deltaw.train.model import quiet, save_tokenizer
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.packing import packing
+from deltaw.train.scores import logits
 from deltaw.train.tokens import encode
 
 PROBES = (

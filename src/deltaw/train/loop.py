@@ -3,15 +3,17 @@
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from deltaw.train.batches import EpochSampler
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
+from deltaw.train.rates import TrainingPlan
 from deltaw.train.recipe import Recipe
 from deltaw.train.trainer import ExactCheckpoints
 
@@ -24,10 +26,18 @@ CHECKPOINTING = next(name for name in _NAMES if name in _FIELDS)
 """What this release of transformers calls it; the second name is the older one."""
 
 
-class TextTrainer(ExactCheckpoints):
-    """A Trainer for sequence classification and regression by a recipe."""
+class RecipeTrainer(ExactCheckpoints):
+    """A Trainer with the optimiser, the order of rows and the best state of a recipe."""
 
     recipe: Recipe
+
+    def made_for(self, recipe: Recipe, interrupt: Interrupt, progress: TrainerCallback) -> None:
+        """Follow this recipe: its stops, its progress and its optimiser."""
+        self.recipe = recipe
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Flow(interrupt, recipe.early_stopping))
+        self.add_callback(progress)
+        self.create_optimizer()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimiser that the recipe asks for."""
@@ -62,6 +72,10 @@ class TextTrainer(ExactCheckpoints):
                 self.state.best_global_step = self.state.global_step
                 return True
         return bool(super()._determine_best_metric(metrics, trial))
+
+
+class TextTrainer(RecipeTrainer):
+    """A Trainer for sequence classification and regression."""
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         return sum(len(batch["labels"]) for batch in batch_samples)
@@ -137,33 +151,36 @@ def is_done(state: TrainerState, total: int, patience: int | None) -> bool:
     return bool(state.global_step >= total) or is_stale(state, patience)
 
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
 def arguments(
-    recipe: Recipe, folder: Path, *, steps: int, every: int, rate: float, metric: str | None
-) -> TrainingArguments:
+    kind: type[Arguments], recipe: Recipe, folder: Path, plan: TrainingPlan, metric: str | None
+) -> Arguments:
     """Return the Trainer's arguments; `metric` names the validation score, if there is one."""
-    args = TrainingArguments(
+    args = kind(
         output_dir=str(folder),
-        max_steps=steps,
+        max_steps=plan.steps,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=max(32, recipe.batch_size),
         gradient_accumulation_steps=recipe.gradient_accumulation,
-        learning_rate=rate,
+        learning_rate=plan.rate.value,
         lr_scheduler_type=recipe.scheduler,
-        warmup_steps=round(recipe.warmup * steps),
+        warmup_steps=round(recipe.warmup * plan.steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=0.0 if recipe.updates_in_backward else recipe.max_grad_norm,
         bf16=recipe.bf16,
         use_cpu=recipe.bf16 and not torch.cuda.is_available(),  # else bf16 is refused on a CPU
         seed=recipe.seed,
         eval_strategy="steps" if metric else "no",
-        eval_steps=every,
+        eval_steps=plan.every,
         save_strategy="steps",
-        save_steps=every,
+        save_steps=plan.every,
         save_total_limit=2,
         load_best_model_at_end=False,
         metric_for_best_model=metric,
-        greater_is_better=True,
-        logging_steps=max(1, min(10, steps // LOGS)),
+        greater_is_better=metric != "loss",
+        logging_steps=max(1, min(10, plan.steps // LOGS)),
         logging_nan_inf_filter=False,
         report_to=recipe.report_to,
         remove_unused_columns=False,

@@ -17,8 +17,8 @@ from deltaw.train.data.examples import Example
 from deltaw.train.data.folder import ENDINGS
 from deltaw.train.data.table import read_rows
 from deltaw.train.escape import printable
-from deltaw.train.evaluate import logits
 from deltaw.train.opened import Opened, open_run
+from deltaw.train.scores import logits
 from deltaw.train.tokens import encode
 
 BEST = 3

@@ -1,28 +1,27 @@
 """From a recipe to everything a run needs: data, model, tokens, and the choices left open."""
 
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers.integrations import get_available_reporting_integrations
+from transformers import EvalPrediction, TrainingArguments
 
 from deltaw.errors import ConfigError, RunError
-from deltaw.train import methods, rates
+from deltaw.train import methods
 from deltaw.train.batches import Collator, EpochSampler
+from deltaw.train.choices import check_reports, chosen, recorded_recipe
 from deltaw.train.console import Console
-from deltaw.train.data.dataset import Data, build
-from deltaw.train.data.detect import detect
-from deltaw.train.data.table import read_data
+from deltaw.train.data.dataset import Data
 from deltaw.train.escape import printable
 from deltaw.train.identity import base_digest, tokenizer_digest
-from deltaw.train.loop import loss
-from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY
+from deltaw.train.interrupt import Interrupt
+from deltaw.train.job import Job
+from deltaw.train.loop import RecipeTrainer, TextTrainer, arguments, loss
+from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY, Score, measure
 from deltaw.train.model import (
-    full_name,
     hidden_size,
     load_config,
     load_model,
@@ -30,48 +29,97 @@ from deltaw.train.model import (
     positions,
 )
 from deltaw.train.packing import pack
-from deltaw.train.rates import Choice
+from deltaw.train.progress import ProgressBar
+from deltaw.train.rates import planned
+from deltaw.train.reading import read
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
+from deltaw.train.scores import evaluate, predictions
 from deltaw.train.tokens import Encoded, Lengths, encode
 
 SEEN = 16
 """How many batches a start from data sees."""
-VERSIONS = ("deltaw", "torch", "transformers", "tokenizers", "accelerate", "safetensors")
+PROBE = 8
+"""Rows on which adapters are tried."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run that is ready to start; the record of `recipe` holds every choice that it left open."""
+class TextJob(Job):
+    """Labelled texts for a classification head."""
 
-    recipe: Recipe
     data: Data
-    model: nn.Module
-    tokenizer: Any
     collator: Collator
     train: list[Encoded]
     validation: list[Encoded]
     held_out: list[Encoded]
-    held_out_name: str
     lengths: Lengths
-    adapted: str
-    warnings: tuple[str, ...]
-    steps: int
-    every: int
-    epochs: Choice
-    rate: Choice
-    usual_rate: float
-    metric: str
+
+    @property
+    def rows(self) -> int:
+        """How many texts are trained on."""
+        return len(self.train)
+
+    @property
+    def validated(self) -> bool:
+        """Whether there are validation rows."""
+        return bool(self.validation)
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is a test part beside the validation part."""
+        return bool(self.data.test)
+
+    def trainer(self, folder: Path, interrupt: Interrupt, progress: ProgressBar) -> TextTrainer:
+        """Return the Trainer, its optimiser built."""
+        recipe, plan = self.recipe, self.plan
+        task = self.data.schema.task
+
+        def metrics(outcome: EvalPrediction) -> dict[str, float]:
+            outputs = torch.as_tensor(outcome.predictions)
+            trainer.require_finite(outputs, "An output for validation", trainer.state.global_step)
+            return measure(task, outcome.label_ids, predictions(task, outputs))
+
+        metric = plan.metric if self.validated else None
+        trainer = TextTrainer(
+            model=self.model,
+            args=arguments(TrainingArguments, recipe, folder, plan, metric),
+            train_dataset=self.train,
+            eval_dataset=self.validation or None,
+            data_collator=self.collator,
+            compute_loss_func=loss,
+            compute_metrics=metrics,
+        )
+        trainer.made_for(recipe, interrupt, progress)
+        return trainer
+
+    def probe(self, trainer: RecipeTrainer) -> dict[str, Tensor]:
+        """Return a few rows on which the adapters are tried."""
+        return self.collator(self.train[:PROBE])
+
+    def score(self) -> Score | None:
+        """Return the model's score on the held-out rows, if there are any."""
+        if not self.held_out:
+            return None
+        return evaluate(self.model, self.held_out, self.collator, self.data.schema.task)
+
+    def show_rows(self, console: Console) -> None:
+        """Say how long the texts are."""
+        console.field("length", str(self.lengths))
+
+    def commands(self, run: str) -> list[str]:
+        """Return what to type next; `run` is the folder, quoted."""
+        text = " ".join(['"..."'] * len(self.data.schema.text))
+        return [f"deltaw predict {run} {text}", f"deltaw inspect {run}", f"deltaw merge {run} OUT"]
 
 
-def prepare(recipe: Recipe, console: Console) -> Job:
+def prepare(recipe: Recipe, console: Console) -> TextJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
 
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
     """
     methods.lora_config(recipe)
-    _check_reports(recipe)
+    check_reports(recipe)
     data = read(recipe)
     show_data(console, data)
     _check_metric(recipe, data)
@@ -88,50 +136,45 @@ def prepare(recipe: Recipe, console: Console) -> Job:
     adapted, warnings = methods.prepare(model, recipe, untrained, first, _loss_of)
     if recipe.absorb:
         pack(model, recipe, untrained)
-    total = rates.steps(recipe, len(train))
-    width = hidden_size(model.config)
-    epochs, rate = rates.epochs(recipe, len(train)), rates.learning_rate(recipe, width, total)
-    usual = rates.learning_rate(recipe.model_copy(update={"learning_rate": None}), width, total)
-    every = rates.evaluate_every(recipe, total)
-    metric = recipe.metric or PRIMARY[data.schema.task]
+    plan = planned(
+        recipe,
+        len(train),
+        hidden_size(model.config),
+        recipe.metric or PRIMARY[data.schema.task],
+    )
     choices = {
         "text": list(data.schema.text),
         "label": data.schema.label,
         "task": data.schema.task,
         "max_length": lengths.max_length,
-        **({"lora_alpha": float(2 * recipe.r)} if recipe.method == "lora" else {}),
-        "epochs": float(epochs.value),
-        "max_steps": total,
-        "learning_rate": rate.value,
-        "eval_every": every,
-        "metric": metric,
     }
-    digests = {"base": base, "tokenizer": tokenizer_digest(tokenizer)}
-    recorded = _recorded(recipe, choices, data, digests)
+    recorded = recorded_recipe(
+        recipe,
+        choices | chosen(recipe, plan),
+        data.hashes,
+        base=base,
+        tokenizer=tokenizer_digest(tokenizer),
+        labels=list(data.labels),
+    )
 
     def encoded(examples: Sequence[Any]) -> list[Encoded]:
         return encode(tokenizer, examples, lengths.max_length, limit=limit)[0] if examples else []
 
     validation, test = encoded(data.validation), encoded(data.test)
-    return Job(
+    return TextJob(
         recipe=recorded,
-        data=data,
         model=model,
         tokenizer=tokenizer,
+        plan=plan,
+        adapted=adapted,
+        warnings=warnings,
+        held_out_name="test" if test else "validation",
+        data=data,
         collator=collator,
         train=train,
         validation=validation,
         held_out=test or validation,
-        held_out_name="test" if test else "validation",
         lengths=lengths,
-        adapted=adapted,
-        warnings=warnings,
-        steps=total,
-        every=every,
-        epochs=epochs,
-        rate=rate,
-        usual_rate=usual.value,
-        metric=metric,
     )
 
 
@@ -173,38 +216,6 @@ def _refuse_unknown(recipe: Recipe, tokenizer: Any, rows: Sequence[Encoded]) -> 
         )
 
 
-def _recorded(
-    recipe: Recipe, choices: Mapping[str, Any], data: Data, digests: Mapping[str, str]
-) -> Recipe:
-    """Return the recipe with its places in full and the record of what it was run on."""
-    return recipe.model_copy(
-        update={
-            "model": full_name(recipe.model),
-            "data": full_data_name(recipe.data),
-            "output": None if recipe.output is None else str(Path(recipe.output).resolve()),
-            "record": {
-                "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
-                "versions": {name: version(name) for name in VERSIONS}
-                | {"python": platform.python_version()},
-                "data": {Path(path).name: digest for path, digest in data.hashes.items()},
-                **digests,
-                "labels": list(data.labels),
-            },
-        }
-    )
-
-
-def _check_reports(recipe: Recipe) -> None:
-    installed = get_available_reporting_integrations()
-    unusable = [name for name in recipe.report_to if name not in installed]
-    if unusable and recipe.report_to not in (["all"], ["none"]):
-        raise ConfigError(
-            f"report_to={printable(', '.join(unusable))}: not installed, or unknown to "
-            "transformers.\nFix: install it, leave report_to out, or give all, none, or names of "
-            f"what is installed ({', '.join(installed) or 'nothing is'})."
-        )
-
-
 def _check_stopping(recipe: Recipe, data: Data) -> None:
     if recipe.early_stopping is not None and not data.validation:
         raise ConfigError(
@@ -220,23 +231,3 @@ def _check_metric(recipe: Recipe, data: Data) -> None:
             f"metric={recipe.metric} does not fit a {data.schema.task}.\n"
             f"Fix: choose one of {', '.join(fitting)}."
         )
-
-
-def read(recipe: Recipe) -> Data:
-    """Return the examples of the recipe's data."""
-    splits = read_data(recipe.data, encoding=recipe.encoding)
-    schema = detect(splits.train, recipe.text, recipe.label, recipe.task)
-    return build(
-        splits,
-        schema,
-        seed=recipe.seed if recipe.split_seed is None else recipe.split_seed,
-        validation_share=recipe.validation_share,
-        test_share=recipe.test_share,
-        allow_leakage=recipe.allow_leakage,
-        max_train_rows=recipe.max_train_rows,
-    )
-
-
-def full_data_name(name: str) -> str:
-    """Return a local path as an absolute one and a hub name as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name

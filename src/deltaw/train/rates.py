@@ -31,6 +31,33 @@ class Choice:
     origin: str
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how fast a run trains, and by what it is judged."""
+
+    steps: int
+    every: int
+    epochs: Choice
+    rate: Choice
+    usual_rate: float
+    metric: str
+
+
+def planned(recipe: Recipe, rows: int, width: int, metric: str) -> TrainingPlan:
+    """Return how long and how fast `rows` rows are trained on by a model of this width."""
+    total = steps(recipe, rows)
+    return TrainingPlan(
+        steps=total,
+        every=evaluate_every(recipe, total),
+        epochs=epochs(recipe, rows),
+        rate=learning_rate(recipe, width, total),
+        usual_rate=learning_rate(
+            recipe.model_copy(update={"learning_rate": None}), width, total
+        ).value,
+        metric=metric,
+    )
+
+
 def epochs(recipe: Recipe, rows: int) -> Choice:
     """Return how often the rows are seen: about 400 steps, between 3 and 20 epochs."""
     if recipe.epochs is not None:

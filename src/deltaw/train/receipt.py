@@ -15,7 +15,7 @@ from deltaw.train.model import size_on_disk
 from deltaw.train.packing import packing
 
 if TYPE_CHECKING:
-    from deltaw.train.prepare import Job
+    from deltaw.train.job import Job
 
 SHOWN_SKIPS = 5
 SHOWN_LABELS = 20
@@ -44,8 +44,8 @@ def show_data(console: Console, data: Data) -> None:
 
 def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     """Say what is trained, for how long and how fast, with advice where a setting is unusual."""
-    recipe = job.recipe
-    console.field("length", str(job.lengths))
+    recipe, plan = job.recipe, job.plan
+    job.show_rows(console)
     name = printable("/".join(recipe.model.rstrip("/").split("/")[-2:]))
     config = job.model.config
     console.field(
@@ -61,23 +61,21 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     )
     console.field("verify", verified)
     per_step = recipe.batch_size * recipe.gradient_accumulation
-    pace = f"evaluated every {job.every}"
-    if not job.validation:
-        pace = f"saved every {job.every}, not evaluated for want of validation rows"
+    pace = f"evaluated every {plan.every}"
+    if not job.validated:
+        pace = f"saved every {plan.every}, not evaluated for want of validation rows"
     console.field(
         "steps",
-        f"{job.steps:,} of {counted(per_step, 'row')}, {pace}; "
-        f"{job.epochs.value:g} epoch{'s' * (job.epochs.value != 1)} ({job.epochs.origin})",
+        f"{plan.steps:,} of {counted(per_step, 'row')}, {pace}; "
+        f"{plan.epochs.value:g} epoch{'s' * (plan.epochs.value != 1)} ({plan.epochs.origin})",
     )
-    warmup = round(recipe.warmup * job.steps)
+    warmup = round(recipe.warmup * plan.steps)
     console.field(
         "rate",
-        f"{job.rate.value:g}, {recipe.scheduler} after {counted(warmup, 'warm-up step')}\n"
-        f"({job.rate.origin})",
+        f"{plan.rate.value:g}, {recipe.scheduler} after {counted(warmup, 'warm-up step')}\n"
+        f"({plan.rate.origin})",
     )
-    unusual = advice(
-        recipe, len(job.train), job.rate.value, job.usual_rate, partial=_is_partial(job)
-    )
+    unusual = advice(recipe, job.rows, plan.rate.value, plan.usual_rate, partial=_is_partial(job))
     for line in job.warnings:
         console.field("warning", line)
     for line in unusual:

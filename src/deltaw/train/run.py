@@ -2,14 +2,12 @@
 
 import shlex
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import transformers
-from transformers import EvalPrediction
 
 import deltaw
 from deltaw.train import staging, yamlfile
@@ -17,20 +15,18 @@ from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
 from deltaw.train.data import wording
 from deltaw.train.escape import printable
-from deltaw.train.evaluate import evaluate, predictions, table
 from deltaw.train.interrupt import Interrupt, Stopped
-from deltaw.train.loop import Flow, Pace, TextTrainer, arguments, is_done, loss
+from deltaw.train.job import Job
+from deltaw.train.loop import Pace, RecipeTrainer, is_done
 from deltaw.train.methods import ADAPTER, IN_PLACE
-from deltaw.train.metrics import Score, measure
+from deltaw.train.metrics import Score
 from deltaw.train.model import quiet, save_tokenizer, size_on_disk
-from deltaw.train.prepare import Job, prepare
+from deltaw.train.prepare import prepare
 from deltaw.train.progress import ProgressBar, duration
 from deltaw.train.receipt import show_job
 from deltaw.train.recipe import Recipe, filled
 from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
-
-PROBE = 8
-"""Rows of the batch on which `verify` tries the adapters."""
+from deltaw.train.scores import table
 
 
 def train(
@@ -40,12 +36,14 @@ def train(
     overwrite: bool = False,
     silent: bool = False,
     scored: Collection[str] = ("before", "after"),
+    prepare: Callable[[Recipe, Console], Job] = prepare,
 ) -> Path:
     """Train, evaluate and save what the recipe says; return the run's folder.
 
     A run that was interrupted in the same folder is resumed. `dry_run` stops after the receipt and
     writes nothing. `overwrite` deletes the run that is in the folder. `silent` prints nothing.
-    `scored` says when the held-out rows are scored.
+    `scored` says when the held-out rows are scored, `prepare` makes the job of this kind of
+    training.
 
     Raises:
         DeltawError: whatever is wrong, before anything is written.
@@ -55,7 +53,7 @@ def train(
     path = default_path(recipe)
     with Interrupt() as interrupt, quiet():
         if dry_run:
-            _show_only(recipe, RunFolder(path), console, interrupt, overwrite)
+            _show_only(recipe, prepare, RunFolder(path), console, interrupt, overwrite)
             return path
         with RunFolder(path) as folder:
             folder.refuse(recipe, overwrite)
@@ -70,15 +68,21 @@ def train(
 
 
 def _show_only(
-    recipe: Recipe, folder: RunFolder, console: Console, interrupt: Interrupt, overwrite: bool
+    recipe: Recipe,
+    prepare: Callable[[Recipe, Console], Job],
+    folder: RunFolder,
+    console: Console,
+    interrupt: Interrupt,
+    overwrite: bool,
 ) -> None:
     folder.refuse(recipe, overwrite)
     job = prepare(recipe, console)
     if folder.started and not overwrite:
         folder.refuse_other(filled(job.recipe))
     with TemporaryDirectory() as scratch:
-        trainer = make_trainer(job, Path(scratch), interrupt, make_progress(job, console))
-        show_job(console, job, f"{folder.shown} (not written: dry run)", verify(trainer))
+        trainer = job.trainer(Path(scratch), interrupt, make_progress(job, console))
+        verified = verify(job, trainer)
+        show_job(console, job, f"{folder.shown} (not written: dry run)", verified)
     values = job.recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
     console.line()
     console.line(yamlfile.write(values, "The recipe.").rstrip())
@@ -105,7 +109,7 @@ class _Run:
         self.console = console
         self.interrupt = interrupt
         self.progress = make_progress(job, console)
-        self.trainer = make_trainer(job, folder.path, interrupt, self.progress)
+        self.trainer = job.trainer(folder.path, interrupt, self.progress)
         self.pace = Pace()
         self.trainer.add_callback(self.pace)
         self.resumed = folder.started
@@ -113,7 +117,7 @@ class _Run:
 
     def finish(self) -> None:
         """Do what is left of the run."""
-        show_job(self.console, self.job, self.folder.shown, verify(self.trainer))
+        show_job(self.console, self.job, self.folder.shown, verify(self.job, self.trainer))
         before = self._begin()
         began = time.monotonic()
         self._train()
@@ -144,7 +148,7 @@ class _Run:
     def _announce_resumption(self, versions: dict[str, str]) -> None:
         checkpoints = self.folder.checkpoints()
         step = read_state(checkpoints[-1]).global_step if checkpoints else 0
-        where = f"from step {step} of {self.job.steps}" if step else "from the first step"
+        where = f"from step {step} of {self.job.plan.steps}" if step else "from the first step"
         self.console.field("resume", f"an interrupted run goes on {where}")
         assert self.job.recipe.record is not None
         changed = [
@@ -161,7 +165,7 @@ class _Run:
         checkpoints = self.folder.checkpoints()
         newest = checkpoints[-1] if checkpoints else None
         patience = self.job.recipe.early_stopping
-        if newest is None or not is_done(read_state(newest), self.job.steps, patience):
+        if newest is None or not is_done(read_state(newest), self.job.plan.steps, patience):
             transformers.set_seed(self.job.recipe.seed)
             self.interrupt.waiting = True
             with self.progress:
@@ -170,8 +174,8 @@ class _Run:
             if self.interrupt.number is not None:
                 raise Stopped(
                     self.interrupt.number,
-                    f"Stopped in step {self.trainer.state.global_step} of {self.job.steps}; the "
-                    "checkpoint is saved.\nThe same command goes on from there.",
+                    f"Stopped in step {self.trainer.state.global_step} of {self.job.plan.steps}; "
+                    "the checkpoint is saved.\nThe same command goes on from there.",
                 )
             newest = self.folder.checkpoints()[-1]
         state = read_state(newest)
@@ -182,10 +186,7 @@ class _Run:
         )
 
     def _evaluate(self, moment: str) -> Score | None:
-        job = self.job
-        if not job.held_out or moment not in self.scored:
-            return None
-        return evaluate(job.model, job.held_out, job.collator, job.data.schema.task)
+        return self.job.score() if moment in self.scored else None
 
     def _save(self) -> int:
         """Write adapter (or model) and tokenizer; return the bytes of the weights."""
@@ -221,9 +222,9 @@ class _Run:
         console, job = self.console, self.job
         console.line()
         if before is not None and after is not None:
-            console.line(table([("before", before), ("after", after)], job.metric))
+            console.line(table([("before", before), ("after", after)], job.plan.metric))
             rows = f"on {after.rows:,} {job.held_out_name} rows that were not trained on"
-            chosen = ", but the best state was chosen by them" if not job.data.test else ""
+            chosen = ", but the best state was chosen by them" if not job.tested else ""
             console.line(rows + chosen)
             console.line()
         whole = size_on_disk(job.model)
@@ -235,59 +236,20 @@ class _Run:
         since = ", since the run was resumed" if self.resumed else ""
         console.field("time", duration(seconds) + since)
         run = printable(shlex.quote(str(self.folder.path)), 300)
-        text = " ".join(['"..."'] * len(job.data.schema.text))
-        console.field(
-            "next",
-            f"deltaw predict {run} {text}\ndeltaw inspect {run}\ndeltaw merge {run} OUT",
-            whole=True,
-        )
-
-
-def make_trainer(
-    job: Job, folder: Path, interrupt: Interrupt, progress: ProgressBar
-) -> TextTrainer:
-    """Return the Trainer of a job, its optimiser built."""
-    recipe = job.recipe
-    task = job.data.schema.task
-
-    def metrics(outcome: EvalPrediction) -> dict[str, float]:
-        outputs = torch.as_tensor(outcome.predictions)
-        trainer.require_finite(outputs, "An output for validation", trainer.state.global_step)
-        return measure(task, outcome.label_ids, predictions(task, outputs))
-
-    metric = job.metric if job.validation else None
-    trainer = TextTrainer(
-        model=job.model,
-        args=arguments(
-            recipe, folder, steps=job.steps, every=job.every, rate=job.rate.value, metric=metric
-        ),
-        train_dataset=job.train,
-        eval_dataset=job.validation or None,
-        data_collator=job.collator,
-        compute_loss_func=loss,
-        compute_metrics=metrics,
-        callbacks=[
-            Flow(interrupt, recipe.early_stopping),
-            progress,
-        ],
-    )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    trainer.recipe = recipe
-    trainer.create_optimizer()
-    return trainer
+        console.field("next", "\n".join(job.commands(run)), whole=True)
 
 
 def make_progress(job: Job, console: Console) -> ProgressBar:
     """Return what shows the progress of a job."""
     recipe = job.recipe
-    return ProgressBar(console, recipe.batch_size * recipe.gradient_accumulation, job.metric)
+    return ProgressBar(console, recipe.batch_size * recipe.gradient_accumulation, job.plan.metric)
 
 
-def verify(trainer: TextTrainer) -> str:
+def verify(job: Job, trainer: RecipeTrainer) -> str:
     """Try the adapters on a batch; raise if one of them would not train."""
     if trainer.recipe.method in IN_PLACE:
         return "not needed: the weights themselves are trained"
-    batch = trainer._prepare_inputs(trainer.data_collator(trainer.train_dataset[:PROBE]))
+    batch = trainer._prepare_inputs(job.probe(trainer))
     deltaw.verify(trainer.model, batch, optimizer=trainer.optimizer)
     return "passed: every adapter runs, gets gradients and is in the optimiser"
 
