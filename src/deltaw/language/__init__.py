@@ -1,0 +1,1 @@
+"""Fine-tuning of language models: instruction, dialogue, text and preference data."""

@@ -1,0 +1,1 @@
+"""Data files to samples: reading, detecting schemas, checking, mixing, holding rows out."""

@@ -1,0 +1,84 @@
+"""What language models are trained on: one class for each kind of sample.
+
+Every sample remembers the file and line it came from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn; `tool_calls` have the form of OpenAI's chat completions.
+
+    A call is `{"type": "function", "function": {"name": str, "arguments": {...}}}`. `trained` is
+    what the row says about its loss; with None assistant turns are trained and others are not.
+    """
+
+    role: Role
+    content: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    trained: bool | None = None
+
+
+Turns = tuple[Message, ...] | str
+"""Messages, which a chat template renders, or a plain text, which is used as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A dialogue that ends with an assistant message; `tools` are JSON schemas of functions."""
+
+    messages: tuple[Message, ...]
+    file: str
+    line: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A plain text and how it goes on, without a chat template."""
+
+    prompt: str
+    completion: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A plain text of which every token is trained."""
+
+    text: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse answer."""
+
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
+    file: str
+    line: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A prompt with one answer that is good or bad, as KTO (arXiv:2402.01306) learns from."""
+
+    prompt: Turns
+    completion: Turns
+    good: bool
+    file: str
+    line: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+Sample = Conversation | Completion | Passage | Preference | Rated
