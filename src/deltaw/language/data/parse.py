@@ -9,8 +9,10 @@ from deltaw.language.data.instruction import instances, instruction
 from deltaw.language.data.preference import preference, rated
 from deltaw.language.data.record import BadRow, NoSample, Record, records
 from deltaw.language.data.samples import Sample
-from deltaw.language.data.schema import Schema
+from deltaw.language.data.schema import MEDIA, Schema
 from deltaw.train.data.rows import Skip, Table
+
+OPTIONAL = frozenset({"query", "history", "system", "tools", *MEDIA})
 
 
 @dataclass(slots=True)
@@ -34,6 +36,15 @@ def parse(table: Table, schema: Schema) -> Parsed:
         except BadRow as error:
             found.problems.append(Skip(record.row.file, record.row.line, str(error)))
     return found
+
+
+def missing_columns(table: Table, schema: Schema) -> list[str]:
+    """Return the columns that `schema` needs and `table` lacks."""
+    return [
+        name
+        for role, name in schema.columns.items()
+        if role not in OPTIONAL and name not in table.columns
+    ]
 
 
 def _samples(record: Record) -> Iterable[Sample]:
