@@ -1,6 +1,7 @@
 """Which schema a table follows: by the names of its columns, or by what a person says."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 
 from deltaw.errors import DataError, printable, raise_all
@@ -17,6 +18,7 @@ QUERIES = ("input", "context")
 RESPONSES = ("output", "response", "answer", "completion", "solution", "targets")
 COMPLETIONS = (("prompt", "completion"), ("prompt", "response"), ("mr", "ref"))
 SYSTEMS = ("system", "system_prompt")
+OBJECTS = re.compile(r"\s*(\[\s*)?\{")
 LABELS = ("label", "labels")
 KINDS: Mapping[Kind, str] = {
     "instruction": "instructions",
@@ -193,7 +195,7 @@ def _nested(table: Table, name: str) -> bool:
     """Does a column hold lists or objects, or their JSON text?"""
     first = next((value for value in table.column(name) if value not in (None, "")), None)
     return isinstance(first, Opaque) or (
-        isinstance(first, str) and first.lstrip().startswith(("[{", "{"))
+        isinstance(first, str) and OBJECTS.match(first) is not None
     )
 
 

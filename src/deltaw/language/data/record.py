@@ -87,9 +87,9 @@ def as_json(value: Any, name: str) -> Any:
     except UnicodeEncodeError as error:
         raise BadRow(f"{name} holds half of a surrogate pair") from error
     except json.JSONDecodeError as error:
-        raise BadRow(f"{name} is no valid JSON: {error.msg} (character {error.pos + 1})") from error
+        raise BadRow(f"{name}: no valid JSON: {error.msg} (character {error.pos + 1})") from error
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"{name} cannot be read as JSON: {printable(str(error))}") from error
+        raise BadRow(f"{name}: cannot be read as JSON: {printable(str(error))}") from error
     return parsed
 
 

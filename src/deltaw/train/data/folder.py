@@ -32,8 +32,8 @@ def find_parts(folder: Path) -> Found:
     """Return the files of a folder's parts.
 
     A part is a file called train, training, trainset, validation, valid, dev, val, devset, test,
-    eval or testset, or one whose name ends in such a word (`sts-dev.tsv`). Raises `DataError` when there is no training file, or
-    several files claim one part.
+    eval or testset, or one whose name ends in such a word (`sts-dev.tsv`). Raises `DataError` when
+    there is no training file, or several files claim one part.
     """
     shown = printable(str(folder), PATH_LIMIT)
     files = _data_files(folder)
