@@ -1,6 +1,7 @@
 """Files of every kind, folders and hub data sets: read exactly, or refused with place and fix."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from deltaw.errors import DataError
+from deltaw.train.data.hub import read_hub
 from deltaw.train.data.rows import Opaque
 from deltaw.train.data.table import read_data, read_rows
 
@@ -194,19 +196,55 @@ def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     blind = datasets.Dataset.from_dict({"text": ["c"], "label": [-1]}, features)
     asked = []
 
-    def load(path: str, name: str | None) -> datasets.DatasetDict:
-        asked.append((path, name))
+    def load(path: str, name: str | None, data_dir: str | None) -> datasets.DatasetDict:
+        asked.append((path, name, data_dir))
         return datasets.DatasetDict({"train": part, "dev": part, "test": blind})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     splits = read_data("owner/set:english")
-    assert asked == [("owner/set", "english")]
+    assert asked == [("owner/set", "english", None)]
     assert [row.values for row in splits.train.rows] == [("a", "yes"), ("b", "no")]
     assert splits.train.rows[1].place == "owner/set:english/train:2"
     assert splits.test is not None
     assert splits.test.rows[0].values == ("c", None)
     assert splits.validation is not None
     assert splits.validation.sha256 == splits.train.sha256 != splits.test.sha256
+    one = read_hub("owner/set", split="test", folder="files")
+    assert asked[1] == ("owner/set", None, "files")
+    assert (one["validation"], one["test"]) == (None, None)
+    assert one["train"] is not None and one["train"].path == "owner/set/test"
+    with pytest.raises(DataError, match='no part "full"; the data set has train, dev, test'):
+        read_hub("owner/set", split="full")
+
+
+def test_text_is_documents_when_prose_is_wanted(tmp_path: Path) -> None:
+    text = "\n\n  One.\nmore\n<|endoftext|>\n<|endoftext|>\r\n\r\nTwo.\r\n"
+    table = read_rows(write(tmp_path / "a.txt", text), prose=True)
+    assert table.columns == ("text",)
+    assert [(row.line, row.values) for row in table.rows] == [
+        (3, ("  One.\nmore",)),
+        (8, ("Two.",)),
+    ]
+    indented = read_rows(write(tmp_path / "b.txt", "\tChapter one\nIt was"), prose=True)
+    assert indented.rows[0].values == ("\tChapter one\nIt was",)
+    assert read_data(
+        write(tmp_path / "c.txt", "text\tlabel\na\tb\n"), prose=True
+    ).train.columns == (
+        "text",
+        "label",
+    )
+
+
+def test_a_row_keeps_what_it_cannot_show(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}]
+    lines = json.dumps({"messages": turns}) + "\n"
+    tables = [read_rows(write(tmp_path / "a.json", lines))]
+    tables.append(read_rows(write(tmp_path / "a.jsonl", lines)))
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns}]), tmp_path / "a.parquet")
+    tables.append(read_rows(tmp_path / "a.parquet"))
+    for table in tables:
+        value = table.rows[0].values[0]
+        assert isinstance(value, Opaque) and value.raw == turns
 
 
 def test_real_folders(shared: Path) -> None:

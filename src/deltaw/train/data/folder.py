@@ -9,10 +9,11 @@ from deltaw.train.data.rows import PATH_LIMIT
 from deltaw.train.escape import printable
 
 PARTS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "eval"),
+    "train": ("train", "training", "trainset"),
+    "validation": ("validation", "valid", "dev", "val", "devset"),
+    "test": ("test", "eval", "testset"),
 }
+SEPARATOR = re.compile(r"[-_. ]")
 # In order of preference when a folder holds the same parts in several formats.
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
@@ -30,15 +31,12 @@ class Found:
 def find_parts(folder: Path) -> Found:
     """Return the files of a folder's parts.
 
-    A part is a file called train, training, validation, valid, dev, val, test or eval, or one whose
-    name ends in such a word (`sts-dev.tsv`). Raises `DataError` when there is no training file, or
-    several files claim one part.
+    A part is a file called train, training, trainset, validation, valid, dev, val, devset, test,
+    eval or testset, or one whose name ends in such a word (`sts-dev.tsv`). Raises `DataError` when
+    there is no training file, or several files claim one part.
     """
     shown = printable(str(folder), PATH_LIMIT)
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
-    except OSError as error:
-        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+    files = _data_files(folder)
     claims = {part: _claims(files, words) for part, words in PARTS.items()}
     ending, notes = _one_format(claims)
     chosen = {
@@ -62,10 +60,27 @@ def find_parts(folder: Path) -> Found:
     return Found(train, validation, test, notes)
 
 
+def loose_files(folder: Path) -> list[Path]:
+    """Return the data files of a folder if they are of one format and no name speaks of a part."""
+    files = _data_files(folder)
+    one_format = len({path.suffix.lower() for path in files}) == 1
+    words = {word for words in PARTS.values() for word in words}
+    spoken = any(words & {*SEPARATOR.split(path.stem.lower())} for path in files)
+    return files if one_format and not spoken else []
+
+
+def _data_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    except OSError as error:
+        shown = printable(str(folder), PATH_LIMIT)
+        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+
+
 def _claims(files: list[Path], words: tuple[str, ...]) -> list[Path]:
     """Return the files named exactly by one of `words`, else those whose name ends in one."""
     exact = [path for path in files if path.stem.lower() in words]
-    return exact or [path for path in files if re.split(r"[-_. ]", path.stem.lower())[-1] in words]
+    return exact or [path for path in files if SEPARATOR.split(path.stem.lower())[-1] in words]
 
 
 def _one_format(claims: dict[str, list[Path]]) -> tuple[str, tuple[str, ...]]:

@@ -19,29 +19,35 @@ def is_hub_name(name: str) -> bool:
     return NAME.fullmatch(name) is not None
 
 
-def read_hub(name: str) -> dict[str, Table | None]:
+def read_hub(
+    name: str, *, split: str | None = None, folder: str | None = None
+) -> dict[str, Table | None]:
     """Return the tables train, validation and test of a hub data set (None where it has none).
 
-    Class numbers become class names. A row's line is its number in its part, from 1. Raises
-    `DataError` when the hub or its cache does not have the data set, or it has no training part.
+    `split` names the one part that is wanted, which becomes the training table; `folder` is the
+    folder of the repository to read. Class numbers become class names. A row's line is its number
+    in its part, from 1. Raises `DataError` when the hub or its cache does not have the data set,
+    or it has no training part.
     """
     import datasets
 
     path, _, configuration = name.partition(":")
     try:
-        found = datasets.load_dataset(path, configuration or None)
+        found = datasets.load_dataset(path, configuration or None, data_dir=folder)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise DataError(
             f"{printable(name)}: no such file or folder, and the hub gives no data set of "
             f"this name: {printable(str(error), 300)}\n"
             "Fix: check the path; for a hub data set check the name and the connection."
         ) from error
+    wanted = {"train": (split,)} if split else PARTS
     parts = {
-        part: next((word for word in words if word in found), None) for part, words in PARTS.items()
+        part: next((word for word in wanted.get(part, ()) if word in found), None) for part in PARTS
     }
     if parts["train"] is None:
+        lacks = f'no part "{printable(split)}"' if split else "no training part"
         raise DataError(
-            f"{printable(name)}: no training part; the data set has "
+            f"{printable(name)}: {lacks}; the data set has "
             f"{', '.join(printable(str(part)) for part in found)}\n"
             "Fix: download the part you want and give its file."
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltaw.errors import DataError, raise_all
 from deltaw.train.data.decode import physical_lines
+from deltaw.train.data.names import NESTED, plain
 from deltaw.train.data.rows import PATH_LIMIT, Opaque, Row, Value, place
 from deltaw.train.escape import printable
 
@@ -19,14 +20,23 @@ KINDS: dict[type, str] = {list: "a list", dict: "an object"}
 
 def read_json(text: str, file: str) -> tuple[tuple[str, ...], list[Row]]:
     """Read an array of objects, or JSON lines when the text does not begin with `[`."""
-    found = _array(text) if text.lstrip()[0] == "[" else _lines(text)
-    columns, rows = _rows(found, file, f"{ARRAY}.")
-    if len(rows) == 1 and any(isinstance(value, Opaque) for value in rows[0].values):
+    if text.lstrip()[0] == "[":
+        return _rows(_array(text), file, f"{ARRAY}.")
+    columns, rows = _rows(_lines(text), file, f"{ARRAY}.")
+    if len(rows) == 1 and _holds_rows(columns, rows[0]):
         raise DataError(
             f"{printable(file, PATH_LIMIT)}: one object and no table; "
             f"{_described(columns, rows[0])}\nFix: {ARRAY}, one for each row."
         )
     return columns, rows
+
+
+def _holds_rows(columns: tuple[str, ...], row: Row) -> bool:
+    """Does an object hold lists or objects where a row of chat data would not?"""
+    return any(
+        isinstance(value, Opaque) and plain(name) not in NESTED
+        for name, value in zip(columns, row.values, strict=True)
+    )
 
 
 def read_jsonl(text: str, file: str) -> tuple[tuple[str, ...], list[Row]]:
@@ -127,7 +137,7 @@ def _rows(found: Found, file: str, fix: str) -> tuple[tuple[str, ...], list[Row]
 
 def _plain(value: Any) -> Value:
     kind = KINDS.get(type(value))
-    return value if kind is None else Opaque(kind)
+    return value if kind is None else Opaque(kind, value)
 
 
 def _described(columns: tuple[str, ...], row: Row) -> str:

@@ -41,6 +41,21 @@ LABELS = (
     "quality",
     "gold_label",
 )
+# Lists and objects that are part of one row.
+NESTED = frozenset(
+    {
+        "messages",
+        "conversations",
+        "conversation",
+        "prompt",
+        "completion",
+        "chosen",
+        "rejected",
+        "history",
+        "instances",
+        "tools",
+    }
+)
 KNOWN = frozenset({*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair)})
 
 

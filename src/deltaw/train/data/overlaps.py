@@ -7,10 +7,8 @@ from deltaw.errors import DataError, raise_all
 from deltaw.train.data.examples import Example
 from deltaw.train.data.items import Item
 from deltaw.train.data.rows import Skip
-from deltaw.train.data.wording import counted
+from deltaw.train.data.wording import counted, some
 from deltaw.train.escape import printable
-
-FIRST = 3
 
 
 def leaks(train: Sequence[Item], held_out: Sequence[Item]) -> list[tuple[Item, Item]]:
@@ -73,12 +71,12 @@ def repetition_warnings(train: Sequence[Item]) -> list[str]:
     if conflicts:
         warnings.append(
             f"{counted(len(conflicts), 'text')} with different labels, all kept: "
-            + _first([_contradiction(group) for group in conflicts])
+            + some([_contradiction(group) for group in conflicts])
         )
     if copies:
         warnings.append(
             f"{counted(len(copies), 'repeated training row')}, all kept: "
-            + _first([f"{item.place} repeats {earlier.place}" for item, earlier in copies])
+            + some([f"{item.place} repeats {earlier.place}" for item, earlier in copies])
         )
     return warnings
 
@@ -86,8 +84,3 @@ def repetition_warnings(train: Sequence[Item]) -> list[str]:
 def _contradiction(group: Sequence[Item]) -> str:
     labels = ", ".join(f'"{printable(str(item.label), 40)}" at {item.place}' for item in group)
     return f'"{printable(group[0].text, 40)}" is {labels}'
-
-
-def _first(parts: Sequence[str]) -> str:
-    more = f"; and {len(parts) - FIRST} more" if len(parts) > FIRST else ""
-    return "; ".join(parts[:FIRST]) + more

@@ -44,4 +44,4 @@ def plain_value(value: Any) -> Value:
     """Return `value`, or `Opaque` when it is neither text, number, truth value nor null."""
     if value is None or isinstance(value, str | int | float):
         return value
-    return Opaque(f"a value of type {type(value).__name__}")
+    return Opaque(f"a value of type {type(value).__name__}", value)

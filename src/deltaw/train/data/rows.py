@@ -1,6 +1,7 @@
 """What every reader produces: rows of plain values that remember their file and line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from deltaw.train.escape import printable
 
@@ -9,9 +10,13 @@ PATH_LIMIT = 300
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A value that is neither text, number, truth value nor null: a list, an object, a date."""
+    """A value that is neither text, number, truth value nor null: a list, an object, a date.
+
+    `raw` is the value itself, for those who can use it; what is compared is `kind`.
+    """
 
     kind: str
+    raw: Any = field(default=None, compare=False, repr=False)
 
 
 Value = str | int | float | bool | None | Opaque

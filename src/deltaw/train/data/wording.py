@@ -1,4 +1,8 @@
-"""Counts and sizes in sentences."""
+"""Counts, sizes and examples in sentences."""
+
+from collections.abc import Sequence
+
+FIRST = 3
 
 
 def counted(count: int, noun: str) -> str:
@@ -11,3 +15,9 @@ def size(count: int) -> str:
     if count < 1000:
         return counted(count, "byte")
     return f"{count / 1e3:.1f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
+
+
+def some(parts: Sequence[str]) -> str:
+    """Return the first three of `parts` on one line, and how many more there are."""
+    more = f"; and {len(parts) - FIRST} more" if len(parts) > FIRST else ""
+    return "; ".join(parts[:FIRST]) + more

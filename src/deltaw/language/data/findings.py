@@ -1,0 +1,125 @@
+"""What a data set is like: counts, roles, turns, lengths, repetitions."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from deltaw.errors import printable
+from deltaw.language.data.corpus import Corpus
+from deltaw.language.data.holding import repeated, shared_prompts
+from deltaw.language.data.samples import (
+    Completion,
+    Conversation,
+    Message,
+    Passage,
+    Preference,
+    Rated,
+    Sample,
+    Turns,
+)
+from deltaw.train.data.wording import counted
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Smallest, middle and largest of some counts."""
+
+    least: int
+    middle: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least:,} to {self.most:,}, median {self.middle:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the training samples of a corpus are like; lengths are in characters.
+
+    `turns` and `roles` count messages and are empty for plain texts; `repeated` counts samples that
+    repeat an earlier one, `shared_prompts` held-out samples whose prompt training has too.
+    """
+
+    roles: Mapping[str, int]
+    turns: Spread | None
+    asked: Spread | None
+    answered: Spread
+    with_tools: int
+    repeated: int
+    shared_prompts: int
+
+
+def findings(corpus: Corpus) -> Findings:
+    """Return what the training part of `corpus` is like."""
+    parts = [_parts(sample) for sample in corpus.train]
+    messages = [_messages(sample) for sample in corpus.train]
+    turns = [len(found) for found in messages if found]
+    asked = [_length(prompt) for prompt, _ in parts if prompt]
+    held = (*corpus.validation, *corpus.test)
+    return Findings(
+        roles=Counter(message.role for found in messages for message in found),
+        turns=_spread(turns) if turns else None,
+        asked=_spread(asked) if asked else None,
+        answered=_spread([_length(answer) for _, answer in parts]),
+        with_tools=sum(_has_tools(sample) for sample in corpus.train),
+        repeated=len(repeated(corpus.train)),
+        shared_prompts=len(shared_prompts(corpus.train, held)),
+    )
+
+
+def sentences(corpus: Corpus) -> list[str]:
+    """Return the findings as lines to show: first the data sets, then what they hold."""
+    found = findings(corpus)
+    lines = [
+        f"{printable(origin.name)}: {counted(origin.rows, 'row')}, {origin.schema.reasons}"
+        for origin in corpus.origins
+    ]
+    parts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    lines.append(
+        ", ".join(f"{name} {len(samples):,}" for name, samples in parts.items() if samples)
+    )
+    if found.turns:
+        roles = ", ".join(f"{role} {count:,}" for role, count in found.roles.items())
+        lines.append(f"turns: {found.turns} ({roles})")
+    if found.with_tools:
+        lines.append(f"tools: {counted(found.with_tools, 'sample')} with functions to call")
+    if found.asked:
+        lines.append(f"characters of a prompt: {found.asked}")
+    lines.append(f"characters of what follows: {found.answered}")
+    if found.repeated:
+        lines.append(f"repeated: {counted(found.repeated, 'training sample')}")
+    if found.shared_prompts:
+        lines.append(f"prompts in training too: {counted(found.shared_prompts, 'held-out sample')}")
+    return lines
+
+
+def _parts(sample: Sample) -> tuple[Turns, Turns]:
+    """Return what is asked and what follows; of a preference the better answer."""
+    match sample:
+        case Conversation():
+            return sample.messages[:-1], sample.messages[-1:]
+        case Completion():
+            return sample.prompt, sample.completion
+        case Passage():
+            return "", sample.text
+        case Preference():
+            return sample.prompt, sample.chosen
+        case Rated():
+            return sample.prompt, sample.completion
+
+
+def _messages(sample: Sample) -> tuple[Message, ...]:
+    return tuple(turn for part in _parts(sample) if not isinstance(part, str) for turn in part)
+
+
+def _has_tools(sample: Sample) -> bool:
+    return not isinstance(sample, Completion | Passage) and bool(sample.tools)
+
+
+def _length(part: Turns) -> int:
+    return len(part) if isinstance(part, str) else sum(len(turn.content) for turn in part)
+
+
+def _spread(counts: Sequence[int]) -> Spread:
+    return Spread(min(counts), int(median(counts)), max(counts))

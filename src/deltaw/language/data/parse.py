@@ -1,0 +1,65 @@
+"""A table to samples: rows that hold nothing are skipped, rows that make no sense are problems."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from deltaw.language.data.completion import completion, passage
+from deltaw.language.data.dialogue import dialogue
+from deltaw.language.data.instruction import instances, instruction
+from deltaw.language.data.preference import preference, rated
+from deltaw.language.data.record import BadRow, NoSample, Record, records
+from deltaw.language.data.samples import Sample
+from deltaw.language.data.schema import MEDIA, Schema
+from deltaw.train.data.rows import Skip, Table
+
+OPTIONAL = frozenset({"query", "history", "system", "tools", *MEDIA})
+
+
+@dataclass(slots=True)
+class Parsed:
+    """The samples of one table with everything noticed while reading them."""
+
+    samples: list[Sample] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    problems: list[Skip] = field(default_factory=list)
+
+
+def parse(table: Table, schema: Schema) -> Parsed:
+    """Return the samples of `table` as `schema` has them; nothing is raised for bad rows."""
+    found = Parsed(skipped=list(table.skipped))
+    for record in records(table, schema):
+        try:
+            record.refuse_media()
+            found.samples += _samples(record)
+        except NoSample as error:
+            found.skipped.append(Skip(record.row.file, record.row.line, str(error)))
+        except BadRow as error:
+            found.problems.append(Skip(record.row.file, record.row.line, str(error)))
+    return found
+
+
+def missing_columns(table: Table, schema: Schema) -> list[str]:
+    """Return the columns that `schema` needs and `table` lacks."""
+    return [
+        name
+        for role, name in schema.columns.items()
+        if role not in OPTIONAL and name not in table.columns
+    ]
+
+
+def _samples(record: Record) -> Iterable[Sample]:
+    match record.schema.kind:
+        case "instruction":
+            return [instruction(record)]
+        case "instances":
+            return list(instances(record))
+        case "dialogue":
+            return [dialogue(record)]
+        case "completion":
+            return [completion(record)]
+        case "text":
+            return [passage(record)]
+        case "preference":
+            return [preference(record)]
+        case "rating":
+            return [rated(record)]
