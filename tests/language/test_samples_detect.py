@@ -38,6 +38,7 @@ TURNS = [{"role": "user", "content": "a"}]
         ({"prompt": "a", "completion": "b"}, "completion", "prompt completion"),
         ({"prompt": "a", "completion": "b", "label": 1}, "rating", "prompt completion kto_tag"),
         ({"prompt": "a", "output": "b"}, "instruction", "prompt response"),
+        ({"input": "a", "prompt": "b", "output": "c"}, "instruction", "prompt query response"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "prompt chosen rejected"),
         ({"chosen": TURNS, "rejected": TURNS}, "preference", "chosen rejected"),
         ({"mr": "a", "ref": "b"}, "completion", "prompt completion"),
