@@ -50,6 +50,12 @@ def test_the_names_of_columns_decide(tmp_path: Path, row: Any, kind: str, column
     assert (schema.kind, [*schema.columns]) == (kind, columns.split())
 
 
+def test_a_label_judges_only_if_all_of_it_does(tmp_path: Path) -> None:
+    rows = [{"messages": TURNS, "label": label} for label in (True, None, "sport")]
+    assert detect(table(tmp_path, rows)).kind == "dialogue"
+    assert detect(table(tmp_path, rows[:2])).kind == "rating"
+
+
 @pytest.mark.parametrize(
     "row",
     [

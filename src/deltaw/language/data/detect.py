@@ -153,7 +153,7 @@ def _found(table: Table, names: Mapping[str, str]) -> tuple[Kind, dict[str, str]
     if "instruction" in names and "instances" in names:
         columns = {"prompt": names["instruction"], "instances": names["instances"]}
         return "instances", columns, False
-    if pair and "instruction" not in names:
+    if pair:
         columns = {"prompt": names[pair[0]], "completion": names[pair[1]]}
         return (
             ("rating", {**columns, "kto_tag": tag}, True) if tag else ("completion", columns, True)
