@@ -1,6 +1,7 @@
 """Whatever JSON a row holds, it gives samples, a skip or a problem, and never anything else."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given
@@ -11,7 +12,6 @@ from deltaw.language.data.detect import find
 from deltaw.language.data.keys import content_key, prompt_key
 from deltaw.language.data.parse import parse
 from deltaw.language.data.samples import Message
-from deltaw.language.data.schema import ROLES
 from deltaw.train.data.jsonrows import read_jsonl
 from deltaw.train.data.rows import Table
 
@@ -31,11 +31,32 @@ MESSAGE = st.fixed_dictionaries(
     {"role": ROLE | ANYTHING, "content": TEXT | ANYTHING},
     optional={"tool_calls": ANYTHING, "loss": SCALAR},
 )
-VALUE = ANYTHING | st.lists(MESSAGE, max_size=5) | st.lists(MESSAGE, max_size=5).map(json.dumps)
-COLUMNS = st.sampled_from(
-    (*ROLES, "instruction", "input", "output", "instances", "conversations", "question", "label")
+TALK = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=4).map(
+    lambda texts: [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(texts)
+    ]
 )
-ROWS = st.lists(st.dictionaries(COLUMNS, VALUE, min_size=1, max_size=6), min_size=1, max_size=3)
+VALUE = TEXT | TALK | TALK.map(json.dumps) | st.lists(MESSAGE, max_size=5) | ANYTHING
+SHAPES = (
+    ("instruction", "input", "output", "history", "system"),
+    ("instruction", "instances"),
+    ("question", "answer", "images"),
+    ("messages", "system", "tools"),
+    ("conversations", "kto_tag"),
+    ("prompt", "completion", "label"),
+    ("prompt", "chosen", "rejected"),
+    ("conversations", "chosen", "rejected", "system"),
+    ("text", "audios"),
+)
+
+
+def rows_of(names: Sequence[str]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    row = st.fixed_dictionaries({names[0]: VALUE}, optional=dict.fromkeys(names[1:], VALUE))
+    return st.lists(row, min_size=1, max_size=3)
+
+
+ROWS = st.sampled_from(SHAPES).flatmap(rows_of)
 
 
 @given(ROWS)

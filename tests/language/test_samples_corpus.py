@@ -78,6 +78,7 @@ def test_what_holding_out_promises(sets: list[list[int]], size: float, seed: int
     except DataError as error:
         assert "too few to hold so many out" in str(error)
         return
+    assert all(kept)
     for whole, left, out in zip(samples, kept, held, strict=True):
         assert sorted([*left, *out], key=lambda s: s.line) == whole
         assert lines(left) == sorted(lines(left)) and lines(out) == sorted(lines(out))
@@ -132,7 +133,8 @@ def test_limits_draw_without_replacement_and_keep_the_order(tmp_path: Path) -> N
     corpus = load(Request(f"{path}#500", val_size=0))
     assert len(corpus.train) == 40
     assert corpus.warnings == (f"{path}#500: all 40 samples are used, 500 were asked for",)
-    assert load(Request(path, max_samples=500, val_size=0)).warnings == ()
+    for exact in (Request(f"{path}#40", val_size=0), Request(path, max_samples=500, val_size=0)):
+        assert load(exact).warnings == () and len(load(exact).train) == 40
     assert len(load(Request(f"{path}#9", max_samples=5, val_size=0)).train) == 5
     assert "max_samples is 0" in refusal(Request(path, max_samples=0), ConfigError)
 
@@ -162,6 +164,8 @@ def test_parts_of_a_folder(tmp_path: Path) -> None:
         2,
     )
     assert len(corpus.hashes) == 3
+    other = file(tmp_path.parent, f"{tmp_path.name}.jsonl", say(range(20, 30)))
+    assert len(load(Request(other, eval_dataset=str(tmp_path))).validation) == 3
     file(tmp_path, "test.jsonl", [{"instruction": "Say 1."}])
     blind = load(Request(str(tmp_path)))
     assert blind.test == ()

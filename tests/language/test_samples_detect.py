@@ -38,6 +38,7 @@ TURNS = [{"role": "user", "content": "a"}]
         ({"prompt": "a", "completion": "b"}, "completion", "prompt completion"),
         ({"prompt": "a", "completion": "b", "label": 1}, "rating", "prompt completion kto_tag"),
         ({"prompt": "a", "output": "b"}, "instruction", "prompt response"),
+        ({"input": "a", "prompt": "b", "output": "c"}, "instruction", "prompt query response"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "prompt chosen rejected"),
         ({"chosen": TURNS, "rejected": TURNS}, "preference", "chosen rejected"),
         ({"mr": "a", "ref": "b"}, "completion", "prompt completion"),
@@ -47,6 +48,12 @@ TURNS = [{"role": "user", "content": "a"}]
 def test_the_names_of_columns_decide(tmp_path: Path, row: Any, kind: str, columns: str) -> None:
     schema = detect(table(tmp_path, [row]))
     assert (schema.kind, [*schema.columns]) == (kind, columns.split())
+
+
+def test_a_label_judges_only_if_all_of_it_does(tmp_path: Path) -> None:
+    rows = [{"messages": TURNS, "label": label} for label in (True, None, "sport")]
+    assert detect(table(tmp_path, rows)).kind == "dialogue"
+    assert detect(table(tmp_path, rows[:2])).kind == "rating"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.language.rows import only, problem_of, skip_of, turns
+from tests.language.rows import only, parsed, problem_of, skip_of, turns
 
 from deltaw.language.data.samples import Preference, Rated
 
@@ -121,6 +121,14 @@ DIFFER = "chosen and rejected differ in more than the answer"
 )
 def test_pairs_that_make_no_sense_are_problems(tmp_path: Path, row: Any, problem: str) -> None:
     assert problem_of(tmp_path, row) == problem
+
+
+def test_texts_among_whole_conversations_are_a_problem(tmp_path: Path) -> None:
+    whole = {"chosen": [USER, BETTER], "rejected": [USER, WORSE]}
+    found = parsed(tmp_path, [whole, {"chosen": "a", "rejected": "b"}])
+    assert len(found.samples) == 1
+    (problem,) = found.problems
+    assert problem.line == 2 and "there is no prompt" in problem.reason
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ ROWS = [{"instruction": f"Say {n}.", "output": str(n)} for n in range(20)]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_rows(tmp_path / "numbers.jsonl", ROWS)
-    write_rows(tmp_path / "talk,ed#3.jsonl", ROWS[:3])
+    write_rows(tmp_path / "talk,ed#3", ROWS[:3])
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def test_names_lead_to_entries_paths_and_the_hub(folder: Path) -> None:
 
 
 def test_a_path_that_exists_is_taken_as_it_is(folder: Path) -> None:
-    odd = str(folder / "talk,ed#3.jsonl")
+    odd = str(folder / "talk,ed#3")
     for asked in (odd, [odd]):
         assert [(s.entry.location, s.limit) for s in resolve(asked)] == [(odd, None)]
 
@@ -70,6 +70,7 @@ def test_every_key_of_an_entry_is_read(tmp_path: Path) -> None:
         {
             "hf_hub_url": "a/b",
             "ms_hub_url": "c/d",
+            "file_name": "e.json",
             "formatting": "sharegpt",
             "ranking": True,
             "subset": "en",

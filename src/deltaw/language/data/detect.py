@@ -13,7 +13,7 @@ from deltaw.train.data.rows import PATH_LIMIT, Opaque, Table
 from deltaw.train.data.table import Splits
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog")
-PROMPTS = ("instruction", "question", "query", "problem", "input", "prompt")
+PROMPTS = ("instruction", "question", "query", "problem", "prompt", "input")
 QUERIES = ("input", "context")
 RESPONSES = ("output", "response", "answer", "completion", "solution", "targets")
 COMPLETIONS = (("prompt", "completion"), ("prompt", "response"), ("mr", "ref"))
@@ -137,7 +137,7 @@ def _found(table: Table, names: Mapping[str, str]) -> tuple[Kind, dict[str, str]
     request = _request(names)
     messages = _one(names, MESSAGES)
     dialogue = {"messages": messages} if messages and _nested(table, messages) else {}
-    only_prompt = "instruction" not in names and request.get("prompt") == names.get("prompt")
+    only_prompt = "prompt" in names and request["prompt"] == names["prompt"]
     if "chosen" in names and "rejected" in names:
         answers = {"chosen": names["chosen"], "rejected": names["rejected"]}
         before = dialogue or request
@@ -153,7 +153,7 @@ def _found(table: Table, names: Mapping[str, str]) -> tuple[Kind, dict[str, str]
     if "instruction" in names and "instances" in names:
         columns = {"prompt": names["instruction"], "instances": names["instances"]}
         return "instances", columns, False
-    if pair and "instruction" not in names:
+    if pair:
         columns = {"prompt": names[pair[0]], "completion": names[pair[1]]}
         return (
             ("rating", {**columns, "kto_tag": tag}, True) if tag else ("completion", columns, True)

@@ -37,16 +37,19 @@ def hold_out(sets: Sets, size: float, seed: int) -> tuple[Sets, Sets]:
         kept, held = _cut(only, size)
         return [[kept]], [[held]]
     counts = Counter(prompt_key(sample) for set_ in sets for sample in set_)
-    first = {prompt_key(s): number for number, set_ in reversed([*enumerate(sets)]) for s in set_}
-    left = Counter(first.values())
+    homes: dict[Key, set[int]] = defaultdict(set)
+    for number, set_ in enumerate(sets):
+        for sample in set_:
+            homes[prompt_key(sample)].add(number)
+    left = Counter(number for numbers in homes.values() for number in numbers)
     keys = list(counts)
     wanted = max(1, round(size * len(keys))) if size < 1 else size
     held_keys: set[Key] = set()
     count = 0
     for index in np.random.default_rng(seed).permutation(len(keys)):
         key = keys[index]
-        if count < wanted and left[first[key]] > 1:
-            left[first[key]] -= 1
+        if count < wanted and all(left[number] > 1 for number in homes[key]):
+            left.subtract(homes[key])
             held_keys.add(key)
             count += 1 if size < 1 else counts[key]
     if count < wanted:
