@@ -22,13 +22,14 @@ LEAST = {"model": "m", "data": "d"}
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=300),
     batch=st.integers(1, 9),
     bucketed=st.booleans(),
+    first=st.booleans(),
     epoch=st.integers(0, 3),
 )
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(
-    lengths: list[int], batch: int, bucketed: bool, epoch: int
+    lengths: list[int], batch: int, bucketed: bool, first: bool, epoch: int
 ) -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = EpochSampler(lengths, batch, seed, bucketed=bucketed)
+        sampler = EpochSampler(lengths, batch, seed, bucketed=bucketed, longest_first=first)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -37,6 +38,20 @@ def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(
     if len(lengths) > 50:
         assert order(0, epoch) != order(0, epoch + 1)
         assert order(0, epoch) != order(1, epoch)
+
+
+@pytest.mark.parametrize("bucketed", [True, False])
+def test_the_longest_row_may_come_first_but_in_the_first_epoch_only(bucketed: bool) -> None:
+    lengths = [1 + (index * 37) % 100 for index in range(64)]
+
+    def places(longest_first: bool, epoch: int) -> int:
+        sampler = EpochSampler(lengths, 8, 0, bucketed=bucketed, longest_first=longest_first)
+        sampler.set_epoch(epoch)
+        return [lengths[row] for row in sampler].index(max(lengths))
+
+    assert places(True, 0) < 8
+    assert places(True, 1) == places(False, 1) >= 8
+    assert places(False, 0) >= 8
 
 
 def test_buckets_hold_similar_lengths() -> None:

@@ -125,8 +125,8 @@ def train(
     values, origin = recipe_values(first, rest or [], given)
 
     announce_loading()
+    from deltaw.language.choosing import train as run
     from deltaw.train.recipe import parse
-    from deltaw.train.run import train as run
 
     run(parse(values, origin), dry_run=dry_run, overwrite=overwrite)
 

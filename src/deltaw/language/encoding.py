@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from deltaw.errors import DataError, raise_all
 from deltaw.language.answers import answers, as_data
-from deltaw.language.data.samples import Completion, Conversation, Passage
+from deltaw.language.data.samples import Completion, Conversation, Message, Passage
 from deltaw.language.rendering import Refused, Span, Template
 from deltaw.train.data.rows import Skip, place
 
@@ -55,7 +55,7 @@ class Encoder:
 
     `ends` are the words that end a turn, the tokenizer's EOS first; `separator` goes between the
     prompt and the completion of plain texts that leave no blank there; `too_long` of None splits
-    passages and cuts everything else.
+    passages and cuts everything else; `system` begins the conversations that have no such turn.
     """
 
     tokenizer: Any
@@ -65,6 +65,7 @@ class Encoder:
     learnt: Learnt = "answers"
     too_long: TooLong | None = None
     separator: str = "\n"
+    system: str | None = None
 
     def encode(self, samples: Sequence[Sample]) -> Rows:
         """Return the rows of all samples, in their order.
@@ -105,10 +106,13 @@ class Encoder:
             prompt = sample.prompt + ("" if blank or not sample.prompt else self.separator)
             text = prompt + sample.completion
             return text, [(0 if self.learnt == "all" else len(prompt), len(text))]
+        messages = sample.messages
+        if self.system is not None and messages[0].role != "system":
+            messages = (Message("system", self.system), *messages)
         if self.learnt == "all":
-            text, _ = self.template.render(as_data(sample.messages), sample.tools)
+            text, _ = self.template.render(as_data(messages), sample.tools)
             return text, [(0, len(text))]
-        text, spans = answers(self.template, sample.messages, sample.tools, self.ends)
+        text, spans = answers(self.template, messages, sample.tools, self.ends)
         return text, spans[-1:] if self.learnt == "last" else spans
 
     def _rows(

@@ -1,11 +1,12 @@
 """Encoded examples in batches whose order depends on the seed and the epoch alone."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
+Part = TypeVar("Part")
 BUCKET = 50
 """Batches are cut from this many batches' worth of rows sorted by length."""
 
@@ -13,16 +14,24 @@ BUCKET = 50
 class EpochSampler(Sampler[int]):
     """A new order of the rows for every epoch, similar lengths side by side if `bucketed`.
 
-    With buckets the short last batch stays last, so that all others are full.
+    With buckets the short last batch stays last, so that all others are full. With `longest_first`
+    the batch of the longest row is the first of all, so that too little memory shows at once.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, *, bucketed: bool
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        bucketed: bool,
+        longest_first: bool = False,
     ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
         self.bucketed = bucketed
+        self.longest_first = longest_first
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -36,7 +45,7 @@ class EpochSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if not self.bucketed:
-            return iter(order)
+            return iter(self._started(order, order))
         size = self.batch_size
         span = size * BUCKET
         batches = []
@@ -45,7 +54,15 @@ class EpochSampler(Sampler[int]):
             batches += [rows[i : i + size] for i in range(0, len(rows), size)]
         last = [batches.pop()] if len(order) % size else []
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        return iter([row for batch in [*(batches[i] for i in shuffled), *last] for row in batch])
+        ordered = self._started([batches[i] for i in shuffled], [batches[i][-1] for i in shuffled])
+        return iter([row for batch in [*ordered, *last] for row in batch])
+
+    def _started(self, parts: list[Part], longest: Sequence[int]) -> list[Part]:
+        """Return the parts, at the very start of training the one with the longest row first."""
+        if self.epoch or not self.longest_first or not parts:
+            return parts
+        first = max(range(len(parts)), key=lambda index: self.lengths[longest[index]])
+        return [parts[first], *parts[:first], *parts[first + 1 :]]
 
 
 class Collator:

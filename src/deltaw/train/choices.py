@@ -1,7 +1,7 @@
 """What a run chose for itself, and what of it is written down."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def recorded_recipe(
     *,
     base: str,
     tokenizer: str,
-    labels: list[str],
+    labels: Sequence[str] = (),
 ) -> Recipe:
     """Return the recipe with its places in full and the record of what it was run on."""
     return recipe.model_copy(
@@ -51,7 +51,7 @@ def recorded_recipe(
                 "data": {Path(path).name: digest for path, digest in hashes.items()},
                 "base": base,
                 "tokenizer": tokenizer,
-                "labels": labels,
+                "labels": list(labels),
             },
         }
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltaw.errors import printable
+from deltaw.train.keys import LABELLED, LANGUAGE
 
 if TYPE_CHECKING:
     from deltaw.train.recipe import Recipe
@@ -44,8 +45,7 @@ READERS: dict[str, tuple[str, ...]] = {
 
 def without_effect(recipe: "Recipe") -> list[str]:
     """Return what is wrong with every value that nothing would read."""
-    fields = type(recipe).model_fields
-    changed = {key: value for key, value in recipe if value != fields[key].default}
+    changed = recipe.changed
     unread = {
         key: f"{key}={printable(repr(changed[key]))} has no effect with method={recipe.method}, "
         f"only with {' or '.join(readers)}; leave it out, or did you mean method={readers[0]}?"
@@ -55,10 +55,27 @@ def without_effect(recipe: "Recipe") -> list[str]:
     left = changed.keys() - unread
     return [
         *unread.values(),
+        *_unread_by_task(recipe, left),
         *_unread_by_optimizer(recipe, left),
         *_unread_of_packing(recipe, left),
         *_unread_of_start(recipe, left),
     ]
+
+
+def _unread_by_task(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
+    """Yield what the task does not read, once it is known."""
+    if recipe.task is None:
+        return
+    others, readers = (LANGUAGE, "sft") if not recipe.is_language else (LABELLED, "classification")
+    for key in others:
+        if key in changed:
+            value = printable(repr(getattr(recipe, key)))
+            yield (
+                f"{key}={value} has no effect with task={recipe.task}, only with task={readers}; "
+                "leave it out"
+            )
+    if recipe.is_language and recipe.method == "head":
+        yield "method=head trains the new head of a classifier, and a language model has none"
 
 
 def _unread_of_start(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

@@ -30,6 +30,7 @@ class RecipeTrainer(ExactCheckpoints):
     """A Trainer with the optimiser, the order of rows and the best state of a recipe."""
 
     recipe: Recipe
+    longest_first = False
 
     def made_for(self, recipe: Recipe, interrupt: Interrupt, progress: TrainerCallback) -> None:
         """Follow this recipe: its stops, its progress and its optimiser."""
@@ -57,11 +58,15 @@ class RecipeTrainer(ExactCheckpoints):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return EpochSampler(
-            [len(row["input_ids"]) for row in self.train_dataset],
+            self._lengths(),
             self.recipe.batch_size,
             self.recipe.seed,
             bucketed=self.recipe.group_by_length,
+            longest_first=self.longest_first,
         )
+
+    def _lengths(self) -> list[int]:
+        return [len(row["input_ids"]) for row in self.train_dataset]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Tell whether this is the best state so far; of equal scores the lower loss is better."""

@@ -61,14 +61,14 @@ def lora_config(recipe: Recipe) -> LoraConfig:
             rank_pattern=recipe.rank_pattern,
             alpha_pattern=recipe.alpha_pattern,
             lora_bias=recipe.lora_bias,
-            task_type="SEQ_CLS",
+            task_type="CAUSAL_LM" if recipe.is_language else "SEQ_CLS",
             revision=recipe.revision,
         )
     return LoraConfig(
         target_modules=[],
         bias="all" if recipe.method == "bitfit" else "none",
         modules_to_save=recipe.modules_to_save,
-        task_type="SEQ_CLS",
+        task_type="CAUSAL_LM" if recipe.is_language else "SEQ_CLS",
         revision=recipe.revision,
     )
 

@@ -20,6 +20,7 @@ from deltaw.train.escape import printable
 LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 """What transformers raises for an absent, damaged or unknown model."""
 
+CLASSIFIER = "AutoModelForSequenceClassification"
 WORDS = 2
 """Least tokens beside the special ones; without its file a tokenizer has none, or a blank."""
 
@@ -65,7 +66,7 @@ def load_config(
                 name, revision=revision, trust_remote_code=trust_remote_code, **head
             )
     except LOADING as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
 
 
 def load_model(
@@ -98,12 +99,12 @@ def load_model(
                 output_loading_info=True,
             )
     except LOADING as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
     missing = set(loading["missing_keys"])
     loaded = {key: tensor for key, tensor in model.state_dict().items() if key not in missing}
     untrained = _untrained(model, loaded)
     drawn = [] if any(within(key, untrained) for key in loaded) else untrained
-    _refuse_gaps(model, name, loading, [*new_heads(model), *drawn])
+    refuse_gaps(model, name, loading, [*new_heads(model), *drawn])
     return model, untrained
 
 
@@ -118,7 +119,7 @@ def load_empty(
                 config, trust_remote_code=trust_remote_code
             )
     except LOADING as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
 
 
 def load_own(name: str, *, trust_remote_code: bool = False) -> nn.Module:
@@ -141,7 +142,7 @@ def load_own(name: str, *, trust_remote_code: bool = False) -> nn.Module:
             model.tie_weights()  # type: ignore[operator]
             return model
     except LOADING as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
 
 
 def untrained_in(folder: Path, model: nn.Module) -> list[str]:
@@ -163,7 +164,7 @@ def untrained_in(folder: Path, model: nn.Module) -> list[str]:
                     if within(name, [f"{prefix}pooler"]):
                         weights[name] = held.get_tensor(key)
     except (OSError, SafetensorError) as error:
-        raise _cannot_load(str(folder), error) from error
+        raise cannot_load(str(folder), error) from error
     return _untrained(model, weights) if files else []
 
 
@@ -189,7 +190,7 @@ def load_tokenizer(
                 name, revision=revision, trust_remote_code=trust_remote_code
             )
     except LOADING as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < WORDS:
         raise RunError(
             f"The tokenizer of {printable(name, 200)} has no vocabulary: its files, such as "
@@ -259,7 +260,7 @@ def _untrained(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[st
     return [pooler] if absent or untouched else []
 
 
-def _refuse_gaps(model: nn.Module, name: str, loading: Any, new: Sequence[str]) -> None:
+def refuse_gaps(model: nn.Module, name: str, loading: Any, new: Sequence[str]) -> None:
     """Raise if the weights lack anything outside `new`, or have it in another shape."""
     problems = [
         f"{printable(key)}: missing"
@@ -281,10 +282,11 @@ def _refuse_gaps(model: nn.Module, name: str, loading: Any, new: Sequence[str]) 
     )
 
 
-def _cannot_load(name: str, error: Exception) -> RunError:
+def cannot_load(name: str, error: Exception, wanted: str = CLASSIFIER) -> RunError:
+    """Return what is wrong with the model `name`, of which the class `wanted` was to be loaded."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return RunError(
         f"The model {printable(name, 200)} cannot be loaded: {printable(first, 300)}\n"
         "Fix: give a folder written by save_pretrained, or a hub name (needs the network or the "
-        "cache); the architecture must be one that AutoModelForSequenceClassification knows."
+        f"cache); the architecture must be one that {wanted} knows."
     )

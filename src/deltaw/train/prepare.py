@@ -154,7 +154,7 @@ def prepare(recipe: Recipe, console: Console) -> TextJob:
         data.hashes,
         base=base,
         tokenizer=tokenizer_digest(tokenizer),
-        labels=list(data.labels),
+        labels=data.labels,
     )
 
     def encoded(examples: Sequence[Any]) -> list[Encoded]:

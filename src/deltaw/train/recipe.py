@@ -11,11 +11,13 @@ from deltaw.errors import ConfigError, raise_all
 from deltaw.train import yamlfile
 from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
+from deltaw.train.keys import LanguageKeys
 from deltaw.train.spellings import OPTIMIZERS, SYNONYMS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
-Task = Literal["classification", "regression"]
-Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"]
+Task = Literal["classification", "regression", "sft"]
+Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman", "loss"]
+LANGUAGE_TASKS = frozenset({"sft"})
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 Optim = Literal[
     "adamw",
@@ -49,16 +51,12 @@ class Record(BaseModel):
     before: RecordedScore | None = None
 
 
-class Recipe(BaseModel):
+class Recipe(LanguageKeys):
     """Everything that decides a run; `None` means that deltaw chooses, and says what it chose.
 
     In a run's folder `record` keeps what was chosen, so that another choice can still be made
     where a key is changed; see `filled`.
     """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
 
     model: str = Field(min_length=1)
     revision: str | None = None
@@ -93,8 +91,8 @@ class Recipe(BaseModel):
     absorb: bool = False
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
     lora_bias: bool = False
     quantization_bit: Literal[4, 8] | None = None
     quantization_type: Literal["nf4", "fp4"] = "nf4"
@@ -127,7 +125,7 @@ class Recipe(BaseModel):
     eval_every: int | None = Field(None, ge=1)
     metric: Metric | None = None
     early_stopping: int | None = Field(None, ge=1)
-    report_to: list[str] = []
+    report_to: list[str] = Field(default_factory=list)
     trust_remote_code: bool = False
 
     record: dict[str, Any] | None = None
@@ -176,6 +174,21 @@ class Recipe(BaseModel):
         if value is not None:
             check_segment(value)
         return value
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The keys that are not at their defaults."""
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in self
+            if value != fields[key].get_default(call_default_factory=True)
+        }
+
+    @property
+    def is_language(self) -> bool:
+        """Tell whether a language model is trained."""
+        return self.task in LANGUAGE_TASKS
 
     @property
     def uses_galore(self) -> bool:

@@ -1,0 +1,82 @@
+"""Loading a pretrained causal language model with its tokenizer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from deltaw.errors import RunError
+from deltaw.train.escape import printable
+from deltaw.train.methods import IN_PLACE
+from deltaw.train.model import LOADING, cannot_load, load_tokenizer, quiet, refuse_gaps
+from deltaw.train.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, its tokenizer, and its settings for generation."""
+
+    model: nn.Module
+    tokenizer: Any
+
+    @property
+    def generation(self) -> Any:
+        """The model's settings for generation."""
+        return self.model.generation_config
+
+
+def load(recipe: Recipe, source: str | None = None) -> Loaded:
+    """Return the recipe's base model, or the one in `source`, and its tokenizer.
+
+    Weights that stay frozen are loaded in bfloat16 where the recipe computes in it, all others in
+    float32.
+
+    Raises:
+        RunError: if either cannot be loaded, the weights have gaps, or the tokenizer has more
+            tokens than the model, or no token that ends a text.
+    """
+    name = source or recipe.model
+    where = {"revision": recipe.revision, "trust_remote_code": recipe.trust_remote_code}
+    frozen = recipe.method not in IN_PLACE
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(name, **where)
+            torch.manual_seed(recipe.seed)
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.bfloat16 if recipe.bf16 and frozen else torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **where,
+            )
+    except LOADING as error:
+        raise cannot_load(name, error, "AutoModelForCausalLM") from error
+    refuse_gaps(model, name, loading, ())
+    tokenizer = load_tokenizer(name, config, **where)
+    _require_fit(tokenizer, model, name)
+    return Loaded(model, tokenizer)
+
+
+def _require_fit(tokenizer: Any, model: Any, name: str) -> None:
+    shown = printable(name, 200)
+    rows = model.get_input_embeddings().num_embeddings
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise RunError(
+            f"The tokenizer of {shown} has tokens up to number {highest:,}, and the model embeds "
+            f"{rows:,}.\nFix: take the tokenizer that the model was trained with, or resize its "
+            "embeddings and save it first."
+        )
+    if tokenizer.eos_token is None:
+        raise RunError(
+            f"The tokenizer of {shown} has no token that ends a text, so the model could never "
+            "learn to stop.\nFix: set eos_token in its tokenizer_config.json."
+        )
+    if not tokenizer.is_fast:
+        raise RunError(
+            f"The tokenizer of {shown} does not say where its tokens stand in a text.\n"
+            "Fix: save it as a fast one (tokenizer.json)."
+        )

@@ -1,0 +1,255 @@
+"""From a recipe to everything that the training of a language model needs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor, nn
+from trl import SFTConfig
+
+from deltaw.errors import ConfigError, DataError
+from deltaw.language import scores
+from deltaw.language.batches import Padding, as_data, packed, require_apart
+from deltaw.language.data.corpus import Corpus, Request
+from deltaw.language.data.corpus import load as load_corpus
+from deltaw.language.data.samples import Completion, Conversation, Passage
+from deltaw.language.encoding import Encoder, Row, Rows
+from deltaw.language.loading import load
+from deltaw.language.receipt import Tokens, show_corpus
+from deltaw.language.templating import Chosen, choose, ends
+from deltaw.language.trainer import LanguageTrainer
+from deltaw.train import methods
+from deltaw.train.batches import EpochSampler
+from deltaw.train.choices import check_reports, chosen, recorded_recipe
+from deltaw.train.console import Console
+from deltaw.train.identity import base_digest, tokenizer_digest
+from deltaw.train.interrupt import Interrupt
+from deltaw.train.job import Job
+from deltaw.train.loop import RecipeTrainer, arguments
+from deltaw.train.metrics import Score
+from deltaw.train.model import hidden_size, positions
+from deltaw.train.packing import pack
+from deltaw.train.progress import ProgressBar
+from deltaw.train.rates import planned
+from deltaw.train.recipe import Recipe
+
+PROBE = 4
+SEEN = 16
+"""How many batches a start from data sees."""
+LONGEST = 2048
+"""Tokens of a row where the recipe does not say."""
+
+
+@dataclass(frozen=True)
+class LanguageJob(Job):
+    """Conversations and texts for a causal language model."""
+
+    corpus: Corpus
+    train: list[Row]
+    validation: list[Row]
+    held_out: list[Row]
+    data: Dataset
+    padding: Padding
+    tokens: Tokens
+    template: Chosen
+
+    @property
+    def rows(self) -> int:
+        """How many rows are trained on; packed ones hold several samples."""
+        return len(self.data)
+
+    @property
+    def validated(self) -> bool:
+        """Whether there are validation rows."""
+        return bool(self.validation)
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is a test part beside the validation part."""
+        return bool(self.corpus.test)
+
+    def trainer(self, folder: Path, interrupt: Interrupt, progress: ProgressBar) -> RecipeTrainer:
+        """Return the Trainer, its optimiser built."""
+        metric = self.plan.metric if self.validated else None
+        args = arguments(SFTConfig, self.recipe, folder, self.plan, metric)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.max_length = None
+        trainer = LanguageTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=self.data,
+            eval_dataset=Dataset.from_dict(as_data(self.validation)) if metric else None,
+            data_collator=self.padding,
+            processing_class=self.tokenizer,
+        )
+        trainer.judged = self.validation
+        trainer.made_for(self.recipe, interrupt, progress)
+        return trainer
+
+    def probe(self, trainer: RecipeTrainer) -> dict[str, Any]:
+        """Return a few rows on which the adapters are tried, computed as in training."""
+        assert isinstance(trainer, LanguageTrainer)
+        rows = [self.data[index] for index in range(min(PROBE, len(self.data)))]
+        return {**self.padding(rows), "use_cache": False} | (
+            {} if trainer.through_logits else {"fused_lm_head": True}
+        )
+
+    def score(self) -> Score | None:
+        """Return the model's score on the held-out rows, if there are any."""
+        if not self.held_out:
+            return None
+        return scores.score(scores.measured(self.model, self.held_out, self.padding))
+
+    def show_rows(self, console: Console) -> None:
+        """Say which tokens are learnt and how long the rows are."""
+        console.field("template", self.template.origin)
+        console.field("tokens", str(self.tokens))
+
+    def commands(self, run: str) -> list[str]:
+        """Return what to type next; `run` is the folder, quoted."""
+        return [f"deltaw inspect {run}", f"deltaw merge {run} OUT"]
+
+
+def prepare(recipe: Recipe, console: Console) -> LanguageJob:
+    """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    Raises:
+        ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
+    """
+    methods.lora_config(recipe)
+    check_reports(recipe)
+    corpus = load_corpus(request(recipe))
+    show_corpus(console, corpus)
+    _require_turns(corpus)
+    if recipe.early_stopping is not None and not corpus.validation:
+        raise ConfigError(
+            f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
+            "Fix: leave it out, or set validation_share above 0."
+        )
+    loaded = load(recipe)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    template = choose(tokenizer, recipe.template)
+    tokenizer.chat_template = template.template.source
+    encoder = Encoder(
+        tokenizer,
+        template.template,
+        _room(recipe, positions(model)),
+        ends(tokenizer, loaded.generation),
+        recipe.train_on,
+        recipe.too_long,
+        recipe.separator,
+        recipe.default_system,
+    )
+    train = encoder.encode(corpus.train)
+    validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
+    _require_rows(train, corpus)
+    base = base_digest(model)
+    padding = Padding(tokenizer.pad_token_id)
+    if recipe.packing:
+        require_apart(model, train.rows)
+    data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
+    rows = Dataset.from_dict(data)
+    first = _first_batches(recipe, train.rows, padding)
+    if not recipe.absorb:
+        pack(model, recipe, ())
+    adapted, warnings = methods.prepare(model, recipe, (), first, _loss_of)
+    if recipe.absorb:
+        pack(model, recipe, ())
+    plan = planned(recipe, len(rows), hidden_size(model.config), recipe.metric or "loss")
+    recorded = recorded_recipe(
+        recipe,
+        {"task": "sft", "max_length": encoder.max_length} | chosen(recipe, plan),
+        corpus.hashes,
+        base=base,
+        tokenizer=tokenizer_digest(tokenizer),
+    )
+    return LanguageJob(
+        recipe=recorded,
+        model=model,
+        tokenizer=tokenizer,
+        plan=plan,
+        adapted=adapted,
+        warnings=warnings,
+        held_out_name="test" if test.rows else "validation",
+        corpus=corpus,
+        train=train.rows,
+        validation=validation.rows,
+        held_out=test.rows or validation.rows,
+        data=rows,
+        padding=padding,
+        tokens=Tokens(train, encoder, len(rows) if recipe.packing else None),
+        template=template,
+    )
+
+
+def request(recipe: Recipe) -> Request:
+    """Return which data the recipe asks for."""
+    return Request(
+        dataset=recipe.data,
+        eval_dataset=recipe.eval_data,
+        dataset_dir=None if recipe.dataset_dir is None else Path(recipe.dataset_dir),
+        columns=recipe.columns,
+        tags=recipe.tags,
+        mix_strategy=recipe.mix_strategy,
+        interleave_probs=recipe.interleave_probs,
+        max_samples=recipe.max_samples,
+        val_size=recipe.validation_share,
+        seed=recipe.seed if recipe.split_seed is None else recipe.split_seed,
+        skip_bad_rows=recipe.skip_bad_rows,
+        allow_leakage=recipe.allow_leakage,
+        encoding=recipe.encoding,
+    )
+
+
+def _room(recipe: Recipe, limit: int | None) -> int:
+    """Return how many tokens a row may have."""
+    if recipe.max_length is None:
+        return min(LONGEST, limit or LONGEST)
+    if limit is not None and recipe.max_length > limit:
+        raise ConfigError(
+            f"max_length={recipe.max_length}, and the model has positions for {limit} tokens.\n"
+            f"Fix: give at most {limit}, or leave it out."
+        )
+    return recipe.max_length
+
+
+def _require_turns(corpus: Corpus) -> None:
+    """Raise where answers are compared or rated, which this kind of training cannot use."""
+    other = next(
+        (s for s in corpus.train if not isinstance(s, Conversation | Completion | Passage)), None
+    )
+    if other is not None:
+        raise DataError(
+            f"{corpus.origins[0].schema.reasons}\nThese rows compare or rate answers, and "
+            "task=sft learns answers as they are.\nFix: name the column to learn "
+            "(columns.response), or train on other data."
+        )
+
+
+def _require_rows(train: Rows, corpus: Corpus) -> None:
+    if not train.rows:
+        first = "".join(f"\n  - {skip}" for skip in train.skipped[:5])
+        raise DataError(
+            f"None of the {len(corpus.train):,} training samples has a token to learn:{first}\n"
+            "Fix: raise max_length, set train_on=all, or give rows with answers."
+        )
+
+
+def _first_batches(
+    recipe: Recipe, rows: Sequence[Row], padding: Padding
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches that a start from data sees, in an order of the seed's."""
+    size = recipe.batch_size
+    data = as_data(rows)
+    lengths = [len(row.input_ids) for row in rows]
+    order = list(EpochSampler(lengths, size, recipe.seed, bucketed=False))[: size * SEEN]
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        yield padding([{name: data[name][index] for name in data} for index in some])
+
+
+def _loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    loss: Tensor = model(**batch)["loss"]
+    return loss

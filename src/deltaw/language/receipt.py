@@ -1,0 +1,84 @@
+"""What is said of the data before the first step: samples, tokens, what is learnt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltaw.language.data.corpus import Corpus
+from deltaw.language.encoding import Encoder, Rows
+from deltaw.train.console import Console
+from deltaw.train.data.rows import Skip
+from deltaw.train.data.wording import counted
+from deltaw.train.escape import printable
+from deltaw.train.tokens import Lengths, histogram
+
+SHOWN = 5
+LEARNT = {
+    "answers": "every answer",
+    "last": "the last answer of each",
+    "all": "everything, questions too",
+}
+
+
+def show_corpus(console: Console, corpus: Corpus) -> None:
+    """Say what each data set is, how many samples it gave, and which rows were left out."""
+    lines = []
+    for origin in corpus.origins:
+        parts = [f"{origin.train:,} training"] if origin.train else []
+        parts += [f"{origin.validation:,} validation"] if origin.validation else []
+        parts += [f"{origin.test:,} test"] if origin.test else []
+        lines.append(f"{printable(origin.name, 200)}: {origin.rows:,} rows, {', '.join(parts)}")
+        lines.append(origin.schema.reasons)
+    lines += skips(corpus.skipped)
+    console.field("data", "\n".join([*lines, *corpus.warnings]))
+    for skip in corpus.skipped:
+        console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
+
+
+def skips(skipped: Sequence[Skip]) -> list[str]:
+    """Return the first of what was left out, and how many more there are."""
+    lines = [f"skipped {skip}" for skip in skipped[:SHOWN]]
+    if len(skipped) > SHOWN:
+        lines.append(f"skipped {len(skipped) - SHOWN:,} more; a run lists all in its log.jsonl")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How many tokens training sees and learns; `packed` counts rows of several samples."""
+
+    found: Rows
+    encoder: Encoder
+    packed: int | None = None
+
+    def __str__(self) -> str:
+        rows = self.found.rows
+        total = sum(len(row.input_ids) for row in rows)
+        learnt = sum(row.learnt for row in rows)
+        lengths = [len(row.input_ids) for row in rows]
+        longest = max(lengths)
+        ends = " or ".join(printable(end) for end in self.encoder.ends)
+        drawn = Lengths(self.encoder.max_length, longest, 0.0, histogram(lengths))
+        lines = [
+            f"{learnt:,} of {total:,} learnt: {LEARNT[self.encoder.learnt]}, with its end {ends}",
+            *str(drawn).splitlines()[:-1],
+            f"longest {longest:,} of {self.encoder.max_length:,}; {self._long()}",
+        ]
+        if self.packed is not None:
+            lines.append(f"packed into {counted(self.packed, 'row')}, which do not see each other")
+        if self.found.joined:
+            lines.append(
+                f"{counted(self.found.joined, 'sample')}: the first token of the answer holds the "
+                "end of the prompt too"
+            )
+        if self.found.unknown:
+            lines.append(
+                f"{counted(self.found.unknown, 'sample')} with characters that the tokenizer does "
+                "not know"
+            )
+        return "\n".join([*lines, *skips(self.found.skipped)])
+
+    def _long(self) -> str:
+        found = self.found
+        parts = [f"{counted(found.cut, 'sample')} cut"] if found.cut else []
+        parts += [f"{counted(found.split, 'sample')} split"] if found.split else []
+        return " and ".join(parts) or "none cut"

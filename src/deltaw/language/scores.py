@@ -1,0 +1,101 @@
+"""How well a language model foretells held-out texts: loss, perplexity, tokens right."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deltaw.errors import DivergedError
+from deltaw.language.batches import Padding
+from deltaw.language.encoding import MASKED, Row
+from deltaw.train.metrics import REPLICAS, Score
+
+NUMBERS = 1 << 26
+"""Logits that are held at once."""
+ROWS = 64
+
+
+def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> NDArray[np.float64]:
+    """Return for each row the summed loss, the tokens learnt and those foretold right, (rows, 3).
+
+    Raises:
+        DivergedError: if a loss is NaN or Inf.
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    found = np.zeros((len(rows), 3))
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        at = 0
+        while at < len(order):
+            some = _fitting(rows, order, at, vocabulary)
+            at += len(some)
+            batch = padding([_as_row(rows[index]) for index in some])
+            labels = batch.pop("labels")[:, 1:].to(device)
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            logits = model(**inputs, use_cache=False)["logits"][:, :-1].float()
+            found[some] = torch.stack(_sums(logits, labels), -1).double().cpu().numpy()
+    model.train(training)
+    broken = int((~np.isfinite(found[:, 0])).sum())
+    if broken:
+        raise DivergedError(
+            f"The model's loss is not finite for {broken:,} of {len(rows):,} rows: its weights are "
+            "damaged, or its training diverged.\n"
+            "Fix: train again with a smaller learning rate, or take another model."
+        )
+    return found
+
+
+def score(found: NDArray[np.float64], seed: int = 0) -> Score:
+    """Return the loss per learnt token, exp of it, and the share of tokens that were right.
+
+    `L = Σ_rows loss / Σ_rows tokens`; intervals are 95% of resampled rows.
+    """
+    generator = np.random.default_rng(seed)
+    size = max(1, 2_000_000 // len(found))
+    parts = []
+    for start in range(0, REPLICAS, size):
+        shape = (min(size, REPLICAS - start), len(found))
+        parts.append(found[generator.integers(0, len(found), shape)].sum(1))
+    values = {name: float(value) for name, value in ratios(found.sum(0)).items()}
+    low, high = np.quantile(
+        np.stack(list(ratios(np.concatenate(parts)).values())), (0.025, 0.975), axis=-1
+    )
+    intervals = {name: (float(a), float(b)) for name, a, b in zip(values, low, high, strict=True)}
+    return Score("loss", values, intervals, len(found))
+
+
+def ratios(sums: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the scores of sums of loss, tokens and right tokens, (..., 3)."""
+    loss = sums[..., 0] / sums[..., 1]
+    with np.errstate(over="ignore"):
+        perplexity = np.minimum(np.exp(loss), 1e12)
+    return {"loss": loss, "perplexity": perplexity, "tokens_right": sums[..., 2] / sums[..., 1]}
+
+
+def _fitting(rows: Sequence[Row], order: Sequence[int], at: int, vocabulary: int) -> list[int]:
+    """Return the next rows whose logits fit in memory together, one at least."""
+    some: list[int] = []
+    for index in order[at : at + ROWS]:
+        if some and (len(some) + 1) * len(rows[index].input_ids) * vocabulary > NUMBERS:
+            break
+        some.append(index)
+    return some
+
+
+def _as_row(row: Row) -> dict[str, list[int]]:
+    return {"input_ids": row.input_ids, "labels": row.labels}
+
+
+def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    learnt = labels != MASKED
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
+    ).view_as(labels)
+    right = (logits.argmax(-1) == labels) & learnt
+    return losses.sum(-1), learnt.sum(-1).float(), right.sum(-1).float()

@@ -1,0 +1,40 @@
+"""The keys of a recipe that say how a language model is trained."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LanguageKeys(BaseModel):
+    """Which texts are read, how they become tokens, and which of these are learnt.
+
+    `dataset_dir`, `columns`, `tags`, `mix_strategy`, `interleave_probs` and `max_samples` are
+    LLaMA-Factory's settings of these names.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
+
+    eval_data: str | None = Field(None, min_length=1)
+    dataset_dir: str | None = None
+    columns: dict[str, str] | None = None
+    tags: dict[str, str] | None = None
+    max_samples: int | None = Field(None, ge=1)
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = (
+        "concat"
+    )
+    interleave_probs: list[float] | None = None
+    skip_bad_rows: bool = False
+    template: str | None = None
+    default_system: str | None = None
+    train_on: Literal["answers", "last", "all"] = "answers"
+    too_long: Literal["truncate", "drop", "split", "raise"] | None = None
+    separator: str = "\n"
+    packing: bool = False
+
+
+LANGUAGE = tuple(LanguageKeys.model_fields)
+"""Keys that only language models read."""
+LABELLED = ("text", "label", "test_share", "max_train_rows")
+"""Keys that only classification and regression read."""
