@@ -2,6 +2,7 @@
 
 import typer
 
+from deltaw.cli.chat import chat
 from deltaw.cli.combine import combine
 from deltaw.cli.compare import compare
 from deltaw.cli.demo import demo
@@ -24,6 +25,7 @@ app.command()(train)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(chat)
 app.command()(inspect)
 app.command()(merge)
 app.command()(combine)

@@ -20,8 +20,12 @@ def evaluate(
     announce_loading()
     from pathlib import Path
 
-    from deltaw.train.evaluate import evaluate_run
+    from deltaw.language import evaluating
+    from deltaw.train import evaluate
+    from deltaw.train.runfolder import read_recipe
 
+    language = read_recipe(Path(run)).is_language
+    evaluate_run = evaluating.evaluate_run if language else evaluate.evaluate_run
     evaluate_run(
         Path(run), data, merge=not no_merge, model=model, trust_remote_code=trust_remote_code
     )

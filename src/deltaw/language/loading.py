@@ -16,15 +16,10 @@ from deltaw.train.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model, its tokenizer, and its settings for generation."""
+    """A model and its tokenizer."""
 
     model: nn.Module
     tokenizer: Any
-
-    @property
-    def generation(self) -> Any:
-        """The model's settings for generation."""
-        return self.model.generation_config
 
 
 def load(recipe: Recipe, source: str | None = None) -> Loaded:

@@ -109,7 +109,7 @@ class LanguageJob(Job):
 
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""
-        return [f"deltaw inspect {run}", f"deltaw merge {run} OUT"]
+        return [f"deltaw chat {run}", f"deltaw eval {run}", f"deltaw inspect {run}"]
 
 
 def prepare(recipe: Recipe, console: Console) -> LanguageJob:
@@ -122,7 +122,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     check_reports(recipe)
     corpus = load_corpus(request(recipe))
     show_corpus(console, corpus)
-    _require_turns(corpus)
+    require_turns(corpus.train, corpus)
     if recipe.early_stopping is not None and not corpus.validation:
         raise ConfigError(
             f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
@@ -132,16 +132,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     model, tokenizer = loaded.model, loaded.tokenizer
     template = choose(tokenizer, recipe.template)
     tokenizer.chat_template = template.template.source
-    encoder = Encoder(
-        tokenizer,
-        template.template,
-        _room(recipe, positions(model)),
-        ends(tokenizer, loaded.generation),
-        recipe.train_on,
-        recipe.too_long,
-        recipe.separator,
-        recipe.default_system,
-    )
+    encoder = encoder_of(recipe, tokenizer, template, model)
     train = encoder.encode(corpus.train)
     validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
     _require_rows(train, corpus)
@@ -203,6 +194,20 @@ def request(recipe: Recipe) -> Request:
     )
 
 
+def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:
+    """Return how the recipe's samples become tokens of this model."""
+    return Encoder(
+        tokenizer,
+        template.template,
+        _room(recipe, positions(model)),
+        ends(tokenizer, model.generation_config),
+        recipe.train_on,
+        recipe.too_long,
+        recipe.separator,
+        recipe.default_system,
+    )
+
+
 def _room(recipe: Recipe, limit: int | None) -> int:
     """Return how many tokens a row may have."""
     if recipe.max_length is None:
@@ -215,12 +220,9 @@ def _room(recipe: Recipe, limit: int | None) -> int:
     return recipe.max_length
 
 
-def _require_turns(corpus: Corpus) -> None:
+def require_turns(samples: Sequence[Any], corpus: Corpus) -> None:
     """Raise where answers are compared or rated, which this kind of training cannot use."""
-    other = next(
-        (s for s in corpus.train if not isinstance(s, Conversation | Completion | Passage)), None
-    )
-    if other is not None:
+    if not all(isinstance(sample, Conversation | Completion | Passage) for sample in samples):
         raise DataError(
             f"{corpus.origins[0].schema.reasons}\nThese rows compare or rate answers, and "
             "task=sft learns answers as they are.\nFix: name the column to learn "

@@ -16,9 +16,14 @@ from deltaw.train.metrics import REPLICAS, Score
 NUMBERS = 1 << 26
 """Logits that are held at once."""
 ROWS = 64
+DRAWN = 500_000
+"""Rows that are drawn at once."""
+
+Sums = NDArray[np.float64]
+Interval = tuple[float, float]
 
 
-def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> NDArray[np.float64]:
+def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
     """Return for each row the summed loss, the tokens learnt and those foretold right, (rows, 3).
 
     Raises:
@@ -51,23 +56,41 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> NDArray
     return found
 
 
-def score(found: NDArray[np.float64], seed: int = 0) -> Score:
+def score(found: Sums, seed: int = 0) -> Score:
     """Return the loss per learnt token, exp of it, and the share of tokens that were right.
 
     `L = Σ_rows loss / Σ_rows tokens`; intervals are 95% of resampled rows.
     """
+    values = {name: float(value) for name, value in ratios(found.sum(0)).items()}
+    drawn = ratios(_resampled(found, seed))
+    intervals = {name: _interval(drawn[name]) for name in values}
+    return Score("loss", values, intervals, len(found))
+
+
+def difference(before: Sums, after: Sums, seed: int = 0) -> tuple[float, Interval]:
+    """Return how much lower or higher the loss of the same rows became, with its 95% interval.
+
+    Both are resampled together, so that what is common to them does not widen the interval.
+    """
+    drawn = [ratios(_resampled(found, seed))["loss"] for found in (before, after)]
+    value = ratios(after.sum(0))["loss"] - ratios(before.sum(0))["loss"]
+    return float(value), _interval(drawn[1] - drawn[0])
+
+
+def _resampled(found: Sums, seed: int) -> Sums:
+    """Return the sums over rows drawn with replacement, (replicas, 3)."""
     generator = np.random.default_rng(seed)
-    size = max(1, 2_000_000 // len(found))
+    size = max(1, DRAWN // len(found))
     parts = []
     for start in range(0, REPLICAS, size):
         shape = (min(size, REPLICAS - start), len(found))
         parts.append(found[generator.integers(0, len(found), shape)].sum(1))
-    values = {name: float(value) for name, value in ratios(found.sum(0)).items()}
-    low, high = np.quantile(
-        np.stack(list(ratios(np.concatenate(parts)).values())), (0.025, 0.975), axis=-1
-    )
-    intervals = {name: (float(a), float(b)) for name, a, b in zip(values, low, high, strict=True)}
-    return Score("loss", values, intervals, len(found))
+    return np.concatenate(parts)
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def ratios(sums: NDArray[np.float64]) -> dict[str, Any]:

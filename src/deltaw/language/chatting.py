@@ -1,0 +1,175 @@
+"""A conversation with a run in the terminal, with its adapters and with its base."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from transformers import TextStreamer
+
+import deltaw
+from deltaw.errors import DeltawError, RunError
+from deltaw.language.answers import as_data
+from deltaw.language.data.samples import Message
+from deltaw.language.generating import Sampling, generate
+from deltaw.language.opened import OpenedLanguage, open_language
+from deltaw.language.rendering import Refused
+from deltaw.train.escape import printable
+from deltaw.train.methods import ADAPTER
+from deltaw.train.runfolder import read_recipe
+
+HELP = """/adapter NAME   answer with this adapter from now on
+/base           answer the last question with the base model, to compare
+/system TEXT    begin the conversation anew with this system text
+/reset          begin the conversation anew
+/help           show this
+/exit           end (or Ctrl-D)"""
+
+
+class Shown(TextStreamer):  # type: ignore[misc]
+    """Writes an answer as it comes, control characters spelt out."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Write what is known of the answer."""
+        sys.stdout.write(escaped(text) + ("\n" if stream_end else ""))
+        sys.stdout.flush()
+
+
+def escaped(text: str) -> str:
+    """Return `text` with everything invisible but line breaks spelt out."""
+    return "".join(c if c == "\n" else printable(c) for c in text)
+
+
+class Chat:
+    """A conversation whose answers come from one of several adapters of one base.
+
+    `names` maps what a person calls an adapter to what the model calls it.
+    """
+
+    def __init__(
+        self, opened: OpenedLanguage, names: Mapping[str, str], sampling: Sampling, *, merge: bool
+    ) -> None:
+        self.opened = opened
+        self.names = names
+        self.sampling = sampling
+        self.merge = merge and len(names) == 1
+        self.system: str | None = opened.recipe.default_system
+        self.turns: list[Message] = []
+
+    def say(self, line: str) -> bool:
+        """Answer a line, or do what it asks for; return whether the conversation goes on."""
+        command, _, rest = line.strip().partition(" ")
+        if command == "/exit":
+            return False
+        if not command.startswith("/"):
+            self._answer(line.strip())
+        elif command == "/reset":
+            self.turns = []
+        elif command == "/system":
+            self.system, self.turns = rest.strip() or None, []
+        elif command == "/base":
+            self._compare()
+        elif command == "/adapter":
+            self._switch(rest.strip())
+        else:
+            print(HELP)
+        return True
+
+    def _answer(self, text: str) -> None:
+        if not text:
+            return
+        turns = [*self.turns, Message("user", text)]
+        answer = self._generated(turns)
+        if answer is not None:
+            self.turns = [*turns, Message("assistant", answer)]
+
+    def _compare(self) -> None:
+        if not self.turns:
+            print("There is no question yet.")
+        elif not self.opened.has_base:
+            print("This run changed the base itself, so there is nothing to compare with.")
+        else:
+            with self._plain(), deltaw.disabled(self.opened.model):
+                self._generated(self.turns[:-1])
+
+    def _switch(self, name: str) -> None:
+        if name not in self.names:
+            print(f"Adapters: {', '.join(map(printable, self.names))}.")
+            return
+        deltaw.activate(self.opened.model, self.names[name])
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """Take a merged adapter out of the weights while the block lasts."""
+        if not self.merge:
+            yield
+            return
+        deltaw.unmerge(self.opened.model)
+        try:
+            yield
+        finally:
+            deltaw.merge(self.opened.model)
+
+    def _generated(self, turns: Sequence[Message]) -> str | None:
+        system = () if self.system is None else (Message("system", self.system),)
+        try:
+            text, _ = self.opened.template.template.render(as_data([*system, *turns]), prompt=True)
+        except Refused as error:
+            print(f"The chat template refuses this: {error}")
+            return None
+        streamer = Shown(self.opened.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        return generate(self.opened, [text], self.sampling, streamer)[0]
+
+
+def chat(
+    folders: Sequence[Path],
+    ask: Callable[[], str],
+    *,
+    sampling: Sampling,
+    merge: bool = True,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Talk with a run until `ask` raises `EOFError`; further folders add adapters of its base.
+
+    Raises:
+        RunError: if a run cannot be opened, or runs have different bases.
+        FormatError: if an adapter does not fit.
+    """
+    opened = open_language(folders[0], model=model, trust_remote_code=trust_remote_code)
+    names = {folders[0].resolve().name: ADAPTER}
+    for folder in folders[1:]:
+        _add(opened, folder, names)
+    talk = Chat(opened, names, sampling, merge=merge)
+    with ExitStack() as stack:
+        if talk.merge:
+            done = stack.enter_context(opened.merged())
+            talk.merge = done.endswith("into the weights")
+            print(f"{opened.shown}, {done}; /help shows what else can be typed.")
+        else:
+            print(f"{opened.shown}, adapters {', '.join(map(printable, names))}; /help shows more.")
+        torch.manual_seed(opened.recipe.seed)
+        while True:
+            try:
+                if not talk.say(ask()):
+                    return
+            except EOFError:
+                print()
+                return
+            except DeltawError as error:
+                print(f"error: {error}")
+
+
+def _add(opened: OpenedLanguage, folder: Path, names: dict[str, str]) -> None:
+    """Put the adapter of another run of the same base beside the others."""
+    shown = printable(str(folder), 300)
+    record, own = read_recipe(folder).record or {}, opened.recipe.record or {}
+    if not opened.has_base or record.get("base") != own.get("base"):
+        raise RunError(f"{shown} has another base than {opened.shown}.\nFix: chat with it alone.")
+    name = folder.resolve().name
+    if name in names:
+        raise RunError(f"Two adapters would be called {printable(name)}.\nFix: rename a folder.")
+    names[name] = f"adapter_{len(names)}"
+    deltaw.load(opened.model, folder, names[name])
+    deltaw.activate(opened.model, ADAPTER)

@@ -1,0 +1,105 @@
+"""Scores of a finished run on texts that it was not trained on, beside its base's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import deltaw
+from deltaw.errors import DeltawError, RunError
+from deltaw.language import scores
+from deltaw.language.batches import Padding
+from deltaw.language.data.corpus import Corpus, Request, load
+from deltaw.language.data.keys import content_key
+from deltaw.language.encoding import Sample
+from deltaw.language.opened import open_language
+from deltaw.language.prepare import request, require_turns
+from deltaw.language.receipt import skips
+from deltaw.train.console import Console
+from deltaw.train.data.wording import counted
+from deltaw.train.escape import printable
+from deltaw.train.metrics import Score
+from deltaw.train.recipe import Recipe
+from deltaw.train.scores import table
+
+
+def evaluate_run(
+    folder: Path,
+    data: str | None,
+    *,
+    merge: bool = True,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> Score:
+    """Score a finished run on its own held-out rows, or on `data`, beside its base."""
+    opened = open_language(folder, model=model, trust_remote_code=trust_remote_code)
+    console = Console()
+    samples, what, warning = _samples(opened.recipe, data)
+    encoded = opened.encoder.encode(samples)
+    if not encoded.rows:
+        raise RunError("\n".join(["There is nothing to score.", *skips(encoded.skipped)]))
+    padding = Padding(opened.tokenizer.pad_token_id)
+    base = None
+    if opened.has_base:
+        with deltaw.disabled(opened.model):
+            base = scores.measured(opened.model, encoded.rows, padding)
+    with opened.merged(merge) as done:
+        own = scores.measured(opened.model, encoded.rows, padding)
+    console.field("run", f"{opened.shown}, {done}")
+    tokens = int(own[:, 1].sum())
+    lines = [f"{counted(len(own), 'row')} {what}, {tokens:,} tokens scored"]
+    console.field("data", "\n".join([*lines, *skips(encoded.skipped)]))
+    if warning:
+        console.field("WARNING", warning)
+    found = scores.score(own)
+    shown = [("run", found)] if base is None else [("base", scores.score(base)), ("run", found)]
+    console.line(table(shown, "loss"))
+    if base is not None:
+        value, (low, high) = scores.difference(base, own)
+        console.line(f"loss of the run less the base's: {value:+.3f}   {low:+.3f} to {high:+.3f}")
+    return found
+
+
+def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, str]:
+    """Return what is scored, what it is in words, and a warning if it was trained on."""
+    if data is None:
+        corpus = _own(recipe)
+        held = corpus.test or corpus.validation
+        if not held:
+            raise RunError("The run held no rows out. Fix: deltaw eval RUN DATA")
+        require_turns(held, corpus)
+        name = "test" if corpus.test else "validation"
+        return held, f"of the {name} part that were not trained on", ""  # type: ignore[return-value]
+    corpus = load(
+        Request(
+            dataset=data,
+            dataset_dir=None if recipe.dataset_dir is None else Path(recipe.dataset_dir),
+            columns=recipe.columns,
+            tags=recipe.tags,
+            val_size=0,
+            encoding=recipe.encoding,
+            skip_bad_rows=recipe.skip_bad_rows,
+        )
+    )
+    held = corpus.test or corpus.validation or corpus.train
+    require_turns(held, corpus)
+    return held, "", _trained_on(recipe, held)  # type: ignore[return-value]
+
+
+def _own(recipe: Recipe) -> Corpus:
+    corpus = load(request(recipe))
+    now = {Path(path).name: digest for path, digest in corpus.hashes.items()}
+    if now != (recipe.record or {}).get("data"):
+        raise RunError(
+            f"The data {printable(recipe.data, 300)} changed since the run, so rows held out now "
+            "may have been trained on.\nFix: give the rows to score: deltaw eval RUN DATA"
+        )
+    return corpus
+
+
+def _trained_on(recipe: Recipe, samples: Sequence[object]) -> str:
+    """Return a warning if samples were trained on, as far as the run's data still tell."""
+    try:
+        own = {content_key(sample) for sample in _own(recipe).train}
+    except DeltawError:
+        return ""
+    known = sum(content_key(sample) in own for sample in samples)  # type: ignore[arg-type]
+    return f"{known:,} of these rows were trained on; the score flatters the run" if known else ""

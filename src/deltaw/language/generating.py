@@ -1,0 +1,56 @@
+"""Answers of a run's model to prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deltaw.language.opened import OpenedLanguage
+from deltaw.train.model import quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen: the likeliest at temperature 0, else drawn."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    beams: int = 1
+
+
+def generate(
+    opened: OpenedLanguage,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    streamer: Any = None,
+) -> list[str]:
+    """Return the answer to each rendered prompt, up to the first end of a turn.
+
+    A prompt that leaves no room for the answer loses its beginning.
+    """
+    tokenizer, model = opened.tokenizer, opened.model
+    room = max(1, opened.encoder.max_length - sampling.max_new_tokens)
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"][-room:] for text in prompts]
+    longest = max(map(len, rows))
+    device = next(model.parameters()).device
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
+    drawn = sampling.temperature > 0
+    with torch.no_grad(), quiet():
+        found = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=drawn,
+            temperature=sampling.temperature if drawn else None,
+            top_p=sampling.top_p if drawn else None,
+            top_k=None,
+            num_beams=sampling.beams,
+            eos_token_id=[tokenizer.convert_tokens_to_ids(end) for end in opened.encoder.ends],
+            pad_token_id=pad,
+            streamer=streamer,
+        )
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, longest:]]
