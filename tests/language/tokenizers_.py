@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 TEXTS = [
     "Below is an instruction that describes a task. ### Instruction: ### Response:",
     "你好世界,\n",
+    "Coal is black.",
     "What is the colour of the sky? The sky is blue, and so is the sea.",
     "system user assistant tool USER ASSISTANT User Assistant [INST] [/INST] <<SYS>>",
 ]

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deltaw.language.data.detect import is_language
+from deltaw.language.data.detect import find, is_language
+from deltaw.language.data.reading import read_splits
+from deltaw.language.data.sources import resolve
+from deltaw.language.requesting import request
 from deltaw.train.console import Console
 from deltaw.train.data.table import read_data
 from deltaw.train.job import Job
-from deltaw.train.keys import LABELLED, LANGUAGE
+from deltaw.train.keys import LABELLED, LANGUAGE, PREFERENCES
 from deltaw.train.prepare import prepare as prepare_texts
 from deltaw.train.recipe import Recipe, parse
 from deltaw.train.run import train as run
@@ -27,26 +30,40 @@ def train(recipe: Recipe, *, dry_run: bool = False, overwrite: bool = False) -> 
 
 def settle(recipe: Recipe) -> Recipe:
     """Return the recipe with its task where the data are for a language model."""
-    if recipe.task is not None or not _is_language(recipe):
+    task = None if recipe.task is not None else _language_task(recipe)
+    if task is None:
         return recipe
     values: dict[str, Any] = recipe.model_dump(exclude_unset=True)
-    return parse(values | {"task": "sft"}, "the data, which are for a language model")
+    return parse(values | {"task": task}, "the command, with data that are for a language model")
 
 
 def preparation(recipe: Recipe) -> Callable[[Recipe, Console], Job]:
     """Return what makes the job of a settled recipe."""
     if not recipe.is_language:
         return prepare_texts
+    if recipe.task == "dpo":
+        from deltaw.language.preferring import prepare as prepare_pairs  # imports TRL
+
+        return prepare_pairs
     from deltaw.language.prepare import prepare  # imports TRL
 
     return prepare
 
 
-def _is_language(recipe: Recipe) -> bool:
+def _language_task(recipe: Recipe) -> str | None:
+    """Return what the data are for by the recipe's keys and their columns, None for classes."""
     changed = recipe.changed.keys()
-    if changed & {*LANGUAGE}:
-        return True
     if changed & {*LABELLED}:
-        return False
+        return None
+    if changed & {*PREFERENCES}:
+        return "dpo"
     several = not Path(recipe.data).exists() and ("," in recipe.data or "#" in recipe.data)
-    return several or is_language(read_data(recipe.data, encoding=recipe.encoding))
+    if several or changed & {*LANGUAGE}:
+        (first, *_) = resolve(recipe.data, dataset_dir=request(recipe).dataset_dir)
+        splits = read_splits(first.entry, encoding=recipe.encoding)
+    else:
+        splits = read_data(recipe.data, encoding=recipe.encoding, prose=True)
+        if not is_language(splits):
+            return None
+    schema = find(splits.train)
+    return "dpo" if schema is not None and schema.kind == "preference" else "sft"

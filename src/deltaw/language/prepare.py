@@ -12,12 +12,13 @@ from trl import SFTConfig
 from deltaw.errors import ConfigError, DataError
 from deltaw.language import scores
 from deltaw.language.batches import Padding, as_data, packed, require_apart
-from deltaw.language.data.corpus import Corpus, Request
+from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.data.samples import Completion, Conversation, Passage
 from deltaw.language.encoding import Encoder, Row, Rows
 from deltaw.language.loading import load
 from deltaw.language.receipt import Tokens, show_corpus
+from deltaw.language.requesting import request
 from deltaw.language.templating import Chosen, choose, ends
 from deltaw.language.trainer import LanguageTrainer
 from deltaw.train import methods
@@ -123,11 +124,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     corpus = load_corpus(request(recipe))
     show_corpus(console, corpus)
     require_turns(corpus.train, corpus)
-    if recipe.early_stopping is not None and not corpus.validation:
-        raise ConfigError(
-            f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
-            "Fix: leave it out, or set validation_share above 0."
-        )
+    require_validation(recipe, corpus)
     loaded = load(recipe)
     model, tokenizer = loaded.model, loaded.tokenizer
     template = choose(tokenizer, recipe.template)
@@ -175,23 +172,13 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     )
 
 
-def request(recipe: Recipe) -> Request:
-    """Return which data the recipe asks for."""
-    return Request(
-        dataset=recipe.data,
-        eval_dataset=recipe.eval_data,
-        dataset_dir=None if recipe.dataset_dir is None else Path(recipe.dataset_dir),
-        columns=recipe.columns,
-        tags=recipe.tags,
-        mix_strategy=recipe.mix_strategy,
-        interleave_probs=recipe.interleave_probs,
-        max_samples=recipe.max_samples,
-        val_size=recipe.validation_share,
-        seed=recipe.seed if recipe.split_seed is None else recipe.split_seed,
-        skip_bad_rows=recipe.skip_bad_rows,
-        allow_leakage=recipe.allow_leakage,
-        encoding=recipe.encoding,
-    )
+def require_validation(recipe: Recipe, corpus: Corpus) -> None:
+    """Refuse to stop early by validation samples that are not there."""
+    if recipe.early_stopping is not None and not corpus.validation:
+        raise ConfigError(
+            f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
+            "Fix: leave it out, or set validation_share above 0."
+        )
 
 
 def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:
@@ -225,8 +212,8 @@ def require_turns(samples: Sequence[Any], corpus: Corpus) -> None:
     if not all(isinstance(sample, Conversation | Completion | Passage) for sample in samples):
         raise DataError(
             f"{corpus.origins[0].schema.reasons}\nThese rows compare or rate answers, and "
-            "task=sft learns answers as they are.\nFix: name the column to learn "
-            "(columns.response), or train on other data."
+            "task=sft learns answers as they are.\nFix: task=dpo learns from comparisons; or name "
+            "the column to learn (columns.response)."
         )
 
 

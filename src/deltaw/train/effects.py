@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltaw.errors import printable
-from deltaw.train.keys import LABELLED, LANGUAGE
+from deltaw.train.keys import ANSWERS, LABELLED, LANGUAGE, PREFERENCES
 
 if TYPE_CHECKING:
     from deltaw.train.recipe import Recipe
@@ -66,13 +66,15 @@ def _unread_by_task(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
     """Yield what the task does not read, once it is known."""
     if recipe.task is None:
         return
-    others, readers = (LANGUAGE, "sft") if not recipe.is_language else (LABELLED, "classification")
-    for key in others:
-        if key in changed:
+    readers = dict.fromkeys(LABELLED, ("classification", "regression"))
+    readers |= dict.fromkeys(LANGUAGE, ("sft", "dpo"))
+    readers |= dict.fromkeys(PREFERENCES, ("dpo",)) | dict.fromkeys(ANSWERS, ("sft",))
+    for key, tasks in readers.items():
+        if key in changed and recipe.task not in tasks:
             value = printable(repr(getattr(recipe, key)))
             yield (
-                f"{key}={value} has no effect with task={recipe.task}, only with task={readers}; "
-                "leave it out"
+                f"{key}={value} has no effect with task={recipe.task}, only with "
+                f"task={' or '.join(tasks)}; leave it out"
             )
     if recipe.is_language and recipe.method == "head":
         yield "method=head trains the new head of a classifier, and a language model has none"

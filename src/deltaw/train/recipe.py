@@ -15,9 +15,9 @@ from deltaw.train.keys import LanguageKeys
 from deltaw.train.spellings import OPTIMIZERS, SYNONYMS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
-Task = Literal["classification", "regression", "sft"]
+Task = Literal["classification", "regression", "sft", "dpo"]
 Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman", "loss"]
-LANGUAGE_TASKS = frozenset({"sft"})
+LANGUAGE_TASKS = frozenset({"sft", "dpo"})
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 Optim = Literal[
     "adamw",
