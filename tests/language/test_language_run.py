@@ -141,7 +141,7 @@ def test_preferences_are_not_learnt_as_answers(values: dict[str, Any], tmp_path:
     rows = [{"instruction": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(8)]
     data = write_json(tmp_path / "preferences.json", rows)
     with pytest.raises(DataError, match="task=sft learns answers as they are"):
-        start(values, data=str(data))
+        start(values, data=str(data), task="sft")
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(values: dict[str, Any], tmp_path: Path) -> None:

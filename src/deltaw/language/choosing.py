@@ -65,5 +65,7 @@ def _language_task(recipe: Recipe) -> str | None:
         splits = read_data(recipe.data, encoding=recipe.encoding, prose=True)
         if not is_language(splits):
             return None
+    if recipe.columns:
+        return "dpo" if "chosen" in recipe.columns else "sft"
     schema = find(splits.train)
     return "dpo" if schema is not None and schema.kind == "preference" else "sft"
