@@ -164,3 +164,37 @@ def test_labelled_texts_are_still_classified(tmp_path: Path) -> None:
     assert settle(parse(recipe | {"packing": True})).task == "sft"
     assert settle(parse(recipe | {"data": f"{asked}#3,{asked}"})).task == "sft"
     assert settle(parse({"model": "m", "data": str(asked), "label": "output"})).task is None
+
+
+def test_held_out_prompts_are_answered_before_and_while_training(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(values, samples=2)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for step, count in ((0, 2), (2, 2), (4, 2)):
+        assert sum(line.startswith(f"step     {step}  answer ") for line in lines) == count
+    assert sum(line.startswith("step     0  asked   What is the colour of") for line in lines) == 2
+    assert sum(line.startswith("wanted  The ") for line in lines) == 2
+    quiet = values["output"] + "2"
+    start(values, samples=0, output=quiet)
+    assert " answer " not in capsys.readouterr().out
+    assert (Path(quiet) / ADAPTER).read_bytes() == (Path(values["output"]) / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": f"colour {n}:", "completion": " blue"} for n in range(20)],
+        [{"text": f"The colour {n} of the sky is blue, and so is the sea."} for n in range(20)],
+    ],
+    ids=["completions", "passages"],
+)
+def test_plain_texts_are_learnt_and_gone_on_with(
+    values: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rows: list[dict[str, str]],
+) -> None:
+    run = start(values, data=str(write_json(tmp_path / "plain.json", rows)), max_steps=2)
+    assert "step     2  answer" in capsys.readouterr().out
+    assert (run / ADAPTER).is_file()

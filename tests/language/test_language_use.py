@@ -68,8 +68,8 @@ def test_other_rows_are_scored_and_known_ones_said(
 def test_answers_are_the_models_own_and_padding_changes_none(runs: tuple[Path, Path]) -> None:
     opened = open_language(runs[0])
     prompts = ["### Instruction:\nWhat is the sea?\n\n### Response:\n", "Is it?"]
-    together = generate(opened, prompts, SHORT)
-    assert together == [generate(opened, [prompt], SHORT)[0] for prompt in prompts]
+    together = generate(opened.speaker, prompts, SHORT)
+    assert together == [generate(opened.speaker, [prompt], SHORT)[0] for prompt in prompts]
     ids = opened.tokenizer(prompts[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
     for _ in range(SHORT.max_new_tokens):
         with torch.no_grad():
@@ -103,9 +103,9 @@ def test_a_conversation_compares_with_the_base(
     prompt = opened.template.template.render(
         [{"role": "user", "content": "What is the sky?"}], prompt=True
     )[0]
-    assert escaped(generate(opened, [prompt], SHORT)[0]) in first
+    assert escaped(generate(opened.speaker, [prompt], SHORT)[0]) in first
     with deltaw.disabled(opened.model):
-        plain = escaped(generate(opened, [prompt], SHORT)[0])
+        plain = escaped(generate(opened.speaker, [prompt], SHORT)[0])
     assert plain in base and base == again
 
 

@@ -119,7 +119,7 @@ class Chat:
             print(f"The chat template refuses this: {error}")
             return None
         streamer = Shown(self.opened.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        return generate(self.opened, [text], self.sampling, streamer)[0]
+        return generate(self.opened.speaker, [text], self.sampling, streamer)[0]
 
 
 def chat(

@@ -1,6 +1,6 @@
 """Samples to tokens, and which of these are learnt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -102,18 +102,35 @@ class Encoder:
         if isinstance(sample, Passage):
             return sample.text, [(0, len(sample.text))]
         if isinstance(sample, Completion):
-            blank = sample.prompt[-1:].isspace() or sample.completion[:1].isspace()
-            prompt = sample.prompt + ("" if blank or not sample.prompt else self.separator)
+            prompt = self.joined(sample.prompt, sample.completion)
             text = prompt + sample.completion
             return text, [(0 if self.learnt == "all" else len(prompt), len(text))]
-        messages = sample.messages
-        if self.system is not None and messages[0].role != "system":
-            messages = (Message("system", self.system), *messages)
+        messages = self._with_system(sample.messages)
         if self.learnt == "all":
             text, _ = self.template.render(as_data(messages), sample.tools)
             return text, [(0, len(text))]
         text, spans = answers(self.template, messages, sample.tools, self.ends)
         return text, spans[-1:] if self.learnt == "last" else spans
+
+    def joined(self, prompt: str, completion: str) -> str:
+        """Return a plain prompt with what parts it from its completion."""
+        blank = prompt[-1:].isspace() or completion[:1].isspace()
+        return prompt + ("" if blank or not prompt else self.separator)
+
+    def prompted(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return the text of turns that the model is to answer."""
+        text, _ = self.template.render(as_data(self._with_system(messages)), tools, prompt=True)
+        return text
+
+    def opening(self, text: str) -> str:
+        """Return a plain text that the model is to go on with, BOS where training has it."""
+        before, _ = self._around()
+        return "".join(self.tokenizer.convert_ids_to_tokens(before)) + text
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self.system is None or (messages and messages[0].role == "system"):
+            return messages
+        return (Message("system", self.system), *messages)
 
     def _rows(
         self, samples: Sequence[Sample], texts: Sequence[tuple[str, list[Span]]]

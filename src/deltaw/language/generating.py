@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from deltaw.language.opened import OpenedLanguage
+from deltaw.language.encoding import Encoder
 from deltaw.train.model import quiet
 
 
@@ -20,8 +21,17 @@ class Sampling:
     beams: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A model with its tokenizer, and what its rows are like."""
+
+    model: nn.Module
+    tokenizer: Any
+    encoder: Encoder
+
+
 def generate(
-    opened: OpenedLanguage,
+    speaker: Speaker,
     prompts: Sequence[str],
     sampling: Sampling,
     streamer: Any = None,
@@ -30,8 +40,8 @@ def generate(
 
     A prompt that leaves no room for the answer loses its beginning.
     """
-    tokenizer, model = opened.tokenizer, opened.model
-    room = max(1, opened.encoder.max_length - sampling.max_new_tokens)
+    tokenizer, model = speaker.tokenizer, speaker.model
+    room = max(1, speaker.encoder.max_length - sampling.max_new_tokens)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"][-room:] for text in prompts]
     longest = max(map(len, rows))
     device = next(model.parameters()).device
@@ -39,6 +49,8 @@ def generate(
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
     drawn = sampling.temperature > 0
+    training = model.training
+    model.eval()
     with torch.no_grad(), quiet():
         found = model.generate(  # type: ignore[operator]
             input_ids=ids,
@@ -49,8 +61,9 @@ def generate(
             top_p=sampling.top_p if drawn else None,
             top_k=None,
             num_beams=sampling.beams,
-            eos_token_id=[tokenizer.convert_tokens_to_ids(end) for end in opened.encoder.ends],
+            eos_token_id=[tokenizer.convert_tokens_to_ids(end) for end in speaker.encoder.ends],
             pad_token_id=pad,
             streamer=streamer,
         )
+    model.train(training)
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, longest:]]

@@ -11,6 +11,7 @@ from torch import nn
 import deltaw
 from deltaw.errors import FormatError, MergeError, RunError
 from deltaw.language.encoding import Encoder
+from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
 from deltaw.language.prepare import encoder_of
 from deltaw.language.templating import Chosen, choose
@@ -38,6 +39,11 @@ class OpenedLanguage:
     def shown(self) -> str:
         """The folder, safe to print."""
         return printable(str(self.folder), 300)
+
+    @property
+    def speaker(self) -> Speaker:
+        """What answers."""
+        return Speaker(self.model, self.tokenizer, self.encoder)
 
     @property
     def has_base(self) -> bool:

@@ -16,11 +16,13 @@ from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.data.samples import Completion, Conversation, Passage
 from deltaw.language.encoding import Encoder, Row, Rows
+from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
 from deltaw.language.receipt import Tokens, show_corpus
 from deltaw.language.requesting import request
 from deltaw.language.templating import Chosen, choose, ends
 from deltaw.language.trainer import LanguageTrainer
+from deltaw.language.trying import Tries
 from deltaw.train import methods
 from deltaw.train.batches import EpochSampler
 from deltaw.train.choices import check_reports, chosen, recorded_recipe
@@ -55,6 +57,7 @@ class LanguageJob(Job):
     padding: Padding
     tokens: Tokens
     template: Chosen
+    console: Console
 
     @property
     def rows(self) -> int:
@@ -86,6 +89,10 @@ class LanguageJob(Job):
             processing_class=self.tokenizer,
         )
         trainer.judged = self.validation
+        held = [row.sample for row in self.held_out]
+        few = list({id(sample): sample for sample in held}.values())[: self.recipe.samples]
+        speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)
+        trainer.add_callback(Tries(speaker, few, self.console))
         trainer.made_for(self.recipe, interrupt, progress)
         return trainer
 
@@ -169,6 +176,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         padding=padding,
         tokens=Tokens(train, encoder, len(rows) if recipe.packing else None),
         template=template,
+        console=console,
     )
 
 

@@ -32,6 +32,7 @@ class LanguageKeys(BaseModel):
     too_long: Literal["truncate", "drop", "split", "raise"] | None = None
     separator: str = "\n"
     packing: bool = False
+    samples: int = Field(1, ge=0, le=20)
     pref_beta: float = Field(0.1, gt=0)
     pref_loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -41,7 +42,7 @@ LANGUAGE = tuple(LanguageKeys.model_fields)
 """Keys that only language models read."""
 PREFERENCES = ("pref_beta", "pref_loss", "dpo_label_smoothing")
 """Keys that only preferences read."""
-ANSWERS = ("train_on", "packing")
+ANSWERS = ("train_on", "packing", "samples")
 """Keys that only answers learnt as they are read."""
 LABELLED = ("text", "label", "test_share", "max_train_rows")
 """Keys that only classification and regression read."""
