@@ -13,7 +13,7 @@ from deltaw.export._source import Source
 from deltaw.state import IDS
 from deltaw.train.recipe import Recipe
 
-MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+|~!&$-])")
+MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
 PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 LIBRARIES = {"peft": "peft", "vllm": "peft", "hf": "transformers", "mlx": "mlx"}
 PLACES = ("model", "data", "output")
@@ -33,7 +33,9 @@ def card(source: Source, to: str, told: Told) -> str:
 
 
 def _header(source: Source, to: str) -> str:
-    values: dict[str, Any] = {"base_model": _name(source.name) if source.name else None}
+    values: dict[str, Any] = {}
+    if source.name and not _is_local(source.name):
+        values["base_model"] = source.name
     values["library_name"] = LIBRARIES.get(to)
     values["pipeline_tag"] = PIPELINES.get(source.task or "")
     values["tags"] = ["deltaw", source.state.config.method]
@@ -49,7 +51,8 @@ def _about(source: Source) -> Iterable[tuple[str, str]]:
     config, layers = source.state.config, source.state.layers
     if source.name:
         revision = f" at {config.revision}" if config.revision else ""
-        yield "base", _escaped(_name(source.name) + revision)
+        where = " (a local folder)" if _is_local(source.name) else ""
+        yield "base", _escaped(_name(source.name) + revision + where)
     scale = f"r={config.r} lora_alpha={config.lora_alpha:g}{' rslora' * config.use_rslora}"
     others = " and others" if config.rank_pattern or config.alpha_pattern else ""
     yield "method", _escaped(f"{config.method}, {scale}{others}")
@@ -97,8 +100,11 @@ def _fenced(text: str) -> list[str]:
 
 def _name(place: str) -> str:
     """Return a hub name as it is, and of a local path the last part alone."""
-    local = Path(place).is_absolute() or Path(place).exists() or place.startswith((".", "~"))
-    return Path(place).name if local else place
+    return Path(place).name if _is_local(place) else place
+
+
+def _is_local(place: str) -> bool:
+    return Path(place).is_absolute() or Path(place).exists() or place.startswith((".", "~"))
 
 
 def _escaped(text: str) -> str:

@@ -12,6 +12,7 @@ from deltaw.errors import ConfigError, FormatError, printable, raise_all
 from deltaw.export._limits import LINEAR, merge_instead, problems
 from deltaw.export._model import load_config
 from deltaw.export._order import Order, Told
+from deltaw.export._source import Source
 
 ARCHITECTURES = {
     "gpt2": "gpt2",
@@ -44,28 +45,18 @@ def write(order: Order) -> Told:
 
 def write_file(order: Order, file: Path) -> tuple[int, int]:
     """Write the adapter to a GGUF file; return how many layers it has, and their rank."""
-    gguf = _package()
-    config = load_config(order.source)
+    gguf, source = _package(), order.source
+    config = load_config(source)
     name = ARCHITECTURES.get(config.model_type)
     if name is None:
         raise FormatError(
             f"A base of type {printable(config.model_type)} is not written as GGUF; "
-            f"{', '.join(ARCHITECTURES)} are.\nFix: {merge_instead(order.source)}, and convert that "
+            f"{', '.join(ARCHITECTURES)} are.\nFix: {merge_instead(source)}, and convert that "
             "with llama.cpp's convert_hf_to_gguf.py."
         )
     names = gguf.get_tensor_name_map(_arch(gguf, name), config.num_hidden_layers)
-    found = problems(order.source, (*LINEAR, "conv1d"))
-    layers = order.source.state.layers
-    places = {p: names.get_name(p) for p, layer in layers.items() if layer.kind != "module"}
-    for path, place in places.items():
-        if place is None:
-            found.append(f"{printable(path, 300)}: llama.cpp has no tensor of this name")
-        elif place == "output" and config.tie_word_embeddings:
-            found.append(f"{printable(path, 300)}: it is tied to the embedding in the base")
-    raise_all(
-        FormatError, "A GGUF file cannot hold this adapter:", found, merge_instead(order.source)
-    )
-    state = combine.portable(order.source.state)
+    places = _places(source, names, tied=config.tie_word_embeddings)
+    state = combine.portable(source.state)
     writer = gguf.GGUFWriter(file, name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -83,6 +74,23 @@ def write_file(order: Order, file: Path) -> tuple[int, int]:
     writer.write_tensors_to_file()
     writer.close()
     return len(state.layers), state.config.r
+
+
+def _places(source: Source, names: Any, *, tied: bool) -> dict[str, str]:
+    """Return llama.cpp's name of every adapted layer; raise if the file cannot hold them all."""
+    found = problems(source, (*LINEAR, "conv1d"))
+    places = {}
+    for path, layer in source.state.layers.items():
+        place = names.get_name(path)
+        if layer.kind == "module":
+            continue
+        if place is None:
+            found.append(f"{printable(path, 300)}: llama.cpp has no tensor of this name")
+        elif place == "output" and tied:
+            found.append(f"{printable(path, 300)}: it is tied to the embedding in the base")
+        places[path] = place
+    raise_all(FormatError, "A GGUF file cannot hold this adapter:", found, merge_instead(source))
+    return places
 
 
 def interleaved(rows: int, heads: int) -> Tensor:
