@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 import yaml
 from language_models import save_adapter, save_base
+from safetensors.torch import load_file
 
 from deltaw.cli.app import app
 from deltaw.errors import ConfigError, RunError
@@ -118,21 +118,12 @@ def test_the_card_tells_where_a_run_comes_from(finished: Path, tmp_path: Path) -
     assert f"| accuracy on validation | {after:.4f} (95%: " in body
     assert f"before training {before:.4f} |" in body
     assert "| method | lora, r=8 lora\\_alpha=16 |" in body
-    trained = {k: t for k, t in torch.load(_state(finished), weights_only=True).items()}
-    assert f"| parameters | {sum(t.numel() for t in trained.values()):,} in 14 modules |" in body
+    trained = sum(t.numel() for t in load_file(finished / "adapter_model.safetensors").values())
+    assert f"| parameters | {trained:,} in 14 modules |" in body
     block = body.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block)["max_steps"] == 6
     assert yaml.safe_load(block)["model"] == "model"
     assert str(finished.parent) not in body and recipe["model"] not in body
-
-
-def _state(run: Path) -> Path:
-    """The tensors of a run's adapter, as torch writes them."""
-    from safetensors.torch import load_file
-
-    target = run.parent / "tensors.pt"
-    torch.save(load_file(run / "adapter_model.safetensors"), target)
-    return target
 
 
 def test_text_from_files_is_no_markup_in_the_card(finished: Path, tmp_path: Path) -> None:
@@ -169,5 +160,5 @@ def test_the_card_of_a_bare_adapter(tmp_path: Path) -> None:
 
 
 def test_an_unknown_target_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no target '../hf'"):
+    with pytest.raises(ConfigError, match=r"no target '\.\./hf'"):
         export(tmp_path / "nowhere", tmp_path / "out", to="../hf")

@@ -68,7 +68,7 @@ def test_the_file_holds_delta_in_llama_cpps_layout(tmp_path, kind, architecture,
         tmp_path / "run",
         base,
         target_modules=list(names),
-        rank_pattern={names and "1." + first: 5},
+        rank_pattern={"1." + first: 5},
         alpha_pattern={"2." + first: 0.5},
     )
     told = export(source, tmp_path / "out", to="gguf", base=str(base))

@@ -1,5 +1,6 @@
 """`--to ollama`: templates say the same in Go, and nothing gets out of its line of a Modelfile."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from deltaw.errors import ConfigError, FormatError
 from deltaw.export import export
 from deltaw.export._modelfile import quoted
 from deltaw.export._template import Chat, recognised
+from deltaw.export.ollama import _spoken
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -54,8 +56,6 @@ CHATS = (
     ],
 )
 def test_a_known_template_says_the_same_in_go(template, bos, family, stops) -> None:
-    from deltaw.export.ollama import _spoken
-
     told = tokenizer(template, bos=bos)
     chat = recognised(told)
     assert isinstance(chat, Chat) and chat.family == family
@@ -93,7 +93,7 @@ def test_the_system_message_that_a_template_adds_is_found() -> None:
         ),
         (
             CHATML.replace(
-                "{{ m.content }}", "{% if loop.index == 4 %}!{% endif %}{{ m.content }}"
+                "{{ m.content }}", "{% if loop.index == 5 %}!{% endif %}{{ m.content }}"
             ),
             False,
             "changes what it writes over 5 messages",
@@ -112,8 +112,6 @@ def test_the_system_message_that_a_template_adds_is_found() -> None:
     ],
 )
 def test_a_template_that_is_not_exactly_known_is_left_out(template, bos, why) -> None:
-    import re
-
     told = recognised(tokenizer(template, bos=bos))
     assert isinstance(told, str) and re.search(why, told)
 
@@ -176,7 +174,7 @@ def test_an_adapter_lies_beside_its_modelfile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a\nADAPTER /etc/x", "a b", "", "-x", ".", "/etc/x", '"', "a:", "é"]
+    "name", ["a\nADAPTER /etc/x", "a\n", "a b", "", "-x", ".", "/etc/x", '"', "a:", "é"]
 )
 def test_what_is_no_name_in_ollama_is_refused(tmp_path: Path, name: str) -> None:
     base = save_base(tmp_path / "base")
