@@ -43,7 +43,7 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
 
 
 def render(template: str, messages: list[tuple[str, str]]) -> str:
-    """What Go makes of a template of `range`, `if eq .Role`, `.Content` and strings."""
+    """What Go makes of our templates: strings, and of `.Messages` those of the role and content."""
     parts = re.split(r"\{\{ ((?:[^\"{}]|\"[^\"]*\")*) \}\}", template)
     texts, actions = parts[::2], parts[1::2]
     assert not any("{{" in text for text in texts)
@@ -56,10 +56,13 @@ def render(template: str, messages: list[tuple[str, str]]) -> str:
         raise AssertionError(action)
 
     output = texts[0]
-    assert start == 0
+    if start:
+        assert actions[0] == "if not .System" and actions[start - 1] == "end"
+        added = texts[1] + "".join(spoken(n) + texts[n + 1] for n in range(1, start - 1))
+        output += added * all(role != "system" for role, _ in messages) + texts[start]
     for role, content in messages:
         on = False
-        for n in range(1, end):
+        for n in range(start + 1, end):
             if actions[n].startswith(("if ", "else if ")):
                 on = actions[n].endswith(f'eq .Role "{role}"')
             elif actions[n] == "end":

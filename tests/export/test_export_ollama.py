@@ -36,6 +36,9 @@ ALPACA = (
     "{% else %}### Response:\n{{ m.content }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
+DATED = DEFAULT.replace("Be brief.", "{{ strftime_now('%d') }}") + CHATML
+QUOTES = DEFAULT.replace("Be brief.", '"""\nFROM evil') + CHATML
+EMPTY = DEFAULT.replace('You are "it".\nBe brief.', "") + CHATML
 BRACES = CHATML.replace("<|im_end|>", '{{ "{{ .System }}" }}"""\\x00\u00a0😀<|im_end|>')
 CHATS = (
     [("user", "hi")],
@@ -53,6 +56,8 @@ CHATS = (
         (LLAMA3, True, "llama3", ["<|eot_id|>", "</s>"]),
         (ALPACA, False, "alpaca", ["</s>"]),
         (BRACES, False, "chatml", None),
+        (QUOTES, False, "chatml", ["<|im_end|>", "</s>"]),
+        (EMPTY, False, "chatml", ["<|im_end|>", "</s>"]),
     ],
 )
 def test_a_known_template_says_the_same_in_go(template, bos, family, stops) -> None:
@@ -63,13 +68,10 @@ def test_a_known_template_says_the_same_in_go(template, bos, family, stops) -> N
         lines = read_modelfile("FROM .\n" + "\n".join(_spoken(chat, told)) + "\n")
         values = dict(lines)
         assert values["template"] == chat.go
-        assert values.get("system") == chat.system
         assert [value for name, value in lines if name == "parameter stop"] == stops
     for messages in CHATS:
         spoken = [{"role": role, "content": text} for role, text in messages]
         wanted = told.apply_chat_template(spoken, tokenize=False, add_generation_prompt=True)
-        if chat.system is not None and messages[0][0] != "system":
-            messages = [("system", chat.system), *messages]
         assert render(chat.go, messages) == (wanted.removeprefix("<s>") if bos else wanted)
 
 
@@ -83,6 +85,7 @@ def test_the_system_message_that_a_template_adds_is_found() -> None:
     ("template", "bos", "why"),
     [
         (None, False, "no chat template"),
+        (DATED, False, "the day's date"),
         (LLAMA3, False, "begins with the token for a beginning, which Ollama would not put"),
         (CHATML, True, "begins without the token for a beginning, which Ollama would put"),
         (CHATML.replace("im_", "xx_"), False, "of none of the families chatml, llama3, alpaca"),
@@ -148,8 +151,7 @@ def test_a_merged_model_lies_beside_its_modelfile(tmp_path: Path) -> None:
     told = export(source, tmp_path / "my out", to="ollama", base=str(base))
     lines = read_modelfile((tmp_path / "my out" / "Modelfile").read_text())
     assert [name for name, _ in lines] == [
-        *["from", "template", "system"],
-        *["parameter stop", "parameter stop"],
+        *["from", "template", "parameter stop", "parameter stop"],
     ]
     assert lines[0] == ("from", ".")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "my out")

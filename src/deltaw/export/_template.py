@@ -21,6 +21,8 @@ FAMILIES = {"<|im_start|>": "chatml", "<|start_header_id|>": "llama3", "### ": "
 """What stands before a user's message, and the name of the family."""
 PLAIN = re.compile(r"[\w <>|/:.,;!?#*=()\[\]'\n-]*", re.ASCII)
 """What stands for itself in a template of Go's and in a Modelfile."""
+DATE = "strftime_now"
+"""What a template calls for the date."""
 CHECKED = ("u", "su", "uau", "suau", "uauau", "suauau")
 
 
@@ -28,7 +30,7 @@ CHECKED = ("u", "su", "uau", "suau", "uauau", "suauau")
 class Chat:
     """A regular template: texts before and after each role's content, and the call for an answer.
 
-    `system` is the system message of conversations that have none, which may be absent.
+    `system` is the system message that conversations without one get, None where they get none.
     """
 
     family: str
@@ -51,13 +53,19 @@ class Chat:
             f"{_literal(self.before[role])}{{{{ .Content }}}}{_literal(self.after[role])}"
             for word, role in zip(("if", "else if", "else if"), ROLES, strict=True)
         )
-        return f"{{{{ range .Messages }}}}{cases}{{{{ end }}}}{{{{ end }}}}{_literal(self.call)}"
+        loop = f"{{{{ range .Messages }}}}{cases}{{{{ end }}}}{{{{ end }}}}{_literal(self.call)}"
+        if self.system is None:
+            return loop
+        added = self.before["system"] + self.system + self.after["system"]
+        return f"{{{{ if not .System }}}}{_literal(added)}{{{{ end }}}}{loop}"
 
 
 def recognised(tokenizer: Any) -> Chat | str:
     """Return the tokenizer's template if it is regular and of a known family, or why it is not."""
     if not tokenizer.chat_template:
         return "the tokenizer has no chat template"
+    if DATE in str(tokenizer.chat_template):
+        return "the chat template writes the day's date"
     try:
         chat = _between(tokenizer)
         if chat is None:

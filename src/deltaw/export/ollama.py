@@ -63,13 +63,11 @@ def write(order: Order) -> Told:
 
 
 def _spoken(chat: Chat | str, tokenizer: Any) -> list[str]:
-    """Return the lines for the template, the system message and the tokens to stop at."""
+    """Return the lines for the template and the tokens to stop at."""
     lines, stops = [], []
     if isinstance(chat, Chat):
         lines.append(f"TEMPLATE {quoted(chat.go)}")
-        if chat.system is not None:
-            lines.append(f"SYSTEM {quoted(chat.system)}")
-        stops += chat.after["assistant"].split()[:1]
+        stops += chat.after["assistant"].strip().splitlines()[:1]
     if tokenizer is not None and tokenizer.eos_token:
         stops.append(tokenizer.eos_token)
     return lines + [f"PARAMETER stop {quoted(stop)}" for stop in dict.fromkeys(stops)]
