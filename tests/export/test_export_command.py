@@ -49,6 +49,20 @@ def test_a_run_follows_its_base_that_moved(finished: Path, tiny: Path, tmp_path:
     assert "/nowhere" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_hub_name_of_a_run_is_that_of_its_recipe(
+    finished: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    recipe = (run / "recipe.yaml").read_text()
+    name = "model: nobody/encoder\nrevision: r2"
+    (run / "recipe.yaml").write_text(recipe.replace(f"model: {tiny / 'model'}", name))
+    export(run, tmp_path / "out", to="peft", base=str(tiny / "model"))
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "nobody/encoder"
+    assert written["revision"] == "r2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -152,7 +166,8 @@ def test_text_from_files_is_no_markup_in_the_card(finished: Path, tmp_path: Path
 def test_the_card_of_a_bare_adapter(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     source = save_adapter(tmp_path / "run", base, base_model_name_or_path="nobody/m", revision="r1")
-    export(source, tmp_path / "out", to="vllm", base=str(base))
+    told = export(source, tmp_path / "out", to="vllm", base=str(base))
+    assert "--revision" not in told["next"]  # it is that of the hub's, not of a folder
     header, body = card(tmp_path / "out")
     assert header["base_model"] == "nobody/m" and header["library_name"] == "peft"
     assert header["pipeline_tag"] == "text-generation"

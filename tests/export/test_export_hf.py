@@ -1,5 +1,6 @@
 """`--to hf`: the merged model is the base plus ΔW, and a wrong one is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,9 @@ def test_a_classifier_gets_its_labels_from_the_head(tmp_path: Path) -> None:
     model = classifier.from_config(config("llama", num_labels=5))
     model.save_pretrained(tmp_path / "five")
     model.model.save_pretrained(tmp_path / "headless")
+    settings = json.loads((tmp_path / "headless" / "config.json").read_text())
+    del settings["id2label"], settings["label2id"]
+    (tmp_path / "headless" / "config.json").write_text(json.dumps(settings))
     source = save_adapter(tmp_path / "run", tmp_path / "five", task="SEQ_CLS", auto=classifier)
     export(source, tmp_path / "out", to="hf", base=str(tmp_path / "five"))
     merged = classifier.from_pretrained(tmp_path / "out")

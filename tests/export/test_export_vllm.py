@@ -68,6 +68,14 @@ def test_a_start_that_is_subtracted_counts(tmp_path: Path) -> None:
     torch.testing.assert_close(as_vllm(base, tmp_path / "out", 8), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_the_rank_that_counts_is_the_one_that_is_written(tmp_path: Path, monkeypatch) -> None:
+    base = save_base(tmp_path / "base")
+    source = save_adapter(tmp_path / "run", base, r=5, init_lora_weights="olora")
+    monkeypatch.setattr("deltaw.export.vllm.RANKS", (8,))
+    with pytest.raises(FormatError, match=r"model\.layers\.0\..*: its rank is 10, above 8"):
+        export(source, tmp_path / "out", to="vllm", base=str(base))
+
+
 @pytest.mark.parametrize(
     ("r", "most"), [(1, 8), (8, 8), (9, 16), (65, 128), (257, 320), (512, 512)]
 )
