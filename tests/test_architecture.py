@@ -74,7 +74,7 @@ ROWS = (
     },
     {"__init__"},
     {"train/", "serve/", "analysis/", "compat/"},
-    {"demo/", "compare/", "language/"},
+    {"demo/", "compare/", "export/", "language/"},
     {"cli/"},
 )
 CELLS = set().union(*ROWS)
@@ -100,6 +100,7 @@ LIBRARIES = {
     "compat/": {"transformers"},
     "demo/": {"rich", "transformers"},
     "compare/": {"matplotlib", "rich", "scipy"},
+    "export/": {"gguf", "jinja2", "transformers", "yaml"},
     "language/": {"datasets", "jinja2", "numpy", "pyarrow", "transformers", "trl"},
     "cli/": {"pydantic", "rich", "transformers", "typer"},
 }

@@ -7,6 +7,7 @@ from deltaw.cli.combine import combine
 from deltaw.cli.compare import compare
 from deltaw.cli.demo import demo
 from deltaw.cli.evaluate import evaluate
+from deltaw.cli.export import export
 from deltaw.cli.extract import extract
 from deltaw.cli.inspect import inspect
 from deltaw.cli.merge import merge
@@ -28,6 +29,7 @@ app.command()(predict)
 app.command()(chat)
 app.command()(inspect)
 app.command()(merge)
+app.command()(export)
 app.command()(combine)
 app.command()(resize)
 app.command()(extract)

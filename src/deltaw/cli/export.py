@@ -1,0 +1,40 @@
+"""`deltaw export`: take an adapter to other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaw.cli.options import announce_loading
+
+
+def export(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run, or of an adapter of PEFT's.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="New folder to write to.")],
+    to: Annotated[str, typer.Option("--to", help="hf, peft, vllm, mlx, gguf or ollama.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "--model", help="Where the base model is, if not where RUN says."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of a merged model: float32, bfloat16 or float16 (as the base)."),
+    ] = None,
+    ollama_base: Annotated[
+        str | None,
+        typer.Option(help="A model that Ollama has, to put the adapter on without a merge."),
+    ] = None,
+) -> None:
+    """Write an adapter as another program reads it: merged, or apart in that program's format."""
+    announce_loading()
+    from deltaw.errors import printable
+    from deltaw.export import export as written
+    from deltaw.train.console import Console
+
+    told = written(run, out, to=to, base=base, dtype=dtype, ollama_base=ollama_base)
+    console = Console()
+    console.field("exported", f"{printable(run, 300)} -> {printable(str(Path(out)), 300)} ({to})")
+    for name, text in told.items():
+        console.field(name, printable(text, 2000), whole=name == "next")

@@ -1,0 +1,133 @@
+"""The base model of an adapter: its configuration, and the model itself with the adapter on."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+import deltaw
+from deltaw.errors import ConfigError, RunError, printable, raise_all
+from deltaw.export._source import Source
+from deltaw.state import State
+from deltaw.train.model import LOADING, quiet
+from deltaw.train.opened import open_run
+
+DTYPES = ("float32", "bfloat16", "float16")
+LAST = ("score", "classifier.out_proj", "classifier")
+"""Where the last layer of a classifier is, whose rows are its labels."""
+
+
+def load_config(source: Source) -> Any:
+    """Return the base's configuration.
+
+    Raises:
+        RunError: if nobody says where the base is, or there is no such model.
+    """
+    base = source.require_base()
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(base, revision=source.revision)
+    except LOADING as error:
+        raise _cannot_load(base, error) from error
+
+
+def is_language_model(source: Source, config: Any) -> bool:
+    """Tell whether the adapter is for a model that predicts the next token."""
+    if source.task is not None:
+        return source.task == "CAUSAL_LM"
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+
+
+def adapted(source: Source, dtype: str | None) -> nn.Module:
+    """Return the base with the adapter on, in evaluation.
+
+    A run is loaded as its recipe says, in float32. Any other adapter decides by its `task_type`:
+    CAUSAL_LM takes a language model, SEQ_CLS a classifier with as many labels as the adapter's
+    head has rows, and none the class that the base's configuration names, or, where the layers are
+    named without its prefix, the model below its head.
+
+    Raises:
+        ConfigError: if there is no such dtype.
+        RunError: if the base cannot be loaded, or lacks weights that the adapter does not bring.
+        FormatError: if the adapter does not fit the base.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    if source.recipe is not None and source.task == "SEQ_CLS":
+        return _in(open_run(source.folder, model=source.base).model, dtype)
+    config = load_config(source)
+    base = source.require_base()
+    kind: Any = _class_for(source, config)
+    if source.task == "SEQ_CLS":
+        config.num_labels = _labels(source.state) or config.num_labels
+    try:
+        with quiet():
+            model, loading = kind.from_pretrained(
+                base,
+                config=config,
+                revision=source.revision,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=source.task == "SEQ_CLS",
+            )
+    except LOADING as error:
+        raise _cannot_load(base, error) from error
+    gaps = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    trained = {
+        f"{path}.{name.removesuffix('.trained')}"
+        for path, layer in source.state.layers.items()
+        for name in layer.tensors
+        if name.endswith(".trained")
+    }
+    raise_all(
+        RunError,
+        f"{printable(base, 300)} lacks weights of {kind.__name__} that the adapter does not bring:",
+        [printable(key) for key in sorted(set(gaps) - trained)],
+        "name the model that the adapter was trained on with --base.",
+    )
+    deltaw.load(model, source.folder)
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def _class_for(source: Source, config: Any) -> Any:
+    if source.task == "CAUSAL_LM":
+        return transformers.AutoModelForCausalLM
+    if source.task == "SEQ_CLS":
+        return transformers.AutoModelForSequenceClassification
+    kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+    prefix = f"{getattr(kind, 'base_model_prefix', '')}."
+    whole = any(path.startswith(prefix) for path in source.state.layers)
+    return kind if whole else transformers.AutoModel
+
+
+def _labels(state: State) -> int | None:
+    for path in LAST:
+        layer = state.layers.get(path)
+        weight = layer.tensors.get("weight.trained") if layer is not None else None
+        if weight is not None:
+            return len(weight)
+    return None
+
+
+def _in(model: nn.Module, dtype: str | None) -> nn.Module:
+    if dtype not in (None, "float32"):
+        raise ConfigError(
+            f"A run of a classifier is merged in float32, not in {dtype}.\nFix: leave dtype out."
+        )
+    return model
+
+
+def _cannot_load(base: str, error: Exception) -> RunError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RunError(
+        f"The base model {printable(base, 200)} cannot be loaded: {printable(first, 300)}\n"
+        "Fix: say where it is with --base: a folder written by save_pretrained, or a hub name "
+        "(needs the network or the cache)."
+    )
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the model's own first weight."""
+    return next(p.dtype for name, p in model.named_parameters() if ".adapter." not in name)

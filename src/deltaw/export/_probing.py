@@ -1,0 +1,43 @@
+"""What a model answers to fixed tokens, to compare it before and after it was written."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROWS, LENGTH = 4, 32
+FLOAT32 = 1e-4
+"""Largest difference of logits in float32, relative to their root mean square, that is accepted."""
+ROUNDINGS = 16
+"""The same in other dtypes, in units of their epsilon."""
+
+
+def probe_tokens(config: Any) -> Tensor:
+    """Return tokens (rows, length), the same for every model of this configuration."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or 2 * LENGTH
+    length = min(LENGTH, max(1, limit // 2))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(text.vocab_size, (ROWS, length), generator=generator)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the logits, or without a head the last hidden states, in float32."""
+    output: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))[0]
+    return output.float()
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the largest difference, relative to the rms, that rounding in `dtype` explains."""
+    return max(FLOAT32, ROUNDINGS * torch.finfo(dtype).eps)
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    """Return the largest absolute difference; NaN where there is one."""
+    return (a - b).abs().max().item()
+
+
+def rms(x: Tensor) -> float:
+    """Return the root mean square."""
+    return x.square().mean().sqrt().item()

@@ -1,0 +1,88 @@
+"""A merged model that transformers loads alone, checked against the base with its adapter on."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import deltaw
+from deltaw.errors import RunError
+from deltaw.export._model import adapted, dtype_of
+from deltaw.export._order import Order, Told
+from deltaw.export._probing import answers, largest, probe_tokens, rms, tolerance
+from deltaw.export._source import Source
+from deltaw.export._tokenizer import add_tokenizer
+from deltaw.quant import storage_of
+from deltaw.train.export import ROUNDED
+from deltaw.train.model import quiet
+from deltaw.train.packing import packing
+
+
+def write(order: Order) -> Told:
+    """Write the merged weights, both configurations and the tokenizer's files.
+
+    W + ΔW is computed in float32 and rounded once. The written model is loaded again and must
+    answer probe tokens as the base with its adapter does, up to the rounding of its dtype.
+
+    Raises:
+        RunError: if the base cannot be loaded, or the answers differ by more.
+        MergeError: if the adapter cannot be merged, as into weights that are tied.
+
+    Source: Hugging Face transformers.
+    """
+    source = order.source
+    model: Any = adapted(source, order.dtype)
+    dtype = dtype_of(model)
+    tokens = probe_tokens(model.config)
+    before = answers(model, tokens)
+    moved = None if _absorbed(source) else largest(before, _of_base(model, tokens))
+    deltaw.merge(model, original="none")
+    deltaw.detach(model)
+    if any(storage_of(module) is not None for module in model.modules()):
+        deltaw.dequantize(model)
+    with quiet():
+        model.save_pretrained(order.folder)
+        kind = type(model)
+        del model
+        merged = kind.from_pretrained(order.folder, dtype="auto").eval()
+    difference, size = largest(answers(merged, tokens), before), rms(before)
+    allowed = ROUNDED if _rounds_inputs(source) else tolerance(dtype)
+    if not difference <= allowed * max(1.0, size):
+        raise RunError(
+            f"The merged model's answers differ from the adapter's by up to {difference:.2e}, more "
+            f"than rounding to {_name(dtype)} explains (their rms is {size:.2e}); nothing was "
+            "written.\nFix: try --dtype float32, or keep the adapter apart (--to peft)."
+        )
+    told = {"written": f"{kind.__name__} in {_name(dtype)}"}
+    told["checked"] = (
+        f"largest difference of answers to {tokens.numel()} probe tokens: {difference:.1e} "
+        f"(their rms is {size:.2g})"
+    )
+    if moved is not None:
+        told["adapter"] = f"moves these answers by up to {moved:.2g}"
+        if difference > moved / 2:
+            told["warning"] = (
+                f"rounding to {_name(dtype)} takes as much as the adapter gives; try "
+                "--dtype float32, or keep the adapter apart (--to peft)"
+            )
+    told |= add_tokenizer(source, order.folder)
+    return told | {"next": f"transformers.{kind.__name__}.from_pretrained({str(order.out)!r})"}
+
+
+def _of_base(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    with deltaw.disabled(model):
+        return answers(model, tokens)
+
+
+def _absorbed(source: Source) -> bool:
+    """Tell whether the base's own weights are gone, so that there is nothing to compare with."""
+    return source.recipe is not None and source.recipe.absorb
+
+
+def _rounds_inputs(source: Source) -> bool:
+    """Tell whether the run rounds the inputs of its layers to 8 bits, which no plain model does."""
+    return source.recipe is not None and packing(source.recipe) == "int8"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
