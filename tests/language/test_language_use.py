@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.language.models import conversations, write_json
 from tests.train.conftest import Command
+from transformers import AutoModelForCausalLM
 
 import deltaw
 from deltaw.errors import RunError
@@ -149,3 +150,28 @@ def test_a_classifier_cannot_be_talked_with(tmp_path: Path, runs: tuple[Path, Pa
     RunFolder(tmp_path).write_recipe(parse(values).model_copy(update={"record": {}}))
     with pytest.raises(RunError, match="no language model's"):
         open_language(tmp_path)
+
+
+def test_merging_writes_a_plain_model_with_the_same_answers(
+    runs: tuple[Path, Path], deltaw_command: Command, tmp_path: Path
+) -> None:
+    code, out, err = deltaw_command("merge", runs[0], tmp_path / "plain")
+    assert (code, err) == (0, "")
+    assert "largest difference of answers" in out
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    opened = open_language(runs[0])
+    ids = opened.tokenizer("The sky is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, opened.model(ids).logits)
+
+
+def test_what_needs_a_classifier_says_so(
+    runs: tuple[Path, Path], deltaw_command: Command, talker: Path, tmp_path: Path
+) -> None:
+    code, _, err = deltaw_command("predict", runs[0], "a text")
+    assert code == 1 and "a language model's, which labels nothing" in err
+    code, _, err = deltaw_command(
+        "compare", talker / "model", talker / "data.json", "task=sft", "--methods", "lora",
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 1 and "only classification and regression can be compared" in err

@@ -17,6 +17,13 @@ def merge(
     announce_loading()
     from pathlib import Path
 
+    from deltaw.train.runfolder import read_recipe
+
+    if read_recipe(Path(run)).is_language:
+        from deltaw.cli.export import export
+
+        export(run, out, "hf", base=model)
+        return
     from deltaw.train.export import merge_run
 
     merge_run(Path(run), Path(out), model=model, trust_remote_code=trust_remote_code)

@@ -23,7 +23,7 @@ from deltaw.train.interrupt import Interrupt
 from deltaw.train.locking import held
 from deltaw.train.reading import read
 from deltaw.train.receipt import show_data
-from deltaw.train.recipe import Recipe
+from deltaw.train.recipe import LANGUAGE_TASKS, Recipe
 from deltaw.train.runfolder import default_path
 
 TEST_SHARE = 0.2
@@ -87,6 +87,11 @@ def compare(
 def _shared(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe's values that all methods share."""
     shared = {key: value for key, value in values.items() if key not in ("record", "output")}
+    if shared.get("task") in LANGUAGE_TASKS:
+        raise ConfigError(
+            f"task={shared['task']}: only classification and regression can be compared so far.\n"
+            "Fix: train each method with deltaw train, and compare their loss on held-out rows."
+        )
     if "learning_rate" in shared:
         raise ConfigError(
             f"The recipe sets learning_rate={shared['learning_rate']}, which would favour the "

@@ -117,7 +117,7 @@ class LanguageJob(Job):
 
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""
-        return [f"deltaw chat {run}", f"deltaw eval {run}", f"deltaw inspect {run}"]
+        return [f"deltaw chat {run}", f"deltaw eval {run}", f"deltaw export {run} OUT --to hf"]
 
 
 def prepare(recipe: Recipe, console: Console) -> LanguageJob:

@@ -58,12 +58,17 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
         FormatError: if the adapter's file is damaged or does not fit the base.
     """
     recipe = read_recipe(folder)
+    if recipe.is_language:
+        raise RunError(
+            f"The run in {printable(str(folder), 300)} is a language model's, which labels nothing."
+            "\nFix: use deltaw chat, deltaw eval or deltaw export."
+        )
     if not read_results(folder):
         raise RunError(
             f"The run in {printable(str(folder), 300)} is not finished.\n"
             "Fix: give the same `deltaw train` command again; it resumes."
         )
-    task: Task = recipe.task or "classification"
+    task: Task = "regression" if recipe.task == "regression" else "classification"
     labels = tuple((recipe.record or {}).get("labels", ()))
     if task == "classification" and len(labels) < 2:
         raise _lost_labels(folder, labels)
