@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.language.models import conversations, make_model, write_json
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from deltaw.errors import ConfigError, DataError, RunError
 from deltaw.language.choosing import settle, train
+from deltaw.language.data.samples import Message
+from deltaw.language.generating import Sampling, generate
+from deltaw.language.opened import open_language
 from deltaw.train import run as running
 from deltaw.train.recipe import parse
 
@@ -198,3 +201,35 @@ def test_plain_texts_are_learnt_and_gone_on_with(
     run = start(values, data=str(write_json(tmp_path / "plain.json", rows)), max_steps=2)
     assert "step     2  answer" in capsys.readouterr().out
     assert (run / ADAPTER).is_file()
+
+
+def test_gpt2_with_queries_and_values_alone(values: dict[str, Any], tmp_path: Path) -> None:
+    """Slices of a fused projection, and the layers beside it; merged it answers the same."""
+    tokenizer = AutoTokenizer.from_pretrained(values["model"])
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=2, n_head=2,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    run = start(
+        values,
+        model=str(tmp_path / "gpt2"),
+        target_modules=["c_attn", "c_fc", "c_proj"],
+        enable_lora={"c_attn": [True, False, True]},
+        max_steps=8,
+        learning_rate=0.05,
+    )
+    opened = open_language(run)
+    weight = opened.model.transformer.h[0].attn.c_attn.weight.detach().clone()
+    prompt = opened.encoder.prompted([Message("user", "What is the colour of the sky?")])
+    sampling = Sampling(max_new_tokens=12)
+    apart = generate(opened.speaker, [prompt], sampling)
+    with opened.merged() as done:
+        assert done.endswith("into the weights")
+        merged = opened.model.transformer.h[0].attn.c_attn.weight
+        changed = (merged != weight).any(0).view(3, 16).any(1)
+        assert changed.tolist() == [True, False, True]
+        assert generate(opened.speaker, [prompt], sampling) == apart
+    assert torch.equal(opened.model.transformer.h[0].attn.c_attn.weight, weight)

@@ -15,6 +15,7 @@ LOW_RANK = (
     "target_modules",
     "target_parameters",
     "exclude_modules",
+    "enable_lora",
     "lora_dropout",
     "bias",
     "use_rslora",

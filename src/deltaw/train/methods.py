@@ -49,6 +49,7 @@ def lora_config(recipe: Recipe) -> LoraConfig:
             target_modules=recipe.target_modules,
             target_parameters=recipe.target_parameters,
             exclude_modules=recipe.exclude_modules,
+            enable_lora=recipe.enable_lora,
             lora_dropout=recipe.lora_dropout,
             bias=recipe.bias,
             use_rslora=recipe.use_rslora,

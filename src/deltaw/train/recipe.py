@@ -81,6 +81,7 @@ class Recipe(LanguageKeys):
     target_modules: str | list[str] = "all-linear"
     target_parameters: list[str] | None = None
     exclude_modules: str | list[str] | None = None
+    enable_lora: list[bool] | dict[str, list[bool]] | None = None
     lora_dropout: float = 0.0
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
