@@ -24,29 +24,28 @@ GPT2 = "books-gpt2-7m"
 FITTED = ("llama-88m", "smollm2-135m")
 """The shapes that the two constants were taken from; the others were never used for that."""
 CASES = (
-    f"{GPT2}/full/2x128",
     f"{GPT2}/lora/2x128",
+    f"{GPT2}/full/2x128",
+    f"{GPT2}/galore/2x128",
     f"{GPT2}/lora/4x256",
     f"{GPT2}/lora/4x256/checkpointing",
-    f"{GPT2}/galore/2x128",
     "tinyllama-4/lora/1x128",
-    "tinyllama-4/full/1x128",
     "tinyllama-4/qlora/1x128",
+    "tinyllama-4/full/1x128",
     "tinyllama-4/galore/1x128",
-    "tinyllama-4/lora/2x256/checkpointing",
     "llama-88m/lora/1x128",
     "llama-88m/lora/2x256",
-    "llama-88m/lora/2x256/checkpointing",
-    "llama-88m/lora/2x256/fused",
-    "llama-88m/full/1x128",
     "llama-88m/qlora/1x128",
+    "llama-88m/full/1x128",
     "llama-88m/galore/1x128",
     "llama-88m/galore-layerwise/1x128",
+    "llama-88m/lora/2x256/checkpointing",
+    "llama-88m/lora/2x256/fused",
     "smollm2-135m/lora/1x128",
-    "smollm2-135m/full/1x128",
     "smollm2-135m/qlora/1x128",
+    "smollm2-135m/full/1x128",
 )
-REPEATED = (f"{GPT2}/lora/4x256", "llama-88m/lora/2x256", "tinyllama-4/qlora/1x128")
+REPEATED = (f"{GPT2}/lora/4x256", f"{GPT2}/full/2x128", "tinyllama-4/lora/1x128")
 """The cases that are measured in every round, for the spread."""
 ROUNDS = 3
 STEPS = 3
@@ -111,22 +110,22 @@ def guess(case: str) -> dict[str, float]:
 def measure(case: str) -> dict[str, float]:
     """Return the peak above the process that has imported everything, of loading and training."""
     import bitsandbytes  # noqa: F401
+    import datasets  # noqa: F401
     import torch
     import torch._dynamo
     import transformers
+    from transformers import Trainer  # noqa: F401
     from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from deltaw import attaching, blocks, fusing, quantizing  # noqa: F401
+    from deltaw import attaching, blocks, fusing, quantizing
     from deltaw.optim import galore
 
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     shape, asked = case.split("/")[0], training(case)
     imported = memory.resident()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder_of(shape), dtype=torch.float32
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder_of(shape), dtype=torch.float32)
     model.config.use_cache = False
     read(model)
     if asked.method == "qlora":

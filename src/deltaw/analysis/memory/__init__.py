@@ -1,6 +1,6 @@
 """How much memory a training run takes, before any weight is read.
 
-    estimate("some/model", Training(method="lora", rows=4, tokens=512)).text(available())
+estimate("some/model", Training(method="lora", rows=4, tokens=512)).text(available())
 """
 
 from deltaw.analysis.memory.estimate import Estimate, estimate

@@ -62,9 +62,9 @@ def estimate(model: str | os.PathLike[str] | nn.Module, training: Training) -> E
     """Return the peak memory of training on a CPU, above the process that has imported everything.
 
     Only `config.json` and the headers of safetensors files are read; nothing is downloaded but
-    these. The step is rehearsed on tensors without memory, and what it allocates is put into a model
-    of the heap. It stands for a long run on batches of this size, where every weight is read at
-    least once; weights that are mapped from their file count too, though the system could drop them.
+    these. A step is rehearsed on tensors without memory, and what it allocates is put into a model
+    of the heap. It stands for a long run on batches of this size, in which every weight is read.
+    Weights that are mapped from their file count too, though the system could drop them.
 
     Args:
         model: a folder or a hub's name, or a model of transformers on the meta device.
@@ -100,8 +100,8 @@ def _require_empty(model: nn.Module) -> None:
 
 
 def size(number: int) -> str:
-    """Return bytes with three digits: 362 MB, 1.53 GB."""
+    """Return bytes in three digits: 352 MB, 1.53 GB."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}" if number < 999.5 * factor else f"{number / factor:,.0f} {unit}"
+        if number >= 0.9995 * factor:
+            return f"{number / factor:#.3g}".rstrip(".") + f" {unit}"
     return f"{number} B"

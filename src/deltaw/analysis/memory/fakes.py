@@ -68,8 +68,8 @@ def require_fit(model: nn.Module, weights: Weights) -> None:
 def give_memory(model: nn.Module, trace: Trace, weights: Weights | None) -> None:
     """Give the model fake memory on the CPU, as loading it would, within a `FakeTensorMode`.
 
-    Where no dtype changes, the weights are pages of their files, which stay with the process as long
-    as any weight is in use. Else the files are mapped while they are converted.
+    Where no dtype changes, the weights are pages of their files, which stay with the process as
+    long as any weight is in use. Else the files are mapped while they are converted.
     """
     dtype = next(p.dtype for p in model.parameters())
     size = 0 if weights is None else weights.nbytes
@@ -87,9 +87,7 @@ def give_memory(model: nn.Module, trace: Trace, weights: Weights | None) -> None
 
 
 def _fake(tensor: Tensor) -> Any:
-    memory = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-    )
+    memory = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(memory, requires_grad=tensor.requires_grad)
     return memory

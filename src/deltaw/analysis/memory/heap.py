@@ -5,10 +5,10 @@ put into the smallest hole that holds it, or on top of the heap. A freed block i
 holes beside it and stays resident: the heap does not shrink, for something small lies on top. The
 threshold grows to the size of every mapped block that is freed, up to 32 MiB.
 
-Torch wants blocks that begin at a multiple of 64, so malloc looks for `PADDING` bytes more and gives
-them back. While a graph is built, its small objects move in there and stay until it has been run
-backwards. Then a freed block is a little too small for the next one of its size, and the heap grows
-instead: this is most of what a process holds beyond its tensors.
+Torch wants blocks that begin at a multiple of 64, so malloc looks for `PADDING` bytes more and
+gives them back. While a graph is built, its small objects move in there and stay until it has been
+run backwards. Then a freed block is a little too small for the next one of its size, and the heap
+grows instead: this is most of what a process holds beyond its tensors.
 
 Source: glibc, malloc/malloc.c (best fit, `_int_memalign`, the dynamic `mmap_threshold`).
 """

@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import nn
 
-from deltaw.geometry import WEIGHT
 from deltaw.heads import new_heads, output_head
 from deltaw.patterns import within
 from deltaw.quant import _bnb
@@ -43,5 +42,3 @@ def _pack(layer: nn.Linear, like: nn.Module) -> None:
     _bnb.take(layer, like, Bnb4.brings, weight)
     vars(layer)["quant_state"], vars(layer)["compute_dtype"] = state, W.dtype
     Bnb4().settle(layer)
-
-

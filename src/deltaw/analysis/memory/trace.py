@@ -83,7 +83,7 @@ class Trace(TorchDispatchMode):
 
     @contextmanager
     def elsewhere(self, yes: bool = True) -> Iterator[None]:
-        """Count the storages that are made here as nothing: their bytes are part of other blocks."""
+        """Count storages that are made here as nothing; their bytes are part of other blocks."""
         self._free = yes
         try:
             yield
