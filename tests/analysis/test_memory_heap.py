@@ -18,7 +18,7 @@ MB = 1 << 20
     )
 )
 def test_laws(steps: list[tuple[int, bool, bool, int]]) -> None:
-    heap, sizes = Heap(), dict[int, int]()
+    heap, sizes = Heap(objects=0.6), dict[int, int]()
     for number, (size, frees, graph, which) in enumerate(steps):
         heap.allocate(number, size, graph=graph)
         sizes[number] = size if size > SMALL else 0
@@ -70,7 +70,7 @@ def test_large_blocks_come_and_go() -> None:
 
 
 def test_objects_of_the_graph_leave_a_hole_too_small() -> None:
-    plain, graph = Heap(), Heap()
+    plain, graph = Heap(), Heap(objects=1.0)
     for heap in (plain, graph):
         for number in range(0, 40, 2):
             heap.allocate(number, MB, graph=heap is graph)

@@ -1,5 +1,6 @@
 """The parts of an estimate are the bytes of real tensors."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def held(record: Record, part: str, *, until: str = "") -> int:
     return sum(record.blocks[n].size for n in alive if record.blocks[n].part == part)
 
 
+def most(record: Record) -> Counter[str]:
+    """The most bytes of each part at once."""
+    live, found = Counter[str](), Counter[str]()
+    for event in record.events:
+        block = record.blocks[event.number]
+        live[block.part] += block.size if event.born else -block.size
+        found |= live
+    return found
+
+
 def nbytes(tensors: Any) -> int:
     return sum(t.nbytes for t in {id(t): t for t in tensors}.values())
 
@@ -56,14 +67,17 @@ def prepared(model: Any, training: Training) -> Any:
     if training.fuse_blocks:
         deltaw.fuse_blocks(model)
     if training.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 
 def batch(training: Training) -> dict[str, Tensor]:
     ids = torch.randint(VOCABULARY, (ROWS, TOKENS))
-    labels = ids if training.labels is None else torch.randint(training.labels, (ROWS,))
-    return {"input_ids": ids, "labels": labels}
+    if training.labels is not None:
+        return {"input_ids": ids, "labels": torch.randint(training.labels, (ROWS,))}
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    return {"input_ids": ids, "labels": ids, "attention_mask": mask}
 
 
 def kept(model: nn.Module, training: Training) -> int:
@@ -75,9 +89,9 @@ def kept(model: nn.Module, training: Training) -> int:
         found.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.autocast):
-            loss = model(**batch(training)).loss
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=training.autocast):
+        loss = model(**batch(training)).loss
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}
     assert loss.requires_grad
     return sum(size for place, size in storages.items() if place not in own)
@@ -106,9 +120,9 @@ def test_weights_adapters_gradients_and_states(name: str, method: str, tmp_path:
         v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)
     )
     assert held(record, "weights") == weights
-    assert held(record, "adapters", until="load") == nbytes(
-        p for n, p in model.named_parameters() if ".adapter." in n
-    )
+    own = nbytes(p for n, p in model.named_parameters() if ".adapter." in n)
+    index = 8 * (method == "lora")  # which adapter is active
+    assert held(record, "adapters", until="load") == own + index
     assert held(record, "gradients", until="backward") == gradients
     assert held(record, "optimiser") == states
     assert held(record, "gradients") == 0
@@ -138,14 +152,15 @@ def test_what_the_forward_pass_keeps(name: str, settings: Any, tmp_path: Path) -
     real = kept(prepared(model, training), training)
     found = sum(held(record, part, until="forward") for part in ("activations", "logits"))
     if training.checkpointing:
-        assert ROWS * TOKENS * 32 * 4 * 3 <= real + found  # inputs of blocks are kept elsewhere
+        assert found >= 3 * ROWS * TOKENS * 32 * 4, "each of three blocks keeps its input"
         whole = rehearsed(tmp_path, asked())
         assert found < 0.6 * sum(
             held(whole, part, until="forward") for part in ("activations", "logits")
         )
         return
     assert real <= found + 64
-    assert found <= 1.02 * real + 4 * ROWS * TOKENS * 8
+    masks = 0.03 * (training.adapter.lora_dropout > 0)  # drawn apart for readers of one input
+    assert found <= (1.02 + masks) * real + 4 * ROWS * TOKENS * 8
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -154,13 +169,7 @@ def test_logits(method: str, tmp_path: Path) -> None:
     width = ROWS * TOKENS * VOCABULARY * 4
     record = rehearsed(saved(llama(), tmp_path), asked(method=method))
     assert held(record, "logits", until="forward") == width
-    live = most = 0
-    for event in record.events:
-        block = record.blocks[event.number]
-        if block.part == "logits":
-            live += block.size if event.born else -block.size
-            most = max(most, live)
-    assert most == 3 * width
+    assert most(record)["logits"] == 3 * width
 
 
 def test_a_fused_loss_has_no_logits_of_all_rows(tmp_path: Path) -> None:
@@ -188,13 +197,12 @@ def test_packed_weights(tmp_path: Path) -> None:
 
 def test_layerwise_updates_free_gradients(tmp_path: Path) -> None:
     folder = saved(llama(), tmp_path)
-    both = [
-        estimate(folder, asked(method="galore", galore_rank=4, layerwise=each)).parts
-        for each in (False, True)
-    ]
-    largest = 4 * VOCABULARY * 32
-    assert both[0]["gradients"] == nbytes(llama().parameters())
-    assert both[1]["gradients"] <= 2 * largest
+    together, each = (
+        most(rehearsed(folder, asked(method="galore", galore_rank=4, layerwise=layerwise)))
+        for layerwise in (False, True)
+    )
+    assert together["gradients"] == nbytes(llama().parameters())
+    assert 0 < each["gradients"] <= 4 * VOCABULARY * 32
 
 
 def test_other_dtypes_are_converted(tmp_path: Path) -> None:
@@ -203,6 +211,7 @@ def test_other_dtypes_are_converted(tmp_path: Path) -> None:
     numbers = sum(p.numel() for p in llama().parameters())
     in_place = estimate(folder, asked())
     converted = estimate(folder, asked(dtype="float32"))
+    frequencies = 32 // 4 // 2 * 4 * 2  # of rotary positions, which are in no file
     assert in_place.parts["weights"] == 2 * numbers
-    assert converted.parts["weights"] == 4 * numbers + 32 // 4 // 2 * 4 * 2
+    assert converted.parts["weights"] == 4 * numbers + frequencies
     assert in_place.parts["adapters"] == converted.parts["adapters"] > 0

@@ -19,17 +19,19 @@ THRESHOLD, MOST = 4 << 20, 32 << 20
 """Where the mapping threshold is once torch and transformers are imported, and where it ends."""
 PADDING = 96
 """The alignment of 64 bytes, and the 32 of the smallest block."""
-TAKEN = 0.75
-"""The share of such paddings that an object of the graph moves into; measured."""
 SMALL = 1024
 """Blocks up to this size come from caches that are filled anyway."""
 PAGE = 4096
 
 
 class Heap:
-    """Blocks by number, and the bytes of memory that they take together."""
+    """Blocks by number, and the bytes of memory that they take together.
 
-    def __init__(self) -> None:
+    Args:
+        objects: the share of paddings that an object of the graph moves into.
+    """
+
+    def __init__(self, objects: float = 0.0) -> None:
         self.top = 0
         self.mapped = 0
         self._threshold = THRESHOLD
@@ -38,6 +40,7 @@ class Heap:
         self._starts: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self._objects: list[tuple[int, int]] = []
+        self._share = objects
         self._due = 0.0
 
     @property
@@ -58,7 +61,7 @@ class Heap:
             self._blocks[number] = -1, need
             return
         start = self._room(need)
-        self._due += TAKEN * graph
+        self._due += self._share * graph
         if self._due >= 1:
             self._due -= 1
             need -= PADDING

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from deltaw.heads import new_heads, output_head
 from deltaw.patterns import within
@@ -14,7 +15,11 @@ KIND = "nf4"
 
 
 def template() -> nn.Module:
-    """Return a layer of bitsandbytes whose attributes a packed layer gets; before any fake."""
+    """Return a layer of bitsandbytes whose attributes a packed layer gets.
+
+    Call it before there are fakes: what bitsandbytes makes once and keeps must be real.
+    """
+    _quantized(torch.zeros(64))
     made: nn.Module = _bnb.library().nn.Linear4bit(2, 2, bias=False, quant_type=KIND, device="meta")
     return made
 
@@ -33,12 +38,16 @@ def pack(model: nn.Module, like: nn.Module) -> None:
 
 def _pack(layer: nn.Linear, like: nn.Module) -> None:
     W = layer.weight.data
-    data, state = _bnb.library().functional.quantize_4bit(
-        W, blocksize=64, compress_statistics=True, quant_type=KIND
-    )
+    data, state = _quantized(W)
     weight: Any = nn.Parameter(data, requires_grad=False)
     weight.quant_state, weight.bnb_quantized = state, True
     state.dtype = W.dtype
     _bnb.take(layer, like, Bnb4.brings, weight)
     vars(layer)["quant_state"], vars(layer)["compute_dtype"] = state, W.dtype
     Bnb4().settle(layer)
+
+
+def _quantized(W: Tensor) -> Any:
+    return _bnb.library().functional.quantize_4bit(
+        W, blocksize=64, compress_statistics=True, quant_type=KIND
+    )

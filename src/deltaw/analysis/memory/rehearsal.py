@@ -28,12 +28,13 @@ def rehearse(model: Any, training: Training, weights: Weights | None) -> Record:
     """Return what loading this model, which is on the meta device, and a step allocate.
 
     The order is that of the Trainer: forward, backward, the norm of the gradients, AdamW in one
-    fused step, gradients dropped.
+    fused step, gradients dropped. Attention is computed under a mask, as for a batch with padding:
+    transformers does so where it cannot read whether there is any.
     """
     trace = Trace(getattr(model.config.get_text_config(), "vocab_size", 0))
     packs = training.method == "qlora"
     like = template() if packs else nn.Module()
-    with warnings.catch_warnings(), quiet(), FakeTensorMode(), trace:
+    with warnings.catch_warnings(), quiet(), FakeTensorMode(allow_non_fake_inputs=True), trace:
         warnings.simplefilter("ignore")  # fakes warn of an address, which real tensors have
         with trace.phase("load", "weights"):
             give_memory(model, trace, weights)
