@@ -47,9 +47,10 @@ class Estimate:
         return self.total <= machine.free
 
     def text(self, machine: Machine | None = None) -> str:
-        """Return a table of the parts, largest first, and what the machine has."""
-        rows = sorted(self.parts.items(), key=lambda row: -row[1])
-        lines = [f"{name:<12} {size(n):>8}  {ABOUT[name]}" for name, n in rows if n]
+        """Return a table of the parts above a thousandth, and what the machine has."""
+        large = {name: n for name, n in self.parts.items() if n * 1000 > self.total}
+        rows = sorted(large.items(), key=lambda row: -row[1])
+        lines = [f"{name:<12} {size(n):>8}  {ABOUT[name]}" for name, n in rows]
         total = f"{'in all':<12} {size(self.total):>8}"
         if machine is not None:
             verdict = "fits" if self.fits(machine) else "does not fit"
