@@ -96,7 +96,7 @@ LIBRARIES = {
         "yaml",
     },
     "quant/": {"bitsandbytes", "torchao"},
-    "analysis/": {"rich"},
+    "analysis/": {"huggingface_hub", "rich", "transformers"},
     "compat/": {"transformers"},
     "demo/": {"rich", "transformers"},
     "compare/": {"matplotlib", "rich", "scipy"},

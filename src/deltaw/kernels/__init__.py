@@ -6,9 +6,11 @@ gives no reason against it. Nothing of deltaw is imported here.
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter, FakeTensor)
+"""A fake tensor stands for a plain one: what is rehearsed on it takes the way of the real run."""
 HALF = (torch.bfloat16, torch.float16)
 
 

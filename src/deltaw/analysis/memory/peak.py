@@ -1,0 +1,58 @@
+"""The most memory that a recorded run takes, and what it consists of at that moment."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+from deltaw.analysis.memory.heap import SMALL, Heap
+from deltaw.analysis.memory.trace import PARTS, Event, Record
+
+ALLOCATOR = "allocator"
+NODES, SAVED = 0.35, 0.9
+"""How many small objects of a graph outlive the blocks around them: for each block that is made
+while it is built, and for each that it keeps; measured."""
+
+
+def peak(record: Record) -> dict[str, int]:
+    """Return the bytes of every part, and of the allocator's holes, when they are the most.
+
+    The step that was recorded is the first, which makes the optimiser's state; a second one is
+    played after it, which makes all but what stayed.
+    """
+    heap, live = Heap(_objects(record)), Counter(dict.fromkeys(PARTS, 0))
+    most, found = -1, dict(live)
+    blocks = record.blocks
+    events = [*record.events, *_again(record)]
+    for event, following in pairwise([*events, Event(0, False, "")]):
+        block = blocks[event.number % len(blocks)]
+        if event.born:
+            live[block.part] += block.size
+            graph = event.phase == "forward"
+            heap.allocate(event.number, block.size, mapped=block.mapped, graph=graph)
+            if heap.taken > most and (event.phase == "load" or event.number >= len(blocks)):
+                most = heap.taken
+                found = {**live, ALLOCATOR: max(heap.taken - live.total(), 0)}
+        else:
+            live[block.part] -= block.size
+            heap.free(event.number)
+        if event.phase == "backward" != following.phase:
+            heap.free_graph()
+    return found
+
+
+def _again(record: Record) -> Iterator[Event]:
+    """Yield the events of a second step, with numbers beyond those of all blocks."""
+    dead = {event.number for event in record.events if not event.born}
+    step = [event for event in record.events if event.phase != "load"]
+    made = {event.number for event in step if event.born}
+    for event in step:
+        if event.number in dead & made:
+            yield Event(event.number + len(record.blocks), event.born, event.phase)
+
+
+def _objects(record: Record) -> float:
+    """Return how many small objects a graph has for each of its blocks, at most one."""
+    numbers = [e.number for e in record.events if e.born and e.phase == "forward"]
+    made = [block for n in numbers if (block := record.blocks[n]).size > SMALL]
+    kept = sum(block.part == "activations" for block in made)
+    return min(1.0, NODES + SAVED * kept / max(len(made), 1))
