@@ -100,7 +100,7 @@ LIBRARIES = {
     "compat/": {"transformers"},
     "demo/": {"rich", "transformers"},
     "compare/": {"matplotlib", "rich", "scipy"},
-    "language/": {"datasets", "jinja2", "numpy", "pyarrow", "transformers", "trl"},
+    "language/": {"datasets", "jinja2", "numpy", "pyarrow", "rich", "transformers", "trl"},
     "cli/": {"pydantic", "rich", "transformers", "typer"},
 }
 

@@ -5,6 +5,7 @@ import typer
 from deltaw.cli.chat import chat
 from deltaw.cli.combine import combine
 from deltaw.cli.compare import compare
+from deltaw.cli.data import data
 from deltaw.cli.demo import demo
 from deltaw.cli.evaluate import evaluate
 from deltaw.cli.extract import extract
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(data)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(predict)

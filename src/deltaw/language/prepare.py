@@ -9,16 +9,16 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTConfig
 
-from deltaw.errors import ConfigError, DataError
+from deltaw.errors import ConfigError
 from deltaw.language import scores
 from deltaw.language.batches import Padding, as_data, packed, require_apart
-from deltaw.language.data.corpus import Corpus, Request
+from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
-from deltaw.language.data.samples import Completion, Conversation, Passage
-from deltaw.language.encoding import Encoder, Row, Rows
+from deltaw.language.encoding import Row
 from deltaw.language.loading import load
+from deltaw.language.reading import encoder_of, request, require_rows, require_turns
 from deltaw.language.receipt import Tokens, show_corpus
-from deltaw.language.templating import Chosen, choose, ends
+from deltaw.language.templating import Chosen, choose
 from deltaw.language.trainer import LanguageTrainer
 from deltaw.train import methods
 from deltaw.train.batches import EpochSampler
@@ -29,7 +29,7 @@ from deltaw.train.interrupt import Interrupt
 from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer, arguments
 from deltaw.train.metrics import Score
-from deltaw.train.model import hidden_size, positions
+from deltaw.train.model import hidden_size
 from deltaw.train.packing import pack
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
@@ -38,8 +38,6 @@ from deltaw.train.recipe import Recipe
 PROBE = 4
 SEEN = 16
 """How many batches a start from data sees."""
-LONGEST = 2048
-"""Tokens of a row where the recipe does not say."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
 
     Raises:
-        ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
+        ConfigError, TargetError, RunError: whatever is wrong with its part.
     """
     methods.lora_config(recipe)
     check_reports(recipe)
@@ -135,7 +133,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     encoder = encoder_of(recipe, tokenizer, template, model)
     train = encoder.encode(corpus.train)
     validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
-    _require_rows(train, corpus)
+    require_rows(train, corpus)
     base = base_digest(model)
     padding = Padding(tokenizer.pad_token_id)
     if recipe.packing:
@@ -173,70 +171,6 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         tokens=Tokens(train, encoder, len(rows) if recipe.packing else None),
         template=template,
     )
-
-
-def request(recipe: Recipe) -> Request:
-    """Return which data the recipe asks for."""
-    return Request(
-        dataset=recipe.data,
-        eval_dataset=recipe.eval_data,
-        dataset_dir=None if recipe.dataset_dir is None else Path(recipe.dataset_dir),
-        columns=recipe.columns,
-        tags=recipe.tags,
-        mix_strategy=recipe.mix_strategy,
-        interleave_probs=recipe.interleave_probs,
-        max_samples=recipe.max_samples,
-        val_size=recipe.validation_share,
-        seed=recipe.seed if recipe.split_seed is None else recipe.split_seed,
-        skip_bad_rows=recipe.skip_bad_rows,
-        allow_leakage=recipe.allow_leakage,
-        encoding=recipe.encoding,
-    )
-
-
-def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:
-    """Return how the recipe's samples become tokens of this model."""
-    return Encoder(
-        tokenizer,
-        template.template,
-        _room(recipe, positions(model)),
-        ends(tokenizer, model.generation_config),
-        recipe.train_on,
-        recipe.too_long,
-        recipe.separator,
-        recipe.default_system,
-    )
-
-
-def _room(recipe: Recipe, limit: int | None) -> int:
-    """Return how many tokens a row may have."""
-    if recipe.max_length is None:
-        return min(LONGEST, limit or LONGEST)
-    if limit is not None and recipe.max_length > limit:
-        raise ConfigError(
-            f"max_length={recipe.max_length}, and the model has positions for {limit} tokens.\n"
-            f"Fix: give at most {limit}, or leave it out."
-        )
-    return recipe.max_length
-
-
-def require_turns(samples: Sequence[Any], corpus: Corpus) -> None:
-    """Raise where answers are compared or rated, which this kind of training cannot use."""
-    if not all(isinstance(sample, Conversation | Completion | Passage) for sample in samples):
-        raise DataError(
-            f"{corpus.origins[0].schema.reasons}\nThese rows compare or rate answers, and "
-            "task=sft learns answers as they are.\nFix: name the column to learn "
-            "(columns.response), or train on other data."
-        )
-
-
-def _require_rows(train: Rows, corpus: Corpus) -> None:
-    if not train.rows:
-        first = "".join(f"\n  - {skip}" for skip in train.skipped[:5])
-        raise DataError(
-            f"None of the {len(corpus.train):,} training samples has a token to learn:{first}\n"
-            "Fix: raise max_length, set train_on=all, or give rows with answers."
-        )
 
 
 def _first_batches(
