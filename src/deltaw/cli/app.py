@@ -3,6 +3,7 @@
 import typer
 
 from deltaw.cli.chat import chat
+from deltaw.cli.check import check
 from deltaw.cli.combine import combine
 from deltaw.cli.compare import compare
 from deltaw.cli.data import data
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(data)
+app.command()(check)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(predict)

@@ -15,6 +15,7 @@ from deltaw.language.batches import Padding, as_data, packed, require_apart
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.encoding import Row
+from deltaw.language.foreseeing import foresee
 from deltaw.language.loading import load
 from deltaw.language.reading import encoder_of, request, require_rows, require_turns
 from deltaw.language.receipt import Tokens, show_corpus
@@ -104,6 +105,11 @@ class LanguageJob(Job):
         """Say which tokens are learnt and how long the rows are."""
         console.field("template", self.template.origin)
         console.field("tokens", str(self.tokens))
+
+    def foresee(self, console: Console) -> None:
+        """Say what the base knows of the answers, what an adapter can hold, and how they end."""
+        super().foresee(console)
+        foresee(console, self)
 
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""

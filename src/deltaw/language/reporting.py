@@ -16,7 +16,7 @@ from deltaw.language.reading import request
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.keys import LABELLED, LANGUAGE
-from deltaw.train.model import load_empty, load_tokenizer, positions
+from deltaw.train.model import load_empty, load_tokenizer, positions, quiet
 from deltaw.train.reading import read
 from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe, parse
@@ -78,11 +78,12 @@ def report(
         "leave them out, or use deltaw check.",
     )
     console = Console()
-    recipe = settle(recipe)
-    if recipe.is_language:
-        _show_language(console, recipe, model is not None, detail)
-    else:
-        _show_labelled(console, recipe, model is not None)
+    with quiet():
+        recipe = settle(recipe)
+        if recipe.is_language:
+            _show_language(console, recipe, model is not None, detail)
+        else:
+            _show_labelled(console, recipe, model is not None)
     place = shlex.quote(data)
     after = f"deltaw data {place} --model MODEL"
     if model is not None:
