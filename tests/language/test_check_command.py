@@ -43,8 +43,10 @@ def test_its_numbers_are_those_of_the_run_and_nothing_is_written(
     deltaw_command: Command, talker: Path, here: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in talker.rglob("*")}
-    words = (talker / "model", talker / "data.json", "batch_size=4", "max_steps=6", "lr=0.01")
-    words = (*words[:-1], "learning_rate=0.01", "lora_dropout=0.1", "eval_every=1")
+    words = (
+        *(talker / "model", talker / "data.json", "batch_size=4", "max_steps=6"),
+        *("learning_rate=0.01", "lora_dropout=0.1", "eval_every=1"),
+    )
     code, out, err = deltaw_command("check", *words)
     assert (code, err) == (0, "")
     assert not list(here.iterdir())
@@ -56,7 +58,7 @@ def test_its_numbers_are_those_of_the_run_and_nothing_is_written(
     (log,) = here.glob("runs/*/log.jsonl")
     first = ", ".join(f"{loss:.3f}" for loss in losses(log)[:3])
     assert f"first     loss {first} in the first steps, as the run will have them" in out
-    assert "ends      every row ends with <eos>, which is learnt" in out
+    assert "ends      21 of 22 rows end with <eos>, which is learnt; the others are cut" in out
     assert "<eos> pads as well, which does no harm here" in out
     assert "nothing was written" in out
 
@@ -64,7 +66,7 @@ def test_its_numbers_are_those_of_the_run_and_nothing_is_written(
 def test_the_bases_loss_is_that_before_training(
     deltaw_command: Command, talker: Path, here: Path
 ) -> None:
-    words = (talker / "model", talker / "data.json", "max_steps=2", "init_lora_weights=pissa")
+    words = (talker / "model", talker / "data.json", "max_steps=2", "learning_rate=0.1")
     code, out, _ = deltaw_command("check", *words)
     assert code == 0
     recipe = parse({"model": str(words[0]), "data": str(words[1]), "task": "sft", "method": "full"})
@@ -80,13 +82,19 @@ def test_too_little_room_is_a_warning_with_a_rank_that_has_it(
     words = ("check", talker / "model", talker / "data.json", "batch_size=4")
     _, small, _ = deltaw_command(*words, "r=1", 'target_modules=["q_proj"]')
     assert "warning   r=1 cannot hold all that the answers say" in small
-    _, large, _ = deltaw_command(*words, "r=8")
+    assert "Fix: adapt more layers, or method=full: no rank has so much room here" in small
+    _, some, _ = deltaw_command(*words, "r=1")
+    advised = int(some.split("Fix: r=")[1].split(",")[0])
+    _, half, _ = deltaw_command(*words, f"r={advised // 2}")
+    assert f"r={advised // 2} cannot hold" in half
+    _, large, _ = deltaw_command(*words, f"r={advised}")
     assert "cannot hold" not in large and "capacity  the answers hold " in large
     _, full, _ = deltaw_command(*words, "method=full")
     assert "capacity" not in full
-    _, short, _ = deltaw_command(*words, "r=8", "max_steps=1")
-    shares = [float(text.split("hold ")[1].split()[0]) for text in (large, short)]
-    assert shares[1] / shares[0] == pytest.approx(4 / 22, rel=0.02)
+    _, short, _ = deltaw_command(*words, f"r={advised}", "max_steps=1")
+    told = [text.split("hold ")[1].split()[:2] for text in (large, short)]
+    whole, part = (float(n) * {"bits": 1, "kbit": 1000}[unit] for n, unit in told)
+    assert part / whole == pytest.approx(4 / 22, rel=0.02)
 
 
 def test_warnings_have_their_fix(deltaw_command: Command, talker: Path, here: Path) -> None:
@@ -168,7 +176,7 @@ def test_the_error_of_bad_rows_is_that_of_training(
 
 def test_a_first_step_that_diverges_is_an_error(talker: Path, here: Path) -> None:
     values = {"model": str(talker / "model"), "data": str(talker / "data.json")}
-    recipe = parse({**values, "learning_rate": 9.0, "warmup": 0, "max_grad_norm": 0, "r": 64})
+    recipe = parse({**values, "task": "sft", "warmup": 0, "max_grad_norm": 0})
     huge = recipe.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(DivergedError, match="Fix: "):
         run_check(huge)

@@ -141,8 +141,11 @@ def test_control_tokens_in_rows_are_found_with_their_place(
     ]
 
 
-def test_chinese_is_shown_as_written(deltaw_command: Command, tmp_path: Path) -> None:
+def test_chinese_is_shown_as_written(
+    deltaw_command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_model(tmp_path / "model", positions=1024)
+    capsys.readouterr()
     given = ("--model", model, "validation_share=0", "--samples", "30")
     code, out, err = deltaw_command("data", CHINESE, *given)
     assert (code, err) == (0, "")

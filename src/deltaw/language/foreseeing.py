@@ -59,13 +59,13 @@ def _show_room(console: Console, job: "LanguageJob", loss: float) -> None:
     console.field("capacity", str(room))
     if room.enough:
         return
-    fix = f"r={room.rank}"
+    fix = f"r={room.rank}, or fewer rows"
     if room.rank > hidden_size(job.model.config):
-        fix = "method=full or more layers; no rank has so much room here"
+        fix = "adapt more layers, or method=full: no rank has so much room here"
     console.field(
         "warning",
         f"r={r} cannot hold all that the answers say (2 bits a parameter; LoRA Without Regret, "
-        f"2025), which matters for facts, less for manner and form.\nFix: {fix}, or fewer rows",
+        f"2025), which matters for facts, less for manner and form.\nFix: {fix}",
     )
 
 
