@@ -140,7 +140,9 @@ class Encoder:
         whole = self.tokenizer("a")["input_ids"]
         eos = self.tokenizer.eos_token_id
         size = len(whole) - len(mark)
-        before = next((whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), [])
+        before: list[int] = next(
+            (whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), []
+        )
         return list(before), [] if eos is None else [eos]
 
     def _add(self, found: Rows, sample: Sample, row: Row, problems: list[str]) -> None:
