@@ -101,7 +101,7 @@ LIBRARIES = {
     "demo/": {"rich", "transformers"},
     "compare/": {"matplotlib", "rich", "scipy"},
     "export/": {"gguf", "jinja2", "transformers", "yaml"},
-    "language/": {"datasets", "jinja2", "numpy", "pyarrow", "transformers", "trl"},
+    "language/": {"datasets", "jinja2", "numpy", "pyarrow", "rich", "transformers", "trl"},
     "cli/": {"pydantic", "rich", "transformers", "typer"},
 }
 

@@ -149,13 +149,16 @@ def _same_output(model: nn.Module, batch: Any) -> bool:
 
 @contextlib.contextmanager
 def _random_deltas(found: Mapping[str, Adapter]) -> Iterator[None]:
-    """Fill factors that are zero with small random values, so that they have an effect."""
+    """Add small random values to what is trained, so that it has an effect.
+
+    A factor may be zero, or equal to the frozen start that is taken off it.
+    """
     generator = torch.Generator().manual_seed(0)
     before: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for adapter in found.values():
             for parameter in adapter.parameters():
-                if not parameter.any() or adapter.replaces:
+                if parameter.requires_grad or not parameter.any() or adapter.replaces:
                     before.append((parameter, parameter.clone()))
                     noise = torch.randn(parameter.shape, generator=generator) * 1e-2
                     parameter.add_(noise.to(parameter))

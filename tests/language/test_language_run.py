@@ -98,6 +98,12 @@ def test_one_step_on_packed_rows_is_one_step_on_the_rows_alone(values: dict[str,
         torch.testing.assert_close(weights(together)[name], tensor, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "lora_ga"])
+def test_starts_that_are_not_zero_pass_as_trainable(values: dict[str, Any], init: str) -> None:
+    run = start(values, init_lora_weights=init, r=4, max_steps=1)
+    assert (run / "deltaw_start.safetensors").is_file()
+
+
 def test_an_adapted_output_head_is_trained(values: dict[str, Any]) -> None:
     run = start(values, target_modules=["lm_head", "q_proj"], max_steps=2, learning_rate=0.05)
     assert weights(run)["base_model.model.lm_head.lora_B.weight"].abs().max() > 0.01

@@ -11,7 +11,7 @@ from tests.language.rows import turns, write_rows
 
 from deltaw.errors import ConfigError, DataError
 from deltaw.language.data.corpus import Request, load
-from deltaw.language.data.findings import findings, sentences
+from deltaw.language.data.findings import facts, findings
 from deltaw.language.data.holding import hold_out
 from deltaw.language.data.keys import prompt_key
 from deltaw.language.data.samples import Completion, Passage, Sample
@@ -276,12 +276,11 @@ def test_findings(tmp_path: Path) -> None:
     assert (found.answered.least, found.answered.most) == (6, 6)
     assert (found.with_tools, found.repeated, found.shared_prompts) == (1, 1, 0)
     why = 'messages "messages", tools "tools" (by their names)'
-    assert sentences(corpus) == [
-        f"{tmp_path}/a.jsonl: 4 rows, dialogues: {why}",
-        "train 4",
-        "turns: 2 to 4, median 2 (user 5, assistant 5)",
-        "tools: 1 sample with functions to call",
-        "characters of a prompt: 4 to 14, median 4",
-        "characters of what follows: 6 to 6, median 6",
-        "repeated: 1 training sample",
+    assert facts(corpus) == [
+        ("data", f"{tmp_path}/a.jsonl: 4 rows\ndialogues: {why}"),
+        ("samples", "4 training"),
+        ("turns", "2 to 4, median 2 (user 5, assistant 5)"),
+        ("tools", "1 sample with functions to call"),
+        ("prompts", "4 to 14, median 4 characters"),
+        ("answers", "6 characters"),
     ]

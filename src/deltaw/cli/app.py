@@ -3,8 +3,10 @@
 import typer
 
 from deltaw.cli.chat import chat
+from deltaw.cli.check import check
 from deltaw.cli.combine import combine
 from deltaw.cli.compare import compare
+from deltaw.cli.data import data
 from deltaw.cli.demo import demo
 from deltaw.cli.evaluate import evaluate
 from deltaw.cli.export import export
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(data)
+app.command()(check)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(predict)

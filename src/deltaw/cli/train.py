@@ -139,16 +139,16 @@ def recipe_values(
     from deltaw.train.recipe import parse_overrides
 
     if first.lower().endswith((".yaml", ".yml")):
-        return yamlfile.read(Path(first)) | _joined(parse_overrides(rest), options), first
+        return yamlfile.read(Path(first)) | joined(parse_overrides(rest), options), first
     if not rest:
         raise ConfigError(
             "A model and data are needed, or a recipe.\nFix: give MODEL DATA, or recipe.yaml."
         )
     named = {"model": first, "data": rest[0]}
-    return _joined(named, parse_overrides(rest[1:]), options), "the command line"
+    return joined(named, parse_overrides(rest[1:]), options), "the command line"
 
 
-def _joined(*parts: dict[str, Any]) -> dict[str, Any]:
+def joined(*parts: dict[str, Any]) -> dict[str, Any]:
     """Return the values of all parts; raise if two of them give one key."""
     counts = Counter(key for part in parts for key in part)
     raise_all(

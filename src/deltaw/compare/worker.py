@@ -8,10 +8,8 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import signal
 import statistics
-import sys
 import threading
 import traceback
 import warnings
@@ -30,6 +28,7 @@ from deltaw.train.console import Console
 from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.model import quiet
 from deltaw.train.prepare import prepare
+from deltaw.train.probing import most_memory
 from deltaw.train.recipe import parse
 from deltaw.train.run import make_progress, train, verify
 from deltaw.train.runfolder import LOG, RunFolder, read_recipe, read_results
@@ -102,7 +101,7 @@ def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
     recipe = parse(values)
     assert recipe.output is not None
     folder = Path(recipe.output)
-    before = _most_memory()
+    before = most_memory()
     finished = RunFolder(folder).finished
     if not finished:
         with warnings.catch_warnings():
@@ -123,7 +122,7 @@ def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
         "trainable": found["trainable_parameters"],
         "file_bytes": found["weights_bytes"],
         "seconds_per_step": found["seconds_per_step"],
-        "peak_bytes": None if finished or found["resumed"] else _most_memory() - before,
+        "peak_bytes": None if finished or found["resumed"] else most_memory() - before,
         "loss": _thinned({e["step"]: e["loss"] for e in steps if "loss" in e}, recipe.max_steps),
     }
 
@@ -142,11 +141,3 @@ def _thinned(losses: Mapping[int, float], steps: int | None) -> list[list[float]
     for step, loss in sorted(losses.items()):
         stretches.setdefault(math.ceil(step / width) * width, []).append(loss)
     return [[end, round(statistics.fmean(some), 5)] for end, some in stretches.items()]
-
-
-def _most_memory() -> int:
-    """Return the most bytes that this process has held so far, on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

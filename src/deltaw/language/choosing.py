@@ -7,7 +7,7 @@ from typing import Any
 from deltaw.language.data.detect import find, is_language
 from deltaw.language.data.reading import read_splits
 from deltaw.language.data.sources import resolve
-from deltaw.language.requesting import request
+from deltaw.language.reading import request
 from deltaw.train.console import Console
 from deltaw.train.data.table import read_data
 from deltaw.train.job import Job

@@ -41,6 +41,8 @@ class Rows:
 
     rows: list[Row] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
+    long: list[tuple[Sample, int]] = field(default_factory=list)
+    """Samples that are longer than fits, with their tokens, whatever became of them."""
     cut: int = 0
     split: int = 0
     joined: int = 0
@@ -155,7 +157,9 @@ class Encoder:
         whole = self.tokenizer("a")["input_ids"]
         eos = self.tokenizer.eos_token_id
         size = len(whole) - len(mark)
-        before = next((whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), [])
+        before: list[int] = next(
+            (whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), []
+        )
         return list(before), [] if eos is None else [eos]
 
     def _add(self, found: Rows, sample: Sample, row: Row, problems: list[str]) -> None:
@@ -173,6 +177,7 @@ class Encoder:
         if length <= self.max_length:
             found.rows.append(row)
             return
+        found.long.append((sample, length))
         way = self.too_long or ("split" if isinstance(sample, Passage) else "truncate")
         reason = f"{length:,} tokens, {self.max_length:,} fit"
         if way == "raise":
@@ -197,10 +202,13 @@ class Encoder:
         ]
 
     def _is_ended(self, row: Row) -> bool:
-        if self.learnt == "all":
-            return True
-        last = next(label for label in reversed(row.labels) if label != MASKED)
-        return self.tokenizer.convert_ids_to_tokens(last) in self.ends
+        return self.learnt == "all" or self.learns_end(row)
+
+    def learns_end(self, row: Row) -> bool:
+        """Tell whether the last token that is learnt ends a turn; blanks may follow it."""
+        learnt = [label for label in row.labels if label != MASKED]
+        words = self.tokenizer.convert_ids_to_tokens(learnt[-2:])
+        return words[-1] in self.ends or (self.learnt == "all" and words[0] in self.ends)
 
 
 def _row(ids: list[int], labels: list[int], sample: Sample) -> Row:

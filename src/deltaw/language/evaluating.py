@@ -11,13 +11,12 @@ from deltaw.language.data.corpus import Corpus, Request, load
 from deltaw.language.data.keys import content_key
 from deltaw.language.encoding import Sample
 from deltaw.language.opened import open_language
-from deltaw.language.prepare import require_turns
-from deltaw.language.receipt import skips
-from deltaw.language.requesting import request
+from deltaw.language.reading import request, require_turns
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 from deltaw.train.metrics import Score
+from deltaw.train.receipt import skips
 from deltaw.train.recipe import Recipe
 from deltaw.train.scores import table
 

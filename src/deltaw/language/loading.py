@@ -1,5 +1,6 @@
 """Loading a pretrained causal language model with its tokenizer."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,31 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
     except LOADING as error:
         raise cannot_load(name, error, "AutoModelForCausalLM") from error
     refuse_gaps(model, name, loading, ())
+    tokenizer = load_tokenizer(name, config, **where)
+    _require_fit(tokenizer, model, name)
+    return Loaded(model, tokenizer)
+
+
+def outline(recipe: Recipe) -> Loaded:
+    """Return the recipe's model on the meta device, of which no weight is read, and its tokenizer.
+
+    Raises:
+        RunError: if either cannot be loaded, or the tokenizer does not fit, as in `load`.
+    """
+    name = recipe.model
+    where = {"revision": recipe.revision, "trust_remote_code": recipe.trust_remote_code}
+    try:
+        with quiet(), torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(name, **where)
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, trust_remote_code=recipe.trust_remote_code
+            )
+    except LOADING as error:
+        raise cannot_load(name, error, "AutoModelForCausalLM") from error
+    with quiet(), suppress(OSError):  # few models have no such file
+        model.generation_config = transformers.GenerationConfig.from_pretrained(
+            name, revision=recipe.revision
+        )
     tokenizer = load_tokenizer(name, config, **where)
     _require_fit(tokenizer, model, name)
     return Loaded(model, tokenizer)

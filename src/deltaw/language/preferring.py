@@ -25,9 +25,8 @@ from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.data.samples import Preference
 from deltaw.language.loading import load
 from deltaw.language.pairs import Floats, Pair, encode, preferred, score
-from deltaw.language.prepare import encoder_of, require_validation
+from deltaw.language.reading import encoder_of, request, require_validation
 from deltaw.language.receipt import show_corpus, skips
-from deltaw.language.requesting import request
 from deltaw.language.templating import Chosen, choose
 from deltaw.layer import AdaptedLayer
 from deltaw.train import methods

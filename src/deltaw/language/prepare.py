@@ -9,18 +9,23 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTConfig
 
-from deltaw.errors import ConfigError, DataError
 from deltaw.language import scores
 from deltaw.language.batches import Padding, as_data, packed, require_apart
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
-from deltaw.language.data.samples import Completion, Conversation, Passage
-from deltaw.language.encoding import Encoder, Row, Rows
+from deltaw.language.encoding import Row
+from deltaw.language.foreseeing import foresee
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
+from deltaw.language.reading import (
+    encoder_of,
+    request,
+    require_rows,
+    require_turns,
+    require_validation,
+)
 from deltaw.language.receipt import Tokens, show_corpus
-from deltaw.language.requesting import request
-from deltaw.language.templating import Chosen, choose, ends
+from deltaw.language.templating import Chosen, choose
 from deltaw.language.trainer import LanguageTrainer
 from deltaw.language.trying import Tries
 from deltaw.train import methods
@@ -32,7 +37,7 @@ from deltaw.train.interrupt import Interrupt
 from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer, arguments
 from deltaw.train.metrics import Score
-from deltaw.train.model import hidden_size, positions
+from deltaw.train.model import hidden_size
 from deltaw.train.packing import pack
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
@@ -41,8 +46,6 @@ from deltaw.train.recipe import Recipe
 PROBE = 4
 SEEN = 16
 """How many batches a start from data sees."""
-LONGEST = 2048
-"""Tokens of a row where the recipe does not say."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ class LanguageJob(Job):
         console.field("template", self.template.origin)
         console.field("tokens", str(self.tokens))
 
+    def foresee(self, console: Console) -> None:
+        """Say what the base knows of the answers, what an adapter can hold, and how they end."""
+        super().foresee(console)
+        foresee(console, self)
+
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""
         return [f"deltaw chat {run}", f"deltaw eval {run}", f"deltaw export {run} OUT --to hf"]
@@ -124,7 +132,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
 
     Raises:
-        ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
+        ConfigError, TargetError, RunError: whatever is wrong with its part.
     """
     methods.lora_config(recipe)
     check_reports(recipe)
@@ -139,7 +147,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     encoder = encoder_of(recipe, tokenizer, template, model)
     train = encoder.encode(corpus.train)
     validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
-    _require_rows(train, corpus)
+    require_rows(train, corpus)
     base = base_digest(model)
     padding = Padding(tokenizer.pad_token_id)
     if recipe.packing:
@@ -178,60 +186,6 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         template=template,
         console=console,
     )
-
-
-def require_validation(recipe: Recipe, corpus: Corpus) -> None:
-    """Refuse to stop early by validation samples that are not there."""
-    if recipe.early_stopping is not None and not corpus.validation:
-        raise ConfigError(
-            f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
-            "Fix: leave it out, or set validation_share above 0."
-        )
-
-
-def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:
-    """Return how the recipe's samples become tokens of this model."""
-    return Encoder(
-        tokenizer,
-        template.template,
-        _room(recipe, positions(model)),
-        ends(tokenizer, model.generation_config),
-        recipe.train_on,
-        recipe.too_long,
-        recipe.separator,
-        recipe.default_system,
-    )
-
-
-def _room(recipe: Recipe, limit: int | None) -> int:
-    """Return how many tokens a row may have."""
-    if recipe.max_length is None:
-        return min(LONGEST, limit or LONGEST)
-    if limit is not None and recipe.max_length > limit:
-        raise ConfigError(
-            f"max_length={recipe.max_length}, and the model has positions for {limit} tokens.\n"
-            f"Fix: give at most {limit}, or leave it out."
-        )
-    return recipe.max_length
-
-
-def require_turns(samples: Sequence[Any], corpus: Corpus) -> None:
-    """Raise where answers are compared or rated, which this kind of training cannot use."""
-    if not all(isinstance(sample, Conversation | Completion | Passage) for sample in samples):
-        raise DataError(
-            f"{corpus.origins[0].schema.reasons}\nThese rows compare or rate answers, and "
-            "task=sft learns answers as they are.\nFix: task=dpo learns from comparisons; or name "
-            "the column to learn (columns.response)."
-        )
-
-
-def _require_rows(train: Rows, corpus: Corpus) -> None:
-    if not train.rows:
-        first = "".join(f"\n  - {skip}" for skip in train.skipped[:5])
-        raise DataError(
-            f"None of the {len(corpus.train):,} training samples has a token to learn:{first}\n"
-            "Fix: raise max_length, set train_on=all, or give rows with answers."
-        )
 
 
 def _first_batches(

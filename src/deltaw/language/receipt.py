@@ -1,17 +1,15 @@
 """What is said of the data before the first step: samples, tokens, what is learnt."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding import Encoder, Rows
 from deltaw.train.console import Console
-from deltaw.train.data.rows import Skip
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
+from deltaw.train.receipt import skips
 from deltaw.train.tokens import Lengths, histogram
 
-SHOWN = 5
 LEARNT = {
     "answers": "every answer",
     "last": "the last answer of each",
@@ -34,14 +32,6 @@ def show_corpus(console: Console, corpus: Corpus) -> None:
         console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
 
 
-def skips(skipped: Sequence[Skip]) -> list[str]:
-    """Return the first of what was left out, and how many more there are."""
-    lines = [f"skipped {skip}" for skip in skipped[:SHOWN]]
-    if len(skipped) > SHOWN:
-        lines.append(f"skipped {len(skipped) - SHOWN:,} more; a run lists all in its log.jsonl")
-    return lines
-
-
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """How many tokens training sees and learns; `packed` counts rows of several samples."""
@@ -51,17 +41,20 @@ class Tokens:
     packed: int | None = None
 
     def __str__(self) -> str:
+        return "\n".join([*self.lines(), *skips(self.found.skipped)])
+
+    def lines(self) -> list[str]:
+        """Return what is said of the rows, without those that were left out."""
         rows = self.found.rows
         total = sum(len(row.input_ids) for row in rows)
         learnt = sum(row.learnt for row in rows)
         lengths = [len(row.input_ids) for row in rows]
-        longest = max(lengths)
         ends = " or ".join(printable(end) for end in self.encoder.ends)
-        drawn = Lengths(self.encoder.max_length, longest, 0.0, histogram(lengths))
+        drawn = Lengths(self.encoder.max_length, max(lengths), 0.0, histogram(lengths))
         lines = [
             f"{learnt:,} of {total:,} learnt: {LEARNT[self.encoder.learnt]}, with its end {ends}",
             *str(drawn).splitlines()[:-1],
-            f"longest {longest:,} of {self.encoder.max_length:,}; {self._long()}",
+            f"longest {self._longest():,} of {self.encoder.max_length:,}; {self._long()}",
         ]
         if self.packed is not None:
             lines.append(f"packed into {counted(self.packed, 'row')}, which do not see each other")
@@ -75,7 +68,22 @@ class Tokens:
                 f"{counted(self.found.unknown, 'sample')} with characters that the tokenizer does "
                 "not know"
             )
-        return "\n".join([*lines, *skips(self.found.skipped)])
+        return lines
+
+    def ending(self) -> str:
+        """Say how many rows teach the model to stop, and what became of the others."""
+        rows = self.found.rows
+        ended = sum(self.encoder.learns_end(row) for row in rows)
+        ends = " or ".join(printable(end) for end in self.encoder.ends)
+        if ended == len(rows):
+            return f"every row ends with {ends}, which is learnt"
+        cut = self.found.cut or self.found.split
+        why = "the others are cut before it" if cut else "the template does not end the others"
+        return f"{ended:,} of {counted(len(rows), 'row')} end with {ends}, which is learnt; {why}"
+
+    def _longest(self) -> int:
+        found = self.found
+        return max([len(row.input_ids) for row in found.rows] + [size for _, size in found.long])
 
     def _long(self) -> str:
         found = self.found

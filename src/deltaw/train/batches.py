@@ -65,6 +65,13 @@ class EpochSampler(Sampler[int]):
         return [parts[first], *parts[:first], *parts[first + 1 :]]
 
 
+def padded_tokens(order: EpochSampler) -> list[int]:
+    """Return how many tokens each batch of an epoch has, with its padding."""
+    rows, size = list(order), order.batch_size
+    lengths = [[order.lengths[i] for i in rows[at : at + size]] for at in range(0, len(rows), size)]
+    return [max(batch) * len(batch) for batch in lengths]
+
+
 class Collator:
     """Pads encoded rows to the longest of their batch."""
 

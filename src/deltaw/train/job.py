@@ -62,6 +62,15 @@ class Job(ABC):
     def show_rows(self, console: Console) -> None:
         """Say how long the rows are."""
 
+    def foresee(self, console: Console) -> None:
+        """Say what rows and model together let one expect of the training."""
+        if not self.validated:
+            console.field(
+                "warning",
+                "no rows are held out, so nothing tells whether and when the run has learnt "
+                "enough.\nFix: validation_share=0.1, or a validation part beside the training part",
+            )
+
     @abstractmethod
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""

@@ -56,7 +56,8 @@ class RecipeTrainer(ExactCheckpoints):
                 self.optimizer = chosen(groups, **options)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+    def order(self) -> EpochSampler:
+        """Return what orders the rows of every epoch."""
         return EpochSampler(
             self._lengths(),
             self.recipe.batch_size,
@@ -64,6 +65,9 @@ class RecipeTrainer(ExactCheckpoints):
             bucketed=self.recipe.group_by_length,
             longest_first=self.longest_first,
         )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self.order()
 
     def _lengths(self) -> list[int]:
         return [len(row["input_ids"]) for row in self.train_dataset]

@@ -1,5 +1,6 @@
 """The receipt: what will be trained, on what and how, before the first step."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from deltaw.train.advice import advice
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
 from deltaw.train.data.examples import distribution
+from deltaw.train.data.rows import Skip
 from deltaw.train.data.wording import counted, size
 from deltaw.train.escape import printable
 from deltaw.train.methods import lora_config
@@ -31,15 +33,20 @@ def show_data(console: Console, data: Data) -> None:
     used = len(data.train) + sum(len(part) for _, part in _held_out(data))
     rows = counted(used + data.spare + len(data.skipped), "row")
     lines = [f"{rows} read: {', '.join(parts)}, {len(data.skipped):,} skipped"]
-    lines += [f"skipped {skip}" for skip in data.skipped[:SHOWN_SKIPS]]
-    if len(data.skipped) > SHOWN_SKIPS:
-        more = len(data.skipped) - SHOWN_SKIPS
-        lines.append(f"skipped {more:,} more; a run lists all in its log.jsonl")
-    lines += [data.schema.reasons, *data.warnings]
+    lines += [*skips(data.skipped), data.schema.reasons, *data.warnings]
     console.field("data", "\n".join(lines))
     for skip in data.skipped:
         console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
     console.field("labels", _labels(data))
+
+
+def skips(skipped: Sequence[Skip]) -> list[str]:
+    """Return the first of what was left out, and how many more there are."""
+    lines = [f"skipped {skip}" for skip in skipped[:SHOWN_SKIPS]]
+    if len(skipped) > SHOWN_SKIPS:
+        more = len(skipped) - SHOWN_SKIPS
+        lines.append(f"skipped {more:,} more; a run lists all in its log.jsonl")
+    return lines
 
 
 def show_job(console: Console, job: "Job", where: str, verified: str) -> None:

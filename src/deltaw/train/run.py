@@ -2,7 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,7 +54,8 @@ def train(
     path = default_path(recipe)
     with Interrupt() as interrupt, quiet():
         if dry_run:
-            _show_only(recipe, prepare, RunFolder(path), console, interrupt, overwrite)
+            with rehearsal(recipe, prepare, console, interrupt, overwrite) as (job, _):
+                _show_recipe(job.recipe, console)
             return path
         with RunFolder(path) as folder:
             folder.refuse(recipe, overwrite)
@@ -67,14 +69,20 @@ def train(
     return path
 
 
-def _show_only(
+@contextmanager
+def rehearsal(
     recipe: Recipe,
     prepare: Callable[[Recipe, Console], Job],
-    folder: RunFolder,
     console: Console,
     interrupt: Interrupt,
-    overwrite: bool,
-) -> None:
+    overwrite: bool = False,
+) -> Iterator[tuple[Job, RecipeTrainer]]:
+    """Show the receipt of a run, and yield it and its trainer; what these write is thrown away.
+
+    Raises:
+        DeltawError: whatever the run would be refused for.
+    """
+    folder = RunFolder(default_path(recipe))
     folder.refuse(recipe, overwrite)
     job = prepare(recipe, console)
     if folder.started and not overwrite:
@@ -83,11 +91,15 @@ def _show_only(
         trainer = job.trainer(Path(scratch), interrupt, make_progress(job, console))
         verified = verify(job, trainer)
         show_job(console, job, f"{folder.shown} (not written: dry run)", verified)
-    values = job.recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
+        yield job, trainer
+
+
+def _show_recipe(recipe: Recipe, console: Console) -> None:
+    values = recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
     console.line()
     console.line(yamlfile.write(values, "The recipe.").rstrip())
-    assert job.recipe.record is not None
-    if chosen := job.recipe.record["chosen"]:
+    assert recipe.record is not None
+    if chosen := recipe.record["chosen"]:
         lines = yamlfile.write(chosen, "Chosen for it; a line without its # is fixed:")
         console.line(lines.rstrip().replace("\n", "\n# "))
 

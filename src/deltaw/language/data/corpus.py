@@ -12,6 +12,7 @@ from deltaw.language.data.gathering import Gathered, gather, limited
 from deltaw.language.data.holding import check_size, hold_out, overlap_warnings, without_leaks
 from deltaw.language.data.info import read_tags, tag_problems
 from deltaw.language.data.mixing import Strategy, check_mix, mix
+from deltaw.language.data.parse import Parsed
 from deltaw.language.data.samples import Sample
 from deltaw.language.data.schema import Kind, Schema
 from deltaw.language.data.sources import Source, resolve
@@ -67,7 +68,8 @@ class Corpus:
     """The samples of all data sets; `train` is in the order of the mixture.
 
     `origins` counts per data set (those of `eval_dataset` last), `skipped` lists every row left
-    out, `warnings` says what a person should know, `hashes` holds the SHA-256 of every file read.
+    out, among them the `bad` ones, which make no sense, and the `leaked` ones, which are held out
+    too; `warnings` says what a person should know, `hashes` holds the SHA-256 of every file read.
     """
 
     origins: tuple[Origin, ...]
@@ -75,6 +77,8 @@ class Corpus:
     validation: tuple[Sample, ...]
     test: tuple[Sample, ...]
     skipped: tuple[Skip, ...]
+    bad: tuple[Skip, ...]
+    leaked: tuple[Skip, ...]
     warnings: tuple[str, ...]
     hashes: Mapping[str, str]
 
@@ -136,7 +140,9 @@ def load(request: Request) -> Corpus:
         train=tuple(sets[source][index] for source, index in picks),
         validation=tuple(_all(held)),
         test=tuple(_all(tests)),
-        skipped=(*_skipped(found), *leaked),
+        skipped=(*(skip for part in _parts(found) for skip in part.left_out), *leaked),
+        bad=tuple(skip for part in _parts(found) for skip in part.problems),
+        leaked=tuple(leaked),
         warnings=tuple(warnings),
         hashes={
             table.path: table.sha256 for one in found for table in _tables(one) if table is not None
@@ -196,13 +202,8 @@ def _tables(one: Gathered) -> tuple[Table | None, ...]:
     return one.splits.train, one.splits.validation, one.splits.test
 
 
-def _skipped(found: Sequence[Gathered]) -> list[Skip]:
-    return [
-        skip
-        for one in found
-        for part in (one.train, one.validation, one.test)
-        for skip in part.skipped
-    ]
+def _parts(found: Sequence[Gathered]) -> list[Parsed]:
+    return [part for one in found for part in (one.train, one.validation, one.test)]
 
 
 def _all(sets: Sequence[Sequence[Sample]]) -> list[Sample]:

@@ -30,6 +30,8 @@ class Spread:
     most: int
 
     def __str__(self) -> str:
+        if self.least == self.most:
+            return f"{self.most:,}"
         return f"{self.least:,} to {self.most:,}, median {self.middle:,}"
 
 
@@ -68,29 +70,26 @@ def findings(corpus: Corpus) -> Findings:
     )
 
 
-def sentences(corpus: Corpus) -> list[str]:
-    """Return the findings as lines to show: first the data sets, then what they hold."""
+def facts(corpus: Corpus) -> list[tuple[str, str]]:
+    """Return the findings as names and lines to show: the data sets, then what they hold."""
     found = findings(corpus)
-    lines = [
-        f"{printable(origin.name)}: {counted(origin.rows, 'row')}, {origin.schema.reasons}"
+    origins = [
+        f"{printable(origin.name, 200)}: {counted(origin.rows, 'row')}\n{origin.schema.reasons}"
         for origin in corpus.origins
     ]
-    parts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    lines.append(
-        ", ".join(f"{name} {len(samples):,}" for name, samples in parts.items() if samples)
-    )
+    parts = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    sizes = ", ".join(f"{len(samples):,} {name}" for name, samples in parts.items() if samples)
+    lines = [("data", "\n".join(origins)), ("samples", sizes)]
     if found.turns:
         roles = ", ".join(f"{role} {count:,}" for role, count in found.roles.items())
-        lines.append(f"turns: {found.turns} ({roles})")
+        lines.append(("turns", f"{found.turns} ({roles})"))
     if found.with_tools:
-        lines.append(f"tools: {counted(found.with_tools, 'sample')} with functions to call")
+        lines.append(("tools", f"{counted(found.with_tools, 'sample')} with functions to call"))
     if found.asked:
-        lines.append(f"characters of a prompt: {found.asked}")
-    lines.append(f"characters of what follows: {found.answered}")
-    if found.repeated:
-        lines.append(f"repeated: {counted(found.repeated, 'training sample')}")
-    if found.shared_prompts:
-        lines.append(f"prompts in training too: {counted(found.shared_prompts, 'held-out sample')}")
+        lines.append(("prompts", f"{found.asked} characters"))
+    lines.append(("answers" if found.asked else "texts", f"{found.answered} characters"))
+    if not (found.repeated or found.shared_prompts or corpus.leaked):
+        lines.append(("overlap", "none: no sample repeats another, no held-out prompt is trained"))
     return lines
 
 

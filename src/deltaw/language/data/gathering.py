@@ -49,22 +49,19 @@ def gather(
     if errors:
         raise DataError("\n".join(dict.fromkeys(errors)))
     parts = [part for one in found for part in (one.train, one.validation, one.test)]
-    if skip_bad_rows:
-        for part in parts:
-            part.skipped += part.problems
-            part.problems.clear()
-    raise_all(
-        DataError,
-        "rows that cannot be used",
-        [str(problem) for part in parts for problem in part.problems],
-        "correct or remove these rows; skip_bad_rows=true leaves them out and lists them.",
-    )
+    if not skip_bad_rows:
+        raise_all(
+            DataError,
+            "rows that cannot be used",
+            [str(problem) for part in parts for problem in part.problems],
+            "correct or remove these rows; skip_bad_rows=true leaves them out and lists them.",
+        )
     raise_all(
         DataError,
         "nothing is left to train on",
         [
-            f"{_shown(one.splits.train)}: {counted(len(one.train.skipped), 'row')} skipped: "
-            + some([str(skip) for skip in one.train.skipped])
+            f"{_shown(one.splits.train)}: {counted(len(one.train.left_out), 'row')} skipped: "
+            + some([str(skip) for skip in one.train.left_out])
             for one in found
             if not one.train.samples
         ],

@@ -23,6 +23,11 @@ class Parsed:
     skipped: list[Skip] = field(default_factory=list)
     problems: list[Skip] = field(default_factory=list)
 
+    @property
+    def left_out(self) -> list[Skip]:
+        """Every row that gave no sample."""
+        return self.skipped + self.problems
+
 
 def parse(table: Table, schema: Schema) -> Parsed:
     """Return the samples of `table` as `schema` has them; nothing is raised for bad rows."""

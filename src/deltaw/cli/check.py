@@ -1,0 +1,28 @@
+"""`deltaw check`: what a run would do, before it does it."""
+
+from typing import Annotated
+
+import typer
+
+from deltaw.cli.options import TrustRemoteCode, announce_loading
+from deltaw.cli.train import recipe_values
+
+
+def check(
+    first: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE", help="Hub name or folder, or recipe.yaml.")
+    ],
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA] [KEY=VALUE]...", help="As for deltaw train."),
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Show the receipt of a run, time its first steps, and write nothing."""
+    given = {"trust_remote_code": True} if trust_remote_code else {}
+    values, origin = recipe_values(first, rest or [], given)
+    announce_loading()
+    from deltaw.language.checking import check as run
+    from deltaw.train.recipe import parse
+
+    run(parse(values, origin))

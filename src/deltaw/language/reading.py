@@ -1,0 +1,90 @@
+"""What a recipe asks of its data: which, and as which tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deltaw.errors import ConfigError, DataError
+from deltaw.language.data.corpus import Corpus, Request
+from deltaw.language.data.samples import Completion, Conversation, Passage
+from deltaw.language.encoding import Encoder, Rows
+from deltaw.language.templating import Chosen, ends
+from deltaw.train.model import positions
+from deltaw.train.recipe import Recipe
+
+LONGEST = 2048
+"""Tokens of a row where the recipe does not say."""
+
+
+def request(recipe: Recipe) -> Request:
+    """Return which data the recipe asks for."""
+    return Request(
+        dataset=recipe.data,
+        eval_dataset=recipe.eval_data,
+        dataset_dir=None if recipe.dataset_dir is None else Path(recipe.dataset_dir),
+        columns=recipe.columns,
+        tags=recipe.tags,
+        mix_strategy=recipe.mix_strategy,
+        interleave_probs=recipe.interleave_probs,
+        max_samples=recipe.max_samples,
+        val_size=recipe.validation_share,
+        seed=recipe.seed if recipe.split_seed is None else recipe.split_seed,
+        skip_bad_rows=recipe.skip_bad_rows,
+        allow_leakage=recipe.allow_leakage,
+        encoding=recipe.encoding,
+    )
+
+
+def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:
+    """Return how the recipe's samples become tokens of this model."""
+    return Encoder(
+        tokenizer,
+        template.template,
+        _room(recipe, positions(model)),
+        ends(tokenizer, model.generation_config),
+        recipe.train_on,
+        recipe.too_long,
+        recipe.separator,
+        recipe.default_system,
+    )
+
+
+def _room(recipe: Recipe, limit: int | None) -> int:
+    """Return how many tokens a row may have."""
+    if recipe.max_length is None:
+        return min(LONGEST, limit or LONGEST)
+    if limit is not None and recipe.max_length > limit:
+        raise ConfigError(
+            f"max_length={recipe.max_length}, and the model has positions for {limit} tokens.\n"
+            f"Fix: give at most {limit}, or leave it out."
+        )
+    return recipe.max_length
+
+
+def require_turns(samples: Sequence[Any], corpus: Corpus) -> None:
+    """Raise where answers are compared or rated, which this kind of training cannot use."""
+    if not all(isinstance(sample, Conversation | Completion | Passage) for sample in samples):
+        raise DataError(
+            f"{corpus.origins[0].schema.reasons}\nThese rows compare or rate answers, and "
+            "task=sft learns answers as they are.\nFix: task=dpo learns from comparisons; or name "
+            "the column to learn (columns.response)."
+        )
+
+
+def require_validation(recipe: Recipe, corpus: Corpus) -> None:
+    """Refuse to stop early by validation samples that are not there."""
+    if recipe.early_stopping is not None and not corpus.validation:
+        raise ConfigError(
+            f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
+            "Fix: leave it out, or set validation_share above 0."
+        )
+
+
+def require_rows(train: Rows, corpus: Corpus) -> None:
+    """Raise where nothing is left to learn."""
+    if not train.rows:
+        first = "".join(f"\n  - {skip}" for skip in train.skipped[:5])
+        raise DataError(
+            f"None of the {len(corpus.train):,} training samples has a token to learn:{first}\n"
+            "Fix: raise max_length, set train_on=all, or give rows with answers."
+        )

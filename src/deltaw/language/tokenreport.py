@@ -1,0 +1,133 @@
+"""What a model would read and learn of a data set: tokens, ends, long rows, marked samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from deltaw.errors import printable
+from deltaw.language import colouring
+from deltaw.language.batches import as_data, packed
+from deltaw.language.data.corpus import Corpus
+from deltaw.language.encoding import Encoder, Row, Rows
+from deltaw.language.listing import listed
+from deltaw.language.loading import outline
+from deltaw.language.reading import encoder_of, require_rows
+from deltaw.language.receipt import Tokens
+from deltaw.language.templating import choose
+from deltaw.language.vocabulary import control_tokens, unknown_characters
+from deltaw.train.batches import EpochSampler, padded_tokens
+from deltaw.train.console import INDENT, Console
+from deltaw.train.data.rows import place
+from deltaw.train.data.wording import counted
+from deltaw.train.recipe import Recipe
+
+LONGEST = 3
+"""Long rows that are named."""
+CHARACTERS = 10
+"""Unknown characters that are named."""
+
+
+def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, samples: int) -> None:
+    """Say what the recipe's model would read, of which only tokenizer and configuration are read.
+
+    Raises:
+        DataError: for samples that its training could not use.
+    """
+    loaded = outline(recipe)
+    tokenizer = loaded.tokenizer
+    template = choose(tokenizer, recipe.template)
+    encoder = encoder_of(recipe, tokenizer, template, loaded.model)
+    everything = [*corpus.train, *corpus.validation, *corpus.test]
+    console.field("template", template.origin)
+    console.field("control", "\n".join(_control(tokenizer, everything, every)))
+    found = encoder.encode(corpus.train)  # type: ignore[arg-type]
+    require_rows(found, corpus)
+    encoder.encode(everything[len(corpus.train) :])  # type: ignore[arg-type]
+    data = packed(found.rows, encoder.max_length) if recipe.packing else as_data(found.rows)
+    lengths = [len(ids) for ids in data["input_ids"]]
+    tokens = Tokens(found, encoder, len(lengths) if recipe.packing else None)
+    console.field("tokens", "\n".join(tokens.lines()))
+    console.field("longest", "\n".join(_longest(found, encoder, every)))
+    if found.skipped:
+        lines = listed([str(skip) for skip in found.skipped], every=every)
+        title = f"{counted(len(found.skipped), 'sample')} without a token to learn, left out:"
+        console.field("empty", "\n".join([title, *lines]))
+    console.field("ends", tokens.ending())
+    console.field("unknown", _unknown(tokenizer, found))
+    console.field("epoch", _epoch(recipe, lengths))
+    _show_samples(console, found.rows, tokenizer, samples)
+
+
+def _control(tokenizer: Any, samples: Sequence[Any], every: bool) -> list[str]:
+    found = control_tokens(tokenizer, samples)
+    if not found:
+        return ["none: no special token of the model stands in the rows' own text"]
+    places = []
+    for one in found:
+        words = ", ".join(f"{printable(word)} x {n}" for word, n in one.tokens.items())
+        places.append(f"{place(one.sample.file, one.sample.line)}: {words}")
+    return [
+        f"{counted(len(found), 'sample')} with special tokens of the model in their own text,",
+        "which are read as control tokens, not as words:",
+        *listed(places, every=every),
+        "Fix: take them out of the rows, or write them otherwise",
+    ]
+
+
+def _longest(found: Rows, encoder: Encoder, every: bool) -> list[str]:
+    fitting = [(row.sample, len(row.input_ids)) for row in found.rows]
+    pieces = {id(sample) for sample, _ in found.long}
+    all_sizes = [*found.long, *(pair for pair in fitting if id(pair[0]) not in pieces)]
+    all_sizes.sort(key=lambda pair: -pair[1])
+    shown = max(LONGEST, len(found.long) if every else 0)
+    lines = [
+        f"{place(sample.file, sample.line)}: {counted(size, 'token')}"
+        for sample, size in all_sizes[:shown]
+    ]
+    count = len(found.long)
+    over = f"{counted(count, 'sample')} longer than {encoder.max_length:,} tokens"
+    return [*lines, f"{over}{' (--bad lists all)' if count > shown else ''}"]
+
+
+def _unknown(tokenizer: Any, found: Rows) -> str:
+    number = tokenizer.unk_token_id
+    if number is None:
+        return "none: the tokenizer can write every character"
+    some = {id(row.sample): row.sample for row in found.rows if number in row.input_ids}
+    if not some:
+        return "none: the tokenizer knows every character"
+    characters = unknown_characters(tokenizer, list(some.values())).most_common()
+    named = ", ".join(f"{printable(c)} x {n:,}" for c, n in characters[:CHARACTERS])
+    more = f" and {len(characters) - CHARACTERS:,} others" if len(characters) > CHARACTERS else ""
+    return f"in {counted(len(some), 'sample')}: {named}{more}"
+
+
+def _epoch(recipe: Recipe, lengths: Sequence[int]) -> str:
+    order = EpochSampler(
+        lengths,
+        recipe.batch_size,
+        recipe.seed,
+        bucketed=recipe.group_by_length,
+        longest_first=True,
+    )
+    total = sum(padded_tokens(order))
+    padding = total - sum(lengths)
+    return (
+        f"{total:,} tokens go through the model, {padding / total:.0%} of them padding, "
+        f"in batches of {recipe.batch_size}"
+    )
+
+
+def _show_samples(console: Console, rows: Sequence[Row], tokenizer: Any, count: int) -> None:
+    count = min(count, len(rows))
+    if not count:
+        return
+    console.line()
+    console.field("marks", f"what is learnt is {colouring.legend()}")
+    for number in range(count):
+        row = rows[round(number * (len(rows) - 1) / max(1, count - 1))]
+        size, sample = len(row.input_ids), row.sample
+        console.field(
+            f"sample {number + 1}",
+            f"{place(sample.file, sample.line)}: {row.learnt:,} of {size:,} tokens learnt",
+        )
+        colouring.show(colouring.shortened(colouring.stretches(row, tokenizer)), INDENT)
