@@ -54,8 +54,9 @@ class Record(BaseModel):
 class Recipe(LanguageKeys):
     """Everything that decides a run; `None` means that deltaw chooses, and says what it chose.
 
-    In a run's folder `record` keeps what was chosen, so that another choice can still be made
-    where a key is changed; see `filled`.
+    `warmup` and `validation_share` are shares below 1; from 1 on they count steps and rows. In a
+    run's folder `record` keeps what was chosen, so that another choice can still be made where a
+    key is changed; see `filled`.
     """
 
     model: str = Field(min_length=1)
@@ -69,7 +70,7 @@ class Recipe(LanguageKeys):
     task: Task | None = None
     max_length: int | None = Field(None, ge=1)
     encoding: str = "utf-8"
-    validation_share: float = Field(0.1, ge=0, lt=1)
+    validation_share: float = Field(0.1, ge=0)
     test_share: float = Field(0.0, ge=0, lt=1)
     split_seed: int | None = Field(None, ge=0, lt=2**31)
     max_train_rows: int | None = Field(None, ge=1)
@@ -114,7 +115,7 @@ class Recipe(LanguageKeys):
     gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=10)
     scheduler: Schedule = "linear"
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(0.1, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     group_by_length: bool = True
@@ -125,6 +126,7 @@ class Recipe(LanguageKeys):
     eval_every: int | None = Field(None, ge=1)
     metric: Metric | None = None
     early_stopping: int | None = Field(None, ge=1)
+    keep: Literal["best", "last"] = "best"
     report_to: list[str] = Field(default_factory=list)
     trust_remote_code: bool = False
 
@@ -150,6 +152,13 @@ class Recipe(LanguageKeys):
     def _whole(cls, value: object) -> object:
         if isinstance(value, bool):
             raise ValueError("must be a whole number")
+        return value
+
+    @field_validator("warmup", "validation_share")
+    @classmethod
+    def _share_or_count(cls, value: float) -> float:
+        if value >= 1 and not value.is_integer():
+            raise ValueError("must be a share below 1, or a whole number")
         return value
 
     @field_validator("record")
@@ -208,22 +217,31 @@ def check_segment(name: str) -> None:
         raise ValueError("must be one plain folder name of at most 100 characters")
 
 
-def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe:
+def parse(
+    values: Mapping[str, Any],
+    origin: str = "the command line",
+    *,
+    names: Mapping[str, str] | None = None,
+    problems: Sequence[str] = (),
+) -> Recipe:
     """Return the recipe of these values.
+
+    Errors call a key as in `names`, and list `problems` that were found before.
 
     Raises:
         ConfigError: listing every unknown key, with the nearest known ones, and every value that
             does not fit or that the method does not read.
     """
     known = [key for key in Recipe.model_fields if key != "record"]
-    values, problems = respelt(values)
+    values, wrong = respelt(values)
+    problems = [*problems, *wrong]
     problems += [_unknown(str(key), known) for key in values if key not in Recipe.model_fields]
     good = {key: value for key, value in values.items() if key in Recipe.model_fields}
     recipe = None
     try:
         recipe = Recipe.model_validate(good)
     except ValidationError as error:
-        problems += [_misfit(detail) for detail in error.errors()]
+        problems += [_misfit(detail, names) for detail in error.errors()]
     else:
         problems += without_effect(recipe)
     raise_all(ConfigError, f"The recipe from {printable(origin, 300)} cannot be used:", problems)
@@ -268,8 +286,10 @@ def _unknown(key: str, known: Sequence[str]) -> str:
     return f"unknown key {printable(key)}{hint}"
 
 
-def _misfit(detail: Any) -> str:
-    key = ".".join(printable(str(part)) for part in detail["loc"])
+def _misfit(detail: Any, names: Mapping[str, str] | None = None) -> str:
+    first, *inner = detail["loc"]
+    parts = [(names or {}).get(first, first), *inner]
+    key = ".".join(printable(str(part)) for part in parts)
     if detail["type"] == "missing":
         return f"{key} is missing"
     message = detail["msg"].removeprefix("Value error, ")
