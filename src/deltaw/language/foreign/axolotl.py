@@ -121,12 +121,12 @@ DEFAULTS: dict[str, Any] = {
 
 def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
-    found.values["task"] = "sft"
+    found.usual["task"] = "sft"
     adapter = given.get("adapter")
     if adapter not in METHODS:
         found.problems.append(misfit("adapter", adapter, "choose lora or qlora, or leave it out"))
         return
-    found.give("method", METHODS[adapter], "adapter")
+    found.choose(given, "method", METHODS[adapter], "adapter")
     if adapter is not None:
         _targets(given, found)
     bits = [bit for bit in (4, 8) if found.read(given, f"load_in_{bit}bit", truth)]
@@ -140,7 +140,7 @@ def join(given: Values, found: Found) -> None:
     if "learning_rate" not in given:
         found.problems.append("learning_rate is missing")
     everything = found.read(given, "train_on_inputs", truth)
-    found.give("train_on", "all" if everything else "answers", "train_on_inputs")
+    found.choose(given, "train_on", "all" if everything else "answers", "train_on_inputs")
     for name in ("bf16", "bfloat16"):
         on = found.read(given, name, lambda value: value == "auto" or truth(value))
         if on is not None:

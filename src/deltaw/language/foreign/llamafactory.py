@@ -30,14 +30,14 @@ def join(given: Values, found: Found) -> None:
     if stage not in STAGES:
         found.stop(_stage(stage))
         return
-    found.values["task"] = STAGES[stage]
+    found.choose(given, "task", STAGES[stage], "stage")
     arguments.join(given, found)
     method = given.get("finetuning_type", "lora")
     if method not in METHODS:
         known = "choose lora, full or freeze"
         found.problems.append(misfit("finetuning_type", method, known))
         return
-    found.give("method", METHODS[method], "finetuning_type")
+    found.choose(given, "method", METHODS[method], "finetuning_type")
     if method == "freeze":
         _freeze(given, found)
     _start(given, found)
@@ -88,7 +88,8 @@ def _galore(given: Values, found: Found) -> None:
     elif use and found.values.get("optim", "adamw") != "adamw":
         found.problems.append("optim and use_galore contradict each other; keep one")
     elif use:
-        found.values["optim"] = "galore_adamw" + "_layerwise" * bool(layerwise)
+        found.values.pop("optim", None)
+        found.give("optim", "galore_adamw" + "_layerwise" * bool(layerwise), "use_galore")
         found.usual["galore_rank"] = GALORE_RANK
 
 
@@ -103,7 +104,7 @@ def _memory(given: Values, found: Found) -> None:
 def _data(given: Values, found: Found) -> None:
     folder = given.get("dataset_dir")
     if folder == "ONLINE":
-        del found.usual["dataset_dir"]
+        found.usual.pop("dataset_dir")
     elif isinstance(folder, str) and folder.startswith("REMOTE:"):
         shown = printable(folder)
         found.problems.append(f"dataset_dir={shown}: download it, and give the folder")

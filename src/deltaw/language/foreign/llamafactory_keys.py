@@ -109,6 +109,9 @@ KEYS: dict[str, Fate] = {
     ),
     **each(
         (
+            "generation_max_length",
+            "generation_num_beams",
+            "generation_config",
             "infer_backend",
             "infer_dtype",
             "do_sample",
@@ -135,7 +138,8 @@ KEYS: dict[str, Fate] = {
     "predict_with_generate": Refused("deltaw eval scores a run; leave it out"),
     "use_fast_tokenizer": Refused("only fast tokenizers are read; leave it out", (True,)),
     "quantization_device_map": Refused(ALONE, ()),
-    "hf_hub_token": Refused("log in with `hf auth login` instead", ()),
+    **each(("hf_hub_token", "ms_hub_token", "om_hub_token"), Ignored("`hf auth login` logs in")),
+    "sortish_sampler": Refused(KEPT),
     "tool_format": Refused(TEMPLATE, ()),
     "enable_thinking": Refused(TEMPLATE, (True,)),
     "preserve_thinking": Refused(TEMPLATE),

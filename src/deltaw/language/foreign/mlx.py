@@ -7,6 +7,7 @@ from typing import Any
 
 import transformers
 
+from deltaw.errors import printable
 from deltaw.language.foreign.arguments import SHOWN, UPLOAD
 from deltaw.language.foreign.tool import (
     Effect,
@@ -19,6 +20,7 @@ from deltaw.language.foreign.tool import (
     Values,
     each,
     layers,
+    misfit,
     number,
     reports,
     truth,
@@ -76,20 +78,21 @@ RANK, SCALE, LAYERS = 8, 20.0, 16
 
 def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
-    found.values["task"] = "sft"
+    found.usual["task"] = "sft"
     kind = given.get("fine_tune_type", "lora")
     if kind not in KINDS:
-        found.problems.append(f"fine_tune_type must be one of {', '.join(KINDS)}")
+        found.problems.append(misfit("fine_tune_type", kind, f"choose one of {', '.join(KINDS)}"))
         return
-    found.give("method", "full" if kind == "full" else "lora", "fine_tune_type")
+    found.choose(given, "method", "full" if kind == "full" else "lora", "fine_tune_type")
+    if kind == "dora":
+        found.give("use_dora", True, "fine_tune_type")
     if kind != "full":
-        found.values |= {"use_dora": True} if kind == "dora" else {}
         _adapter(given, found)
         _last(given, found)
     elif given.get("num_layers", LAYERS) != -1:
         found.problems.append("num_layers goes with an adapter; give num_layers: -1, or freeze")
     masked = found.read(given, "mask_prompt", truth)
-    found.give("train_on", "last" if masked else "all", "mask_prompt")
+    found.choose(given, "train_on", "last" if masked else "all", "mask_prompt")
     _optimizer(given, found)
 
 
@@ -99,19 +102,18 @@ def _adapter(given: Values, found: Found) -> None:
         found.problems.append("lora_parameters must be a mapping with rank, scale and dropout")
         return
     found.problems += [
-        f"lora_parameters.{key} is unknown; known are {', '.join(SETTINGS)}"
+        f"lora_parameters: unknown key {printable(str(key))}; known are {', '.join(SETTINGS)}"
         for key in settings
         if key not in SETTINGS
     ]
-    name = "lora_parameters"
     rank, scale = found.read(settings, "rank", number), found.read(settings, "scale", number)
     rank, scale = RANK if rank is None else rank, SCALE if scale is None else scale
-    found.give("r", rank, f"{name}.rank")
-    found.give("lora_alpha", scale * rank, f"{name}.scale")
-    found.give("lora_dropout", settings.get("dropout") or 0.0, f"{name}.dropout")
+    found.choose(given, "r", rank, "lora_parameters")
+    found.choose(given, "lora_alpha", scale * rank, "lora_parameters")
+    if settings.get("dropout") is not None:
+        found.give("lora_dropout", settings["dropout"], "lora_parameters")
     if settings.get("keys") is not None:
-        keys = found.read(settings, "keys", layers)
-        found.give("target_modules", keys, f"{name}.keys")
+        found.give("target_modules", found.read(settings, "keys", layers), "lora_parameters")
 
 
 def _last(given: Values, found: Found) -> None:
@@ -135,7 +137,7 @@ def _last(given: Values, found: Found) -> None:
 def _optimizer(given: Values, found: Found) -> None:
     asked = given.get("optimizer", "adam")
     if asked not in ("adam", "adamw"):
-        found.problems.append("optimizer: choose adam or adamw")
+        found.problems.append(misfit("optimizer", asked, "choose adam or adamw"))
     found.usual["weight_decay"] = 0.01 if asked == "adamw" else 0.0
     found.notes.append("Adam's averages are corrected for their start, which they are not there")
 

@@ -55,7 +55,7 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
     for key in own:
         name = found.names.get(key)
         if key in found.values and (key in given) == (name in given):
-            found.problems.append(f"{key} and {name} say the same; keep one")
+            found.problems.append(f"{printable(key)} and {name} say the same; keep one")
         elif key not in found.values or key in given:
             found.values[key] = both[key]
             found.names.pop(key, None)

@@ -76,6 +76,14 @@ class Found:
         self.values[key] = value
         self.names[key] = name
 
+    def choose(self, given: Values, key: str, value: Any, name: str) -> None:
+        """Set a recipe's key to what `name` says, or to what holds where it is not in the file."""
+        if name in given:
+            self.give(key, value, name)
+        else:
+            self.names.setdefault(key, name)
+            self.usual[key] = value
+
     def read(self, given: Values, name: str, how: Callable[[Any], Read]) -> Read | None:
         """Return a value of the file, or None where there is none or it makes no sense."""
         if name not in given:

@@ -105,7 +105,7 @@ ADAPTER_DEFAULTS = {"r": 16, "lora_alpha": 32.0, "lora_dropout": 0.05}
 
 def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
-    found.values["task"] = "sft"
+    found.usual["task"] = "sft"
     arguments.join(given, found)
     if found.read(given, "use_peft", truth):
         _adapter(given, found)
@@ -121,7 +121,7 @@ def join(given: Values, found: Found) -> None:
         found.usual["bf16"] = True
     if bits == [4]:
         nested = found.read(given, "use_bnb_nested_quant", truth)
-        found.give("double_quantization", bool(nested), "use_bnb_nested_quant")
+        found.choose(given, "double_quantization", bool(nested), "use_bnb_nested_quant")
     if "dataset_name" in given:
         part = f":{given['dataset_config']}" if "dataset_config" in given else ""
         found.give("data", f"{given['dataset_name']}{part}", "dataset_name")
