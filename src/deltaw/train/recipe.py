@@ -1,6 +1,5 @@
 """A recipe: every choice behind a training run, checked before anything is loaded."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,8 @@ from deltaw.train import yamlfile
 from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
 from deltaw.train.keys import LanguageKeys
-from deltaw.train.spellings import OPTIMIZERS, SYNONYMS, respelt
+from deltaw.train.misfits import AS_HERE, follows, misfit, unknown
+from deltaw.train.spellings import OPTIMIZERS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
 Task = Literal["classification", "regression", "sft"]
@@ -167,7 +167,7 @@ class Recipe(LanguageKeys):
         try:
             Record.model_validate(value or {})
         except ValidationError as error:
-            raise ValueError("; ".join(map(_misfit, error.errors()))) from error
+            raise ValueError("; ".join(map(misfit, error.errors()))) from error
         return value
 
     @field_validator("model", "data", "output")
@@ -221,7 +221,7 @@ def parse(
     values: Mapping[str, Any],
     origin: str = "the command line",
     *,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str] = AS_HERE,
     problems: Sequence[str] = (),
 ) -> Recipe:
     """Return the recipe of these values.
@@ -235,13 +235,14 @@ def parse(
     known = [key for key in Recipe.model_fields if key != "record"]
     values, wrong = respelt(values)
     problems = [*problems, *wrong]
-    problems += [_unknown(str(key), known) for key in values if key not in Recipe.model_fields]
+    problems += [unknown(str(key), known) for key in values if key not in Recipe.model_fields]
     good = {key: value for key, value in values.items() if key in Recipe.model_fields}
     recipe = None
     try:
         recipe = Recipe.model_validate(good)
     except ValidationError as error:
-        problems += [_misfit(detail, names) for detail in error.errors()]
+        found = [misfit(detail, names) for detail in error.errors()]
+        problems += [problem for problem in found if not follows(problem, problems)]
     else:
         problems += without_effect(recipe)
     raise_all(ConfigError, f"The recipe from {printable(origin, 300)} cannot be used:", problems)
@@ -278,19 +279,3 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             values[key] = yamlfile.value(text)
     raise_all(ConfigError, "These arguments cannot be used:", problems)
     return values
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    near = SYNONYMS.get(key) or next(iter(difflib.get_close_matches(key, known, 1)), None)
-    hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
-    return f"unknown key {printable(key)}{hint}"
-
-
-def _misfit(detail: Any, names: Mapping[str, str] | None = None) -> str:
-    first, *inner = detail["loc"]
-    parts = [(names or {}).get(first, first), *inner]
-    key = ".".join(printable(str(part)) for part in parts)
-    if detail["type"] == "missing":
-        return f"{key} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}={printable(repr(detail['input']))}: {message}"

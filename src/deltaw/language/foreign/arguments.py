@@ -150,6 +150,7 @@ def _schedule(given: Values, found: Found) -> None:
         return
     if scheduler == "constant":
         found.give("scheduler", "constant_with_warmup", "lr_scheduler_type")
+        found.usual["warmup"] = 0.0
         if ratio or steps:
             found.notes.append(
                 "the warm-up has no effect with lr_scheduler_type=constant, as there"

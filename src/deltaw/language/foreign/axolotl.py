@@ -26,7 +26,7 @@ from deltaw.language.foreign.tool import (
 )
 
 VOCABULARY = "change the tokenizer and the model's embeddings first, and save both"
-METHODS = {"lora": "lora", "qlora": "lora", None: "full"}
+ADAPTERS = ("lora", "qlora")
 KINDS = ("alpaca", "chat_template", "sharegpt", "completion")
 """Types of data sets, which are found again from their columns."""
 ENTRY = ("path", "type", "name", "split", "ds_type")
@@ -123,12 +123,13 @@ def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
     found.usual["task"] = "sft"
     adapter = given.get("adapter")
-    if adapter not in METHODS:
-        found.problems.append(misfit("adapter", adapter, "choose lora or qlora, or leave it out"))
-        return
-    found.choose(given, "method", METHODS[adapter], "adapter")
-    if adapter is not None:
+    if adapter is None:
+        found.usual["method"] = "full"
+    elif adapter in ADAPTERS:
+        found.give("method", "lora", "adapter")
         _targets(given, found)
+    else:
+        found.problems.append(misfit("adapter", adapter, "choose lora or qlora, or leave it out"))
     bits = [bit for bit in (4, 8) if found.read(given, f"load_in_{bit}bit", truth)]
     for bit in bits:
         found.give("quantization_bit", bit, f"load_in_{bit}bit")
@@ -162,8 +163,7 @@ def _targets(given: Values, found: Found) -> None:
 
 
 def _data(given: Values, found: Found) -> None:
-    templates = {given["chat_template"]} if "chat_template" in given else set()
-    kinds = set()
+    kinds = []
     for name, key in (("datasets", "data"), ("test_datasets", "eval_data")):
         entries = given.get(name, [])
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -171,16 +171,16 @@ def _data(given: Values, found: Found) -> None:
             continue
         for place, entry in enumerate(entries, 1):
             found.problems += _entry_problems(f"{name} {place}", entry)
-            kinds.add(entry.get("type"))
-        places = [_place(entry) for entry in entries]
-        if places:
-            found.give(key, ",".join(places), name)
+        kinds += [entry.get("type") for entry in entries]
+        if entries:
+            found.give(key, ",".join(map(_place, entries)), name)
     found.names.setdefault("data", "datasets")
+    template = given.get("chat_template", "tokenizer_default")
     if "alpaca" in kinds:
-        if len(kinds) > 1:
+        template = "alpaca"
+        if any(kind != "alpaca" for kind in kinds):
             found.problems.append("datasets: type alpaca has a template of its own; train it alone")
-        templates = {"alpaca"}
-    for template in templates - {"tokenizer_default"}:
+    if template != "tokenizer_default":
         found.give("template", template, "chat_template")
 
 

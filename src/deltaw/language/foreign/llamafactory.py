@@ -5,7 +5,6 @@ Source: github.com/hiyouga/LLaMA-Factory, src/llamafactory/hparams.
 
 from typing import Any
 
-from deltaw.errors import printable
 from deltaw.language.foreign import arguments
 from deltaw.language.foreign.llamafactory_keys import KEYS
 from deltaw.language.foreign.tool import Found, Tool, Values, misfit, number, truth
@@ -13,7 +12,7 @@ from deltaw.language.foreign.tool import Found, Tool, Values, misfit, number, tr
 STAGES = {"sft": "sft"}
 """The task that a stage is; the others are not there yet."""
 LATER = ("pt", "rm", "ppo", "dpo", "kto")
-METHODS = {"lora": "lora", "full": "full", "freeze": "freeze"}
+METHODS = ("lora", "full", "freeze")
 
 DEFAULTS: dict[str, Any] = arguments.DEFAULTS | {
     "validation_share": 0.0,
@@ -27,7 +26,7 @@ PASSES = 16
 def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
     stage = given.get("stage", "sft")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         found.stop(_stage(stage))
         return
     found.choose(given, "task", STAGES[stage], "stage")
@@ -37,7 +36,7 @@ def join(given: Values, found: Found) -> None:
         known = "choose lora, full or freeze"
         found.problems.append(misfit("finetuning_type", method, known))
         return
-    found.choose(given, "method", METHODS[method], "finetuning_type")
+    found.choose(given, "method", method, "finetuning_type")
     if method == "freeze":
         _freeze(given, found)
     _start(given, found)
@@ -85,6 +84,8 @@ def _galore(given: Values, found: Found) -> None:
     use, layerwise = (found.read(given, name, truth) for name in ("use_galore", "galore_layerwise"))
     if layerwise and not use:
         found.problems.append("galore_layerwise has no effect without use_galore: true")
+    elif use and given.get("finetuning_type", "lora") == "lora":
+        found.problems.append("use_galore needs finetuning_type: full or freeze")
     elif use and found.values.get("optim", "adamw") != "adamw":
         found.problems.append("optim and use_galore contradict each other; keep one")
     elif use:
@@ -106,8 +107,7 @@ def _data(given: Values, found: Found) -> None:
     if folder == "ONLINE":
         found.usual.pop("dataset_dir")
     elif isinstance(folder, str) and folder.startswith("REMOTE:"):
-        shown = printable(folder)
-        found.problems.append(f"dataset_dir={shown}: download it, and give the folder")
+        found.problems.append(misfit("dataset_dir", folder, "download it, and give the folder"))
     elif folder is not None:
         found.give("dataset_dir", folder, "dataset_dir")
     if "max_samples" in given:

@@ -120,6 +120,9 @@ def _last(given: Values, found: Found) -> None:
     """Turn the number of last layers into their indices, for which the model must be known."""
     count = found.read(given, "num_layers", number)
     count = LAYERS if count is None else count
+    if not isinstance(count, int) or (count < 1 and count != -1):
+        found.problems.append(misfit("num_layers", count, "must be a number of layers, or -1"))
+        return
     if count == -1 or "model" not in given:
         return
     name = str(given["model"])
@@ -130,7 +133,7 @@ def _last(given: Values, found: Found) -> None:
         raise cannot_load(name, error) from error
     total = config.get_text_config().num_hidden_layers
     if count < total:
-        indices = list(range(total - int(count), total))
+        indices = list(range(total - count, total))
         found.give("layers_to_transform", indices, "num_layers")
 
 

@@ -8,10 +8,12 @@ from typing import Any
 from deltaw.errors import printable
 from deltaw.language.foreign import axolotl, llamafactory, mlx, trl
 from deltaw.language.foreign.tool import Found, Tool
+from deltaw.train.keys import LANGUAGE
 from deltaw.train.recipe import Recipe
 
 TOOLS = (llamafactory.TOOL, axolotl.TOOL, mlx.TOOL, trl.TOOL)
 OWN = Recipe.model_fields.keys() - {"record"}
+ORDER = (*[key for key in Recipe.model_fields if key not in LANGUAGE], *LANGUAGE)
 LONGEST = 60
 
 
@@ -82,11 +84,9 @@ def _said(tool: Tool, found: Found, usual: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """Return `key=value, ...` in the recipe's order."""
+    """Return `key=value, ...`, those of every recipe first."""
     return ", ".join(
-        f"{key}={printable(_shown(values[key]), LONGEST)}"
-        for key in Recipe.model_fields
-        if key in values
+        f"{key}={printable(_shown(values[key]), LONGEST)}" for key in ORDER if key in values
     )
 
 

@@ -153,7 +153,7 @@ def number(value: Any) -> float:
         raise ValueError("must be a number")
     try:
         found = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("must be a number") from error
     if not abs(found) < float("inf"):
         raise ValueError("must be a finite number")

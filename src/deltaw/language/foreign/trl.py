@@ -88,6 +88,7 @@ DEFAULTS: dict[str, Any] = arguments.DEFAULTS | {
     "learning_rate": 2e-5,
     "gradient_checkpointing": True,
     "validation_share": 0.0,
+    "max_length": 1024,
 }
 SETTINGS = {
     "lora_r": ("r", number),
