@@ -19,7 +19,12 @@ Targets = Annotated[
 
 def train(
     first: Annotated[
-        str, typer.Argument(metavar="MODEL|RECIPE", help="Hub name or folder, or recipe.yaml.")
+        str,
+        typer.Argument(
+            metavar="MODEL|RECIPE",
+            help="Hub name or folder, or recipe.yaml: deltaw's or LLaMA-Factory's, axolotl's, "
+            "mlx-lm's, TRL's.",
+        ),
     ],
     rest: Annotated[
         list[str] | None,

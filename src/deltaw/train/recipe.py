@@ -245,7 +245,12 @@ def parse(
         problems += [problem for problem in found if not follows(problem, problems)]
     else:
         problems += without_effect(recipe)
-    raise_all(ConfigError, f"The recipe from {printable(origin, 300)} cannot be used:", problems)
+    raise_all(
+        ConfigError,
+        f"The recipe from {printable(origin, 300)} cannot be used:",
+        problems,
+        "correct the file, or give key=value behind it." if names else "",
+    )
     assert recipe is not None
     return recipe
 

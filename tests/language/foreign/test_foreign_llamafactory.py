@@ -255,7 +255,7 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
 def test_what_cannot_be_done_is_said_under_its_own_name(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         recipe_of(FACTORY | more)
-    assert len(str(caught.value).splitlines()) == 2
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_all_that_is_wrong_comes_together() -> None:
@@ -263,8 +263,9 @@ def test_all_that_is_wrong_comes_together() -> None:
     with pytest.raises(ConfigError) as caught:
         recipe_of(FACTORY | wrong)
     lines = str(caught.value).splitlines()
+    assert lines[-1] == "Fix: correct the file, or give key=value behind it."
     assert lines[0] == "The recipe from file.yaml cannot be used:"
-    assert sorted(line.split()[1].split("=")[0] for line in lines[1:]) == [
+    assert sorted(line.split()[1].split("=")[0] for line in lines[1:-1]) == [
         "adam_beta1",
         "fp16",
         "lora_rank",

@@ -150,7 +150,7 @@ def test_axolotl_without_an_adapter_trains_everything() -> None:
 def test_what_axolotl_does_and_we_do_not(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         recipe_of(AXOLOTL | more)
-    assert len(str(caught.value).splitlines()) == 2
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_mlx() -> None:

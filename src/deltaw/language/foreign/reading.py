@@ -52,7 +52,7 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
         return Reading(both)
     found = tool.read({key: value for key, value in both.items() if key in tool.keys})
     if found.stopped:
-        return Reading(found.values, problems=tuple(found.problems))
+        return Reading(found.values, found.names, tuple(found.problems))
     own = [key for key in both if key in OWN and key not in tool.keys]
     for key in own:
         name = found.names.get(key)
@@ -71,7 +71,7 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
 def _unknown(key: str, tool: Tool, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown key {printable(key)}, of {tool.name} and of deltaw{hint}"
+    return f"unknown key {printable(key)}, neither {tool.name}'s nor deltaw's{hint}"
 
 
 def _said(tool: Tool, found: Found, usual: Mapping[str, Any]) -> list[str]:
