@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from deltaw.cli.options import TrustRemoteCode, announce_loading
-from deltaw.cli.train import recipe_values
+from deltaw.cli.train import recipe_parts
 
 
 def check(
@@ -20,9 +20,11 @@ def check(
 ) -> None:
     """Show the receipt of a run, time its first steps, and write nothing."""
     given = {"trust_remote_code": True} if trust_remote_code else {}
-    values, origin = recipe_values(first, rest or [], given)
+    file, named, origin = recipe_parts(first, rest or [], given)
     announce_loading()
     from deltaw.language.checking import check as run
+    from deltaw.language.foreign.reading import read
     from deltaw.train.recipe import parse
 
-    run(parse(values, origin))
+    reading = read(file, named)
+    run(parse(reading.values, origin, names=reading.names, problems=reading.problems))

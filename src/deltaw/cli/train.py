@@ -1,4 +1,4 @@
-"""`deltaw train`: fine-tune a model on a table of labelled texts."""
+"""`deltaw train`: fine-tune a model on labelled texts, conversations or plain text."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,12 @@ Targets = Annotated[
 
 def train(
     first: Annotated[
-        str, typer.Argument(metavar="MODEL|RECIPE", help="Hub name or folder, or recipe.yaml.")
+        str,
+        typer.Argument(
+            metavar="MODEL|RECIPE",
+            help="Hub name or folder, or recipe.yaml: deltaw's or LLaMA-Factory's, axolotl's, "
+            "mlx-lm's, TRL's.",
+        ),
     ],
     rest: Annotated[
         list[str] | None,
@@ -122,30 +127,41 @@ def train(
         "trust_remote_code": trust_remote_code or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    values, origin = recipe_values(first, rest or [], given)
+    file, given, origin = recipe_parts(first, rest or [], given)
 
     announce_loading()
     from deltaw.language.choosing import train as run
+    from deltaw.language.foreign.reading import read
     from deltaw.train.recipe import parse
 
-    run(parse(values, origin), dry_run=dry_run, overwrite=overwrite)
+    reading = read(file, given)
+    recipe = parse(reading.values, origin, names=reading.names, problems=reading.problems)
+    run(recipe, dry_run=dry_run, overwrite=overwrite, said=reading.said)
 
 
 def recipe_values(
     first: str, rest: list[str], options: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Return the values of a recipe and where they are from; only a file's may be given anew."""
+    """Return the values of a recipe and where they are from."""
+    file, given, origin = recipe_parts(first, rest, options)
+    return file | given, origin
+
+
+def recipe_parts(
+    first: str, rest: list[str], options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return a file's values, those of the command line, which come first, and their place."""
     from deltaw.train import yamlfile
     from deltaw.train.recipe import parse_overrides
 
     if first.lower().endswith((".yaml", ".yml")):
-        return yamlfile.read(Path(first)) | joined(parse_overrides(rest), options), first
+        return yamlfile.read(Path(first)), joined(parse_overrides(rest), options), first
     if not rest:
         raise ConfigError(
             "A model and data are needed, or a recipe.\nFix: give MODEL DATA, or recipe.yaml."
         )
     named = {"model": first, "data": rest[0]}
-    return joined(named, parse_overrides(rest[1:]), options), "the command line"
+    return {}, joined(named, parse_overrides(rest[1:]), options), "the command line"
 
 
 def joined(*parts: dict[str, Any]) -> dict[str, Any]:

@@ -17,15 +17,25 @@ from deltaw.train.recipe import Recipe, parse
 from deltaw.train.run import train as run
 
 
-def train(recipe: Recipe, *, dry_run: bool = False, overwrite: bool = False) -> Path:
+def train(
+    recipe: Recipe, *, dry_run: bool = False, overwrite: bool = False, said: str | None = None
+) -> Path:
     """Train what the recipe's data are for, and return the run's folder.
+
+    `said` is what there is to say first of the file that the recipe is from.
 
     Raises:
         DeltawError: whatever is wrong, before anything is written.
         Stopped: on Ctrl-C or SIGTERM, with a checkpoint once training had begun.
     """
     settled = settle(recipe)
-    return run(settled, dry_run=dry_run, overwrite=overwrite, prepare=preparation(settled))
+
+    def prepare(recipe: Recipe, console: Console) -> Job:
+        if said is not None:
+            console.field("recipe", said)
+        return preparation(recipe)(recipe, console)
+
+    return run(settled, dry_run=dry_run, overwrite=overwrite, prepare=prepare)
 
 
 def settle(recipe: Recipe) -> Recipe:

@@ -43,7 +43,8 @@ def recorded_recipe(
         update={
             "model": full_name(recipe.model),
             "data": full_data_name(recipe.data),
-            "output": None if recipe.output is None else str(Path(recipe.output).resolve()),
+            "output": _full(recipe.output),
+            "dataset_dir": _full(recipe.dataset_dir),
             "record": {
                 "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
                 "versions": {name: version(name) for name in VERSIONS}
@@ -67,6 +68,10 @@ def check_reports(recipe: Recipe) -> None:
             "transformers.\nFix: install it, leave report_to out, or give all, none, or names of "
             f"what is installed ({', '.join(installed) or 'nothing is'})."
         )
+
+
+def _full(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
 
 
 def full_data_name(name: str) -> str:

@@ -175,7 +175,7 @@ def arguments(
         gradient_accumulation_steps=recipe.gradient_accumulation,
         learning_rate=plan.rate.value,
         lr_scheduler_type=recipe.scheduler,
-        warmup_steps=round(recipe.warmup * plan.steps),
+        warmup_steps=plan.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=0.0 if recipe.updates_in_backward else recipe.max_grad_norm,
         bf16=recipe.bf16,

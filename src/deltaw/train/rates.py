@@ -38,6 +38,7 @@ class TrainingPlan:
     """How long and how fast a run trains, and by what it is judged."""
 
     steps: int
+    warmup: int
     every: int
     epochs: Choice
     rate: Choice
@@ -50,6 +51,7 @@ def planned(recipe: Recipe, rows: int, width: int, metric: str) -> TrainingPlan:
     total = steps(recipe, rows)
     return TrainingPlan(
         steps=total,
+        warmup=warmup_steps(recipe, total),
         every=evaluate_every(recipe, total),
         epochs=epochs(recipe, rows),
         rate=learning_rate(recipe, width, total),
@@ -86,6 +88,11 @@ def steps(recipe: Recipe, rows: int) -> int:
     """Return the number of optimiser steps of the whole run."""
     whole = math.ceil(epochs(recipe, rows).value * steps_per_epoch(recipe, rows))
     return min(whole, recipe.max_steps or whole)
+
+
+def warmup_steps(recipe: Recipe, total: int) -> int:
+    """Return the number of steps in which the rate rises to its peak."""
+    return round(recipe.warmup * total) if recipe.warmup < 1 else int(recipe.warmup)
 
 
 def evaluate_every(recipe: Recipe, total: int) -> int:

@@ -76,10 +76,9 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
         f"{plan.steps:,} of {counted(per_step, 'row')}, {pace}; "
         f"{plan.epochs.value:g} epoch{'s' * (plan.epochs.value != 1)} ({plan.epochs.origin})",
     )
-    warmup = round(recipe.warmup * plan.steps)
     console.field(
         "rate",
-        f"{plan.rate.value:g}, {recipe.scheduler} after {counted(warmup, 'warm-up step')}\n"
+        f"{plan.rate.value:g}, {recipe.scheduler} after {counted(plan.warmup, 'warm-up step')}\n"
         f"({plan.rate.origin})",
     )
     unusual = advice(recipe, job.rows, plan.rate.value, plan.usual_rate, partial=_is_partial(job))

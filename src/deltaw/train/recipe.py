@@ -1,6 +1,5 @@
 """A recipe: every choice behind a training run, checked before anything is loaded."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,8 @@ from deltaw.train import yamlfile
 from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
 from deltaw.train.keys import LanguageKeys
-from deltaw.train.spellings import OPTIMIZERS, SYNONYMS, respelt
+from deltaw.train.misfits import AS_HERE, follows, misfit, unknown
+from deltaw.train.spellings import OPTIMIZERS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
 Task = Literal["classification", "regression", "sft", "dpo"]
@@ -54,8 +54,9 @@ class Record(BaseModel):
 class Recipe(LanguageKeys):
     """Everything that decides a run; `None` means that deltaw chooses, and says what it chose.
 
-    In a run's folder `record` keeps what was chosen, so that another choice can still be made
-    where a key is changed; see `filled`.
+    `warmup` and `validation_share` are shares below 1; from 1 on they count steps and rows. In a
+    run's folder `record` keeps what was chosen, so that another choice can still be made where a
+    key is changed; see `filled`.
     """
 
     model: str = Field(min_length=1)
@@ -69,7 +70,7 @@ class Recipe(LanguageKeys):
     task: Task | None = None
     max_length: int | None = Field(None, ge=1)
     encoding: str = "utf-8"
-    validation_share: float = Field(0.1, ge=0, lt=1)
+    validation_share: float = Field(0.1, ge=0)
     test_share: float = Field(0.0, ge=0, lt=1)
     split_seed: int | None = Field(None, ge=0, lt=2**31)
     max_train_rows: int | None = Field(None, ge=1)
@@ -115,7 +116,7 @@ class Recipe(LanguageKeys):
     gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=10)
     scheduler: Schedule = "linear"
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(0.1, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     group_by_length: bool = True
@@ -126,6 +127,7 @@ class Recipe(LanguageKeys):
     eval_every: int | None = Field(None, ge=1)
     metric: Metric | None = None
     early_stopping: int | None = Field(None, ge=1)
+    keep: Literal["best", "last"] = "best"
     report_to: list[str] = Field(default_factory=list)
     trust_remote_code: bool = False
 
@@ -153,13 +155,20 @@ class Recipe(LanguageKeys):
             raise ValueError("must be a whole number")
         return value
 
+    @field_validator("warmup", "validation_share")
+    @classmethod
+    def _share_or_count(cls, value: float) -> float:
+        if value >= 1 and not value.is_integer():
+            raise ValueError("must be a share below 1, or a whole number")
+        return value
+
     @field_validator("record")
     @classmethod
     def _whole_record(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             Record.model_validate(value or {})
         except ValidationError as error:
-            raise ValueError("; ".join(map(_misfit, error.errors()))) from error
+            raise ValueError("; ".join(map(misfit, error.errors()))) from error
         return value
 
     @field_validator("model", "data", "output")
@@ -209,25 +218,40 @@ def check_segment(name: str) -> None:
         raise ValueError("must be one plain folder name of at most 100 characters")
 
 
-def parse(values: Mapping[str, Any], origin: str = "the command line") -> Recipe:
+def parse(
+    values: Mapping[str, Any],
+    origin: str = "the command line",
+    *,
+    names: Mapping[str, str] = AS_HERE,
+    problems: Sequence[str] = (),
+) -> Recipe:
     """Return the recipe of these values.
+
+    Errors call a key as in `names`, and list `problems` that were found before.
 
     Raises:
         ConfigError: listing every unknown key, with the nearest known ones, and every value that
             does not fit or that the method does not read.
     """
     known = [key for key in Recipe.model_fields if key != "record"]
-    values, problems = respelt(values)
-    problems += [_unknown(str(key), known) for key in values if key not in Recipe.model_fields]
+    values, wrong = respelt(values)
+    problems = [*problems, *wrong]
+    problems += [unknown(str(key), known) for key in values if key not in Recipe.model_fields]
     good = {key: value for key, value in values.items() if key in Recipe.model_fields}
     recipe = None
     try:
         recipe = Recipe.model_validate(good)
     except ValidationError as error:
-        problems += [_misfit(detail) for detail in error.errors()]
+        found = [misfit(detail, names) for detail in error.errors()]
+        problems += [problem for problem in found if not follows(problem, problems)]
     else:
         problems += without_effect(recipe)
-    raise_all(ConfigError, f"The recipe from {printable(origin, 300)} cannot be used:", problems)
+    raise_all(
+        ConfigError,
+        f"The recipe from {printable(origin, 300)} cannot be used:",
+        problems,
+        "correct the file, or give key=value behind it." if names else "",
+    )
     assert recipe is not None
     return recipe
 
@@ -261,17 +285,3 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             values[key] = yamlfile.value(text)
     raise_all(ConfigError, "These arguments cannot be used:", problems)
     return values
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    near = SYNONYMS.get(key) or next(iter(difflib.get_close_matches(key, known, 1)), None)
-    hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
-    return f"unknown key {printable(key)}{hint}"
-
-
-def _misfit(detail: Any) -> str:
-    key = ".".join(printable(str(part)) for part in detail["loc"])
-    if detail["type"] == "missing":
-        return f"{key} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}={printable(repr(detail['input']))}: {message}"

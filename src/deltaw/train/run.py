@@ -172,7 +172,7 @@ class _Run:
             self.console.field("note", f"{', '.join(changed)}: the result may differ in last bits")
 
     def _train(self) -> None:
-        """Train from the newest checkpoint to the end, and go back to the best state."""
+        """Train from the newest checkpoint to the end, and go back to the state that is kept."""
         self.console.line()
         checkpoints = self.folder.checkpoints()
         newest = checkpoints[-1] if checkpoints else None
@@ -192,10 +192,8 @@ class _Run:
             newest = self.folder.checkpoints()[-1]
         state = read_state(newest)
         self.best_validation = state.best_metric
-        restore(
-            self.job.model,
-            self.folder.path / f"checkpoint-{state.best_global_step or state.global_step}",
-        )
+        best = state.best_global_step if self.job.recipe.keep == "best" else None
+        restore(self.job.model, self.folder.path / f"checkpoint-{best or state.global_step}")
 
     def _evaluate(self, moment: str) -> Score | None:
         return self.job.score() if moment in self.scored else None
@@ -236,7 +234,8 @@ class _Run:
         if before is not None and after is not None:
             console.line(table([("before", before), ("after", after)], job.plan.metric))
             rows = f"on {after.rows:,} {job.held_out_name} rows that were not trained on"
-            chosen = ", but the best state was chosen by them" if not job.tested else ""
+            by_them = job.recipe.keep == "best" and not job.tested
+            chosen = ", but the best state was chosen by them" if by_them else ""
             console.line(rows + chosen)
             console.line()
         whole = size_on_disk(job.model)

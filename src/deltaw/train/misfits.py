@@ -1,0 +1,35 @@
+"""Sentences about keys and values that do not fit a recipe."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deltaw.train.escape import printable
+from deltaw.train.spellings import SYNONYMS
+
+AS_HERE: Mapping[str, str] = {}
+"""Every key is called as in a recipe."""
+MISSING = " is missing"
+
+
+def unknown(key: str, known: Sequence[str]) -> str:
+    """Return what an unknown key may have meant."""
+    near = SYNONYMS.get(key) or next(iter(difflib.get_close_matches(key, known, 1)), None)
+    hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
+    return f"unknown key {printable(key)}{hint}"
+
+
+def misfit(detail: Any, names: Mapping[str, str] = AS_HERE) -> str:
+    """Return what is wrong with a value by pydantic's account; `names` has other names of keys."""
+    first, *inner = detail["loc"]
+    key = ".".join(printable(str(part)) for part in (names.get(first, first), *inner))
+    if detail["type"] == "missing":
+        return f"{key}{MISSING}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}={printable(repr(detail['input']))}: {message}"
+
+
+def follows(problem: str, problems: Sequence[str]) -> bool:
+    """Tell whether a key is missing only because of another problem with it."""
+    key = problem.removesuffix(MISSING)
+    return key != problem and any(known.startswith(key) for known in problems)

@@ -1,0 +1,75 @@
+"""Writes docs/llamafactory.md from the table of keys.
+
+Run it as `python -m tests.language.foreign.foreign_page`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from deltaw.language.foreign.llamafactory import DEFAULTS, TOOL
+from deltaw.language.foreign.tool import Effect, Ignored, Joint, Refused
+
+HEAD = """\
+# Files of LLaMA-Factory
+
+    deltaw train llama_factory.yaml
+
+takes the file that `llamafactory-cli train` takes, for `stage: sft` and `finetuning_type: lora`,
+`full` or `freeze`. The receipt says how it was read; `--dry-run` shows the recipe and trains
+nothing. `key=value` behind the file changes a setting, in either spelling: `lora_rank=16` or
+`r=16`. Keys of a recipe that LLaMA-Factory does not have, such as `too_long`, may stand in the file
+too.
+
+Where the file says nothing, LLaMA-Factory's default holds and not deltaw's: {defaults},
+`epochs: 3.0`. A key that would change what is learnt and is not done here is an error; all of them
+come in one message.
+
+What differs:
+
+- `max_samples` are drawn by the seed; LLaMA-Factory takes the first ones.
+- Packed documents never see each other, whether `packing` or `neat_packing` asks for it.
+- `overwrite_output_dir` deletes nothing. An interrupted run is resumed by the same command, and
+  `--overwrite` starts anew.
+- With `finetuning_type: freeze` an output head that is not tied to the embeddings is trained too.
+- `template` may be left out: the tokenizer's own is used then.
+- `warmup_ratio` of the steps is rounded to the nearest step; there it is rounded up.
+
+Files of axolotl, mlx-lm and TRL are read in the same way.
+"""
+
+
+def page() -> str:
+    """The text of the page."""
+    defaults = ", ".join(f"`{key}: {str(v).lower()}`" for key, v in DEFAULTS.items())
+    effects = [
+        (key, f"`{fate.key}`" if isinstance(fate, Effect) else fate.means)
+        for key, fate in TOOL.keys.items()
+        if isinstance(fate, Effect | Joint)
+    ]
+    ignored = [(key, fate.why) for key, fate in TOOL.keys.items() if isinstance(fate, Ignored)]
+    refused = [
+        (key, ", ".join(_shown(v) for v in fate.harmless) or "only null", fate.instead)
+        for key, fate in TOOL.keys.items()
+        if isinstance(fate, Refused)
+    ]
+    parts = [
+        HEAD.format(defaults=defaults),
+        "## Takes effect\n\n" + _table(("key", "becomes"), effects),
+        "## Ignored, because it does not change what is learnt\n\n"
+        + _table(("key", "what it is about"), ignored),
+        "## Refused\n\n" + _table(("key", "accepted as", "instead"), refused),
+    ]
+    return "\n".join(parts)
+
+
+def _shown(value: object) -> str:
+    return f"`{str(value).lower()}`" if str(value) else "empty"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *((f"`{key}`", *rest) for key, *rest in sorted(rows))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[3] / "docs" / "llamafactory.md").write_text(page(), "utf-8")

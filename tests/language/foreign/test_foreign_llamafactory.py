@@ -1,0 +1,316 @@
+"""LLaMA-Factory's files: what every key becomes."""
+
+from typing import Any
+
+import pytest
+from tests.language.foreign.foreign_files import FACTORY, recipe_of, said_of
+
+from deltaw.errors import ConfigError
+
+
+def test_the_minimum_has_the_defaults_of_its_own_tool() -> None:
+    recipe = recipe_of(FACTORY)
+    assert recipe.changed == {
+        "model": "some/model",
+        "data": "one,two",
+        "dataset_dir": "data",
+        "template": "chatml",
+        "output": "out",
+        "task": "sft",
+        "epochs": 3.0,
+        "batch_size": 8,
+        "learning_rate": 5e-5,
+        "warmup": 0.0,
+        "weight_decay": 0.0,
+        "group_by_length": False,
+        "gradient_checkpointing": True,
+        "validation_share": 0.0,
+        "seed": 42,
+        "keep": "last",
+    }
+    assert (recipe.method, recipe.r, recipe.lora_alpha) == ("lora", 8, None)
+    assert (recipe.scheduler, recipe.target_modules) == ("linear", "all-linear")
+    assert (recipe.train_on, recipe.lora_dropout) == ("answers", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"model_revision": "v2"}, {"revision": "v2"}),
+        ({"trust_remote_code": True}, {"trust_remote_code": True}),
+        ({"lora_rank": 24, "lora_alpha": 7}, {"r": 24, "lora_alpha": 7.0}),
+        ({"lora_rank": "24"}, {"r": 24}),
+        ({"lora_alpha": None}, {"lora_alpha": None}),
+        ({"lora_dropout": 0.05}, {"lora_dropout": 0.05}),
+        ({"lora_target": "all"}, {"target_modules": "all-linear"}),
+        ({"lora_target": "q_proj, v_proj"}, {"target_modules": ["q_proj", "v_proj"]}),
+        ({"lora_target": ["k_proj"]}, {"target_modules": ["k_proj"]}),
+        (
+            {"additional_target": "embed_tokens,lm_head"},
+            {"modules_to_save": ["embed_tokens", "lm_head"]},
+        ),
+        ({"use_rslora": True}, {"use_rslora": True}),
+        ({"use_dora": "true"}, {"use_dora": True}),
+        ({"pissa_init": True}, {"init_lora_weights": "pissa_niter_16"}),
+        ({"pissa_init": True, "pissa_iter": 4}, {"init_lora_weights": "pissa_niter_4"}),
+        ({"pissa_init": True, "pissa_iter": -1}, {"init_lora_weights": "pissa_exact"}),
+        ({"pissa_init": False, "pissa_iter": 4}, {"init_lora_weights": True}),
+        (
+            {"loraplus_lr_ratio": 16, "loraplus_lr_embedding": 1e-5},
+            {"loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-5},
+        ),
+        ({"finetuning_type": "full"}, {"method": "full"}),
+        (
+            {"finetuning_type": "freeze", "freeze_trainable_layers": 3},
+            {"method": "freeze", "last_layers": 3},
+        ),
+        ({"finetuning_type": "freeze"}, {"method": "freeze", "last_layers": 2}),
+        ({"dataset": ["a", "b"]}, {"data": "a,b"}),
+        ({"eval_dataset": "c, d"}, {"eval_data": "c,d"}),
+        ({"dataset_dir": "there"}, {"dataset_dir": "there"}),
+        ({"dataset_dir": "ONLINE"}, {"dataset_dir": None}),
+        ({"default_system": "Be brief."}, {"default_system": "Be brief."}),
+        ({"cutoff_len": 512}, {"max_length": 512}),
+        ({"max_samples": 100}, {"max_samples": 100}),
+        (
+            {"mix_strategy": "interleave_over", "interleave_probs": "0.25,0.75"},
+            {"mix_strategy": "interleave_over", "interleave_probs": [0.25, 0.75]},
+        ),
+        ({"train_on_prompt": True}, {"train_on": "all"}),
+        ({"mask_history": True}, {"train_on": "last"}),
+        ({"packing": True}, {"packing": True}),
+        ({"neat_packing": True}, {"packing": True}),
+        ({"packing": True, "neat_packing": True}, {"packing": True}),
+        ({"packing": False, "neat_packing": False}, {"packing": False}),
+        ({"val_size": 0.1}, {"validation_share": 0.1}),
+        ({"val_size": 50}, {"validation_share": 50.0}),
+        ({"per_device_train_batch_size": 2}, {"batch_size": 2}),
+        ({"gradient_accumulation_steps": 4}, {"gradient_accumulation": 4}),
+        ({"learning_rate": "1e-4"}, {"learning_rate": 1e-4}),
+        ({"num_train_epochs": 2.5}, {"epochs": 2.5, "max_steps": None}),
+        ({"max_steps": 7}, {"epochs": None, "max_steps": 7}),
+        ({"max_steps": 7, "num_train_epochs": 2}, {"epochs": None, "max_steps": 7}),
+        ({"max_steps": -1}, {"epochs": 3.0, "max_steps": None}),
+        ({"lr_scheduler_type": "cosine"}, {"scheduler": "cosine"}),
+        ({"warmup_ratio": 0.1}, {"warmup": 0.1}),
+        ({"warmup_steps": 20}, {"warmup": 20.0}),
+        ({"warmup_steps": 0.1}, {"warmup": 0.1}),
+        ({"warmup_steps": 20, "warmup_ratio": 0}, {"warmup": 20.0}),
+        (
+            {"lr_scheduler_type": "constant", "warmup_ratio": 0.1},
+            {"scheduler": "constant_with_warmup", "warmup": 0.0},
+        ),
+        ({"weight_decay": 0.1, "max_grad_norm": 0.5}, {"weight_decay": 0.1, "max_grad_norm": 0.5}),
+        ({"optim": "adamw_torch"}, {"optim": "adamw"}),
+        ({"bf16": True}, {"bf16": True}),
+        ({"pure_bf16": True, "fp16": False}, {"bf16": True}),
+        ({"seed": 3}, {"seed": 3}),
+        ({"quantization_bit": 8}, {"quantization_bit": 8}),
+        (
+            {
+                "quantization_bit": 4,
+                "quantization_type": "fp4",
+                "quantization_method": "bitsandbytes",
+                "double_quantization": False,
+            },
+            {
+                "quantization_bit": 4,
+                "quantization_type": "fp4",
+                "quantization_method": "bnb",
+                "double_quantization": False,
+            },
+        ),
+        (
+            {"eval_strategy": "steps", "eval_steps": 50, "save_steps": 100},
+            {"eval_every": 50, "keep": "last"},
+        ),
+        ({"evaluation_strategy": "steps", "logging_steps": 5}, {"eval_every": 5}),
+        ({"eval_strategy": "steps"}, {"eval_every": 500}),
+        ({"eval_strategy": "no", "save_steps": 100}, {"eval_every": 100}),
+        ({"eval_strategy": False}, {"eval_every": None}),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5},
+            {"keep": "best", "eval_every": 5},
+        ),
+        (
+            {"early_stopping_steps": 3, "eval_strategy": "steps", "eval_steps": 5},
+            {"early_stopping": 3, "eval_every": 5},
+        ),
+        ({"report_to": "none"}, {"report_to": []}),
+        ({"report_to": "wandb,tensorboard"}, {"report_to": ["wandb", "tensorboard"]}),
+        ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
+        ({"gradient_checkpointing": False}, {"gradient_checkpointing": False}),
+        ({"activation_checkpointing": True}, {"gradient_checkpointing": True}),
+        ({"group_by_length": True}, {"group_by_length": True}),
+        ({"train_sampling_strategy": "group_by_length"}, {"group_by_length": True}),
+        ({"resume_from_checkpoint": None}, {}),
+        ({"resume_from_checkpoint": True}, {}),
+        (
+            {"finetuning_type": "full", "use_galore": True, "galore_layerwise": True},
+            {"method": "full", "optim": "galore_adamw_layerwise", "galore_rank": 16},
+        ),
+        (
+            {
+                "finetuning_type": "full",
+                "use_galore": True,
+                "optim": "adamw_torch",
+                "galore_rank": 32,
+                "galore_update_interval": 100,
+                "galore_scale": 0.5,
+                "galore_target": "mlp,attn",
+            },
+            {
+                "method": "full",
+                "optim": "galore_adamw",
+                "galore_rank": 32,
+                "galore_update_interval": 100,
+                "galore_scale": 0.5,
+                "galore_target": ["mlp", "attn"],
+            },
+        ),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> None:
+    recipe, plain = recipe_of(FACTORY | more).model_dump(), recipe_of(FACTORY).model_dump()
+    assert {key: recipe[key] for key in expected} == expected
+    touched = {key for key in recipe if recipe[key] != plain[key]}
+    assert touched <= expected.keys() | {"warmup"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"cutof_len": 1}, "unknown key cutof_len, .* did you mean cutoff_len?"),
+        ({"a\x1b[2Jb": 1}, r"unknown key a\\x1b\[2Jb"),
+        ({"lora_rank": "many"}, "lora_rank='many': Input should be a valid integer"),
+        ({"lora_rank": True}, "lora_rank=True: must be a whole number"),
+        ({"learning_rate": "fast"}, "learning_rate='fast': must be a number"),
+        ({"learning_rate": "inf"}, "learning_rate='inf': must be a finite number"),
+        ({"use_dora": "maybe"}, "use_dora='maybe': must be true or false"),
+        ({"use_dora": 1}, "use_dora=1: must be true or false"),
+        ({"lora_target": 5}, "lora_target=5: must be names with commas"),
+        ({"lora_target": " , "}, "lora_target=' , ': names nothing"),
+        ({"interleave_probs": {}}, "interleave_probs={}: must be numbers with commas"),
+        ({"interleave_probs": "a,b"}, "interleave_probs='a,b': must be a number"),
+        ({"finetuning_type": "oft"}, "finetuning_type='oft': choose lora, full or freeze"),
+        ({"fp16": True}, "fp16=True: not done here; give bf16: true"),
+        ({"quantization_bit": 3}, "quantization_bit=3: Input should be 4 or 8"),
+        ({"quantization_method": "hqq"}, "quantization_method='hqq': Input should be 'bnb'"),
+        ({"adapter_name_or_path": "a,b"}, "adapter_name_or_path='a,b': .*deltaw merge"),
+        ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type='polynomial': Input should be"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio=1.5: must be a share from 0 to below 1"),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio and warmup_steps contradict"),
+        ({"warmup_steps": 5.5}, "warmup_steps=5.5: must be a share below 1, or a whole number"),
+        ({"val_size": 1.5}, "val_size=1.5: must be a share below 1, or a whole number"),
+        ({"packing": False, "neat_packing": True}, "packing=False and neat_packing=True contra"),
+        ({"train_on_prompt": True, "mask_history": True}, "train_on_prompt and mask_history cont"),
+        ({"deepspeed": "ds.json"}, "deepspeed='ds.json': not done here; one process trains"),
+        ({"neftune_noise_alpha": 5}, "neftune_noise_alpha=5: not done here"),
+        ({"adam_beta2": 0.95}, "adam_beta2=0.95: not done here"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: not done here"),
+        ({"streaming": True}, "streaming=True: .*max_samples takes fewer"),
+        ({"use_badam": True}, "use_badam=True: not done here"),
+        ({"push_to_hub": True}, "push_to_hub=True: not done here; nothing is uploaded"),
+        ({"do_train": False}, "do_train=False: not done here; deltaw train trains"),
+        ({"do_predict": True}, "do_predict=True: not done here; deltaw eval"),
+        ({"pref_beta": 0.2}, "pref_beta=0.2: not done here; it belongs to another stage"),
+        ({"optim": "adafactor"}, "optim='adafactor': Input should be"),
+        ({"use_galore": True}, "use_galore needs finetuning_type: full or freeze"),
+        ({"galore_layerwise": True}, "galore_layerwise has no effect without use_galore"),
+        (
+            {"finetuning_type": "full", "use_galore": True, "optim": "galore_adamw_8bit"},
+            "optim and use_galore contradict",
+        ),
+        ({"dataset_dir": "REMOTE:a/b"}, "dataset_dir='REMOTE:a/b': download it"),
+        ({"eval_strategy": "often"}, "eval_strategy='often': must be one of no, steps, epoch"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch"},
+            "load_best_model_at_end needs eval_strategy: steps",
+        ),
+        ({"early_stopping_steps": 2}, "early_stopping_steps needs eval_strategy: steps"),
+        ({"eval_strategy": "steps", "eval_steps": 0.1}, "eval_steps=0.1: Input should be a valid"),
+        ({"metric_for_best_model": "rouge"}, "metric_for_best_model='rouge': give loss"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential': rows"),
+        (
+            {"freeze_trainable_layers": -2, "finetuning_type": "freeze"},
+            "freeze_trainable_layers=-2",
+        ),
+        (
+            {"gradient_checkpointing": True, "disable_gradient_checkpointing": True},
+            "gradient_checkpointing and disable_gradient_checkpointing contradict",
+        ),
+        (
+            {"resume_from_checkpoint": "old/checkpoint-1"},
+            "resume_from_checkpoint='old/check.*newest",
+        ),
+        ({"resume_from_checkpoint": False}, "resume_from_checkpoint=False: .*--overwrite"),
+        ({"dataset": None}, "dataset is missing"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing"),
+        ({"data": "mine.jsonl"}, "data and dataset say the same; keep one"),
+        ({"task": "regression"}, "task and stage say the same; keep one"),
+    ],
+    ids=lambda value: ",".join(map(repr, value)) if isinstance(value, dict) else None,
+)
+def test_what_cannot_be_done_is_said_under_its_own_name(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        recipe_of(FACTORY | more)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_all_that_is_wrong_comes_together() -> None:
+    wrong = {"fp16": True, "lora_rnk": 4, "lora_rank": "x", "adam_beta1": 0.8, "seed": -1}
+    with pytest.raises(ConfigError) as caught:
+        recipe_of(FACTORY | wrong)
+    lines = str(caught.value).splitlines()
+    assert lines[-1] == "Fix: correct the file, or give key=value behind it."
+    assert lines[0] == "The recipe from file.yaml cannot be used:"
+    assert sorted(line.split()[1].split("=")[0] for line in lines[1:-1]) == [
+        "adam_beta1",
+        "fp16",
+        "lora_rank",
+        "seed",
+        "unknown",
+    ]
+
+
+@pytest.mark.parametrize("stage", ["pt", "rm", "ppo", "dpo", "kto", "sftt", 5])
+def test_another_stage_is_the_only_thing_said(stage: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe_of(FACTORY | {"stage": stage, "pref_beta": 0.1, "fp16": True, "nonsense": 1})
+    first = str(caught.value).splitlines()[1]
+    assert f"stage={stage}" in first or f"stage={stage!r}" in first
+    assert "nonsense" not in str(caught.value)
+
+
+def test_the_newest_checkpoint_of_the_run_may_be_named(tmp_path: Any) -> None:
+    for step in (4, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    file = FACTORY | {"output_dir": str(tmp_path)}
+    recipe_of(file | {"resume_from_checkpoint": str(tmp_path / "checkpoint-12")})
+    with pytest.raises(ConfigError, match="newest checkpoint"):
+        recipe_of(file | {"resume_from_checkpoint": str(tmp_path / "checkpoint-4")})
+
+
+def test_what_is_said_of_a_file() -> None:
+    file = FACTORY | {
+        "overwrite_output_dir": True,
+        "plot_loss": True,
+        "ddp_timeout": 180000000,
+        "packing": True,
+        "trust_remote_code": True,
+        "max_samples": 5,
+        "hf_hub_token": "secret",
+    }
+    said = said_of(file)
+    first, defaults, ignored, *notes = said.splitlines()
+    assert first.startswith("LLaMA-Factory's, read as: model=some/model, ")
+    assert "packing=True" in first and "epochs=3.0" in defaults
+    assert ignored.endswith(": ddp_timeout, plot_loss, hf_hub_token")
+    assert {note.split()[0] for note in notes} == {
+        "packed",
+        "max_samples",
+        "overwrite_output_dir",
+        "trust_remote_code:",
+    }
+    assert "secret" not in said
