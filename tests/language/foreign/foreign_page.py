@@ -14,11 +14,11 @@ HEAD = """\
 
     deltaw train llama_factory.yaml
 
-takes the file that `llamafactory-cli train` takes, for `stage: sft` and `finetuning_type: lora`,
-`full` or `freeze`. The receipt says how it was read; `--dry-run` shows the recipe and trains
-nothing. `key=value` behind the file changes a setting, in either spelling: `lora_rank=16` or
-`r=16`. Keys of a recipe that LLaMA-Factory does not have, such as `too_long`, may stand in the file
-too.
+takes the file that `llamafactory-cli train` takes, for `stage: sft`, `pt` or `dpo` and
+`finetuning_type: lora`, `full` or `freeze`. The receipt says how it was read; `--dry-run` shows the
+recipe and trains nothing. `key=value` behind the file changes a setting, in either spelling:
+`lora_rank=16` or `r=16`. Keys of a recipe that LLaMA-Factory does not have, such as `too_long`, may
+stand in the file too.
 
 Where the file says nothing, LLaMA-Factory's default holds and not deltaw's: {defaults},
 `epochs: 3.0`. A key that would change what is learnt and is not done here is an error; all of them

@@ -214,7 +214,10 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"push_to_hub": True}, "push_to_hub=True: not done here; nothing is uploaded"),
         ({"do_train": False}, "do_train=False: not done here; deltaw train trains"),
         ({"do_predict": True}, "do_predict=True: not done here; deltaw eval"),
-        ({"pref_beta": 0.2}, "pref_beta=0.2: not done here; it belongs to another stage"),
+        ({"pref_beta": 0.2}, "pref_beta=0.2 has no effect with .*sft"),
+        ({"stage": "dpo", "packing": True}, "packing=True has no effect with .*dpo"),
+        ({"stage": "dpo", "pref_loss": "simpo"}, "pref_loss='simpo'"),
+        ({"stage": "dpo", "pref_ftx": 0.5}, "pref_ftx=0.5: not done here"),
         ({"optim": "adafactor"}, "optim='adafactor': Input should be"),
         ({"use_galore": True}, "use_galore needs finetuning_type: full or freeze"),
         ({"galore_layerwise": True}, "galore_layerwise has no effect without use_galore"),
@@ -274,7 +277,16 @@ def test_all_that_is_wrong_comes_together() -> None:
     ]
 
 
-@pytest.mark.parametrize("stage", ["pt", "rm", "ppo", "dpo", "kto", "sftt", 5])
+def test_preferences_and_plain_texts_have_stages_of_their_own() -> None:
+    more = {"stage": "dpo", "pref_beta": 0.3, "pref_loss": "ipo", "pref_ftx": 0.0}
+    found = recipe_of(FACTORY | more)
+    assert (found.task, found.pref_beta, found.pref_loss) == ("dpo", 0.3, "ipo")
+    plain = recipe_of(FACTORY | {"stage": "pt"})
+    assert (plain.task, plain.packing) == ("sft", True)
+    assert recipe_of(FACTORY | {"stage": "pt", "packing": False}).packing is False
+
+
+@pytest.mark.parametrize("stage", ["rm", "ppo", "kto", "sftt", 5])
 def test_another_stage_is_the_only_thing_said(stage: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         recipe_of(FACTORY | {"stage": stage, "pref_beta": 0.1, "fp16": True, "nonsense": 1})

@@ -9,9 +9,9 @@ from deltaw.language.foreign import arguments
 from deltaw.language.foreign.llamafactory_keys import KEYS
 from deltaw.language.foreign.tool import Found, Tool, Values, misfit, number, truth
 
-STAGES = {"sft": "sft"}
+STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo"}
 """The task that a stage is; the others are not there yet."""
-LATER = ("pt", "rm", "ppo", "dpo", "kto")
+LATER = ("rm", "ppo", "kto")
 METHODS = ("lora", "full", "freeze")
 
 DEFAULTS: dict[str, Any] = arguments.DEFAULTS | {
@@ -48,8 +48,8 @@ def join(given: Values, found: Found) -> None:
 
 def _stage(stage: Any) -> str:
     if stage in LATER:
-        return f"stage={stage} is not there yet; there is stage=sft"
-    return misfit("stage", stage, "choose sft")
+        return f"stage={stage} is not there yet; there are pt, sft and dpo"
+    return misfit("stage", stage, "choose pt, sft or dpo")
 
 
 def _freeze(given: Values, found: Found) -> None:
@@ -74,8 +74,9 @@ def _learnt(given: Values, found: Found) -> None:
     packing, neat = (found.read(given, name, truth) for name in ("packing", "neat_packing"))
     if packing is False and neat:
         found.problems.append("packing=False and neat_packing=True contradict each other; keep one")
-    elif packing or neat:
-        found.give("packing", True, "neat_packing" if neat else "packing")
+    elif packing or neat or (packing is None and given.get("stage") == "pt"):
+        name = "neat_packing" if neat else "packing" if packing else "stage"
+        found.give("packing", True, name)
         if not neat:
             found.notes.append("packed documents do not see each other, as with neat_packing there")
 

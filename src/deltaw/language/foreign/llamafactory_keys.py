@@ -32,7 +32,7 @@ KEYS: dict[str, Fate] = {
     "model_name_or_path": Effect("model"),
     "model_revision": Effect("revision"),
     "trust_remote_code": Effect("trust_remote_code", truth),
-    "stage": Joint("`task: sft`"),
+    "stage": Joint("`task`: `sft` for pt and sft, `dpo` for dpo"),
     "finetuning_type": Joint("`method`"),
     "lora_rank": Effect("r"),
     "lora_alpha": Effect("lora_alpha", number),
@@ -72,6 +72,10 @@ KEYS: dict[str, Fate] = {
         "quantization_method", lambda value: "bnb" if value == "bitsandbytes" else value
     ),
     "double_quantization": Effect("double_quantization", truth),
+    "pref_beta": Effect("pref_beta", number),
+    "pref_loss": Effect("pref_loss"),
+    "dpo_label_smoothing": Effect("dpo_label_smoothing", number),
+    "pref_ftx": Refused("the loss of answers is not added to that of preferences", (0,)),
     "use_galore": Joint("`optim: galore_adamw`"),
     "galore_layerwise": Joint("`optim: galore_adamw_layerwise`"),
     "galore_rank": Effect("galore_rank"),
@@ -179,10 +183,6 @@ KEYS: dict[str, Fate] = {
     ),
     **each(
         (
-            "pref_beta",
-            "pref_ftx",
-            "pref_loss",
-            "dpo_label_smoothing",
             "kto_chosen_weight",
             "kto_rejected_weight",
             "simpo_gamma",
