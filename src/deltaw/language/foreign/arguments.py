@@ -176,8 +176,8 @@ def _evaluation(given: Values, found: Found) -> None:
     if (best or "early_stopping" in found.values) and strategy != "steps":
         found.problems.append(f"{judge} needs eval_strategy: steps, and eval_steps")
     if strategy == "steps":
-        every = next((key for key in ("eval_steps", "logging_steps") if key in given), None)
-        found.give("eval_every", given.get(every, LOGGING_STEPS), every or "eval_steps")
+        every = "eval_steps" if "eval_steps" in given else "logging_steps"
+        found.give("eval_every", given.get(every, LOGGING_STEPS), every)
     elif "save_steps" in given:
         found.give("eval_every", given["save_steps"], "save_steps")
     metric = given.get("metric_for_best_model", "loss")
