@@ -70,7 +70,7 @@ def report(
         ConfigError: for keys that say nothing about data.
         DeltawError: for what `deltaw train` could not use at all either.
     """
-    recipe = parse({"model": model or UNNAMED, "data": data} | settings)
+    recipe = parse({"model": model or UNNAMED, "data": data, **settings})
     raise_all(
         ConfigError,
         "These keys say nothing about data:",
