@@ -180,6 +180,10 @@ def test_labelled_texts(report: Any, tiny_classifier: Path, tmp_path: Path) -> N
     assert shown["data"][0] == "30 rows read: 27 training, 3 validation, 0 skipped"
     assert shown["labels"][0].startswith("3 classes: ")
     assert "length" not in shown
+    assert "skipped" not in report(file, "--bad")
+    gaps = write_csv(tmp_path / "gaps.csv", messages(30) + [("", "ship")] * 7)
+    skipped = report(gaps, "--bad")["skipped"]
+    assert skipped[0] == "7 rows left out:" and len(skipped) == 8
     with_model = report(file, "--model", tiny_classifier)
     assert with_model["length"][-1].endswith("of the rows truncated")
     assert with_model["next"] == [f"deltaw check {tiny_classifier} {file}"]

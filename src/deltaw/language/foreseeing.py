@@ -39,7 +39,7 @@ def foresee(console: Console, job: "LanguageJob") -> None:
         f"loss {found['loss']:.3f} per learnt token before training, perplexity "
         f"{found['perplexity']:,.1f}, on {counted(len(some), 'training row')}",
     )
-    uniform = math.log(tokenizer.vocab_size)
+    uniform = math.log(len(tokenizer))
     if found["loss"] > FAR * uniform:
         console.field(
             "warning",

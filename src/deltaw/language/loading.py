@@ -34,7 +34,10 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
             tokens than the model, or no token that ends a text.
     """
     name = source or recipe.model
-    where = {"revision": recipe.revision, "trust_remote_code": recipe.trust_remote_code}
+    where: dict[str, Any] = {
+        "revision": recipe.revision,
+        "trust_remote_code": recipe.trust_remote_code,
+    }
     frozen = recipe.method not in IN_PLACE
     try:
         with quiet():
@@ -63,18 +66,21 @@ def outline(recipe: Recipe) -> Loaded:
         RunError: if either cannot be loaded, or the tokenizer does not fit, as in `load`.
     """
     name = recipe.model
-    where = {"revision": recipe.revision, "trust_remote_code": recipe.trust_remote_code}
+    where: dict[str, Any] = {
+        "revision": recipe.revision,
+        "trust_remote_code": recipe.trust_remote_code,
+    }
     try:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(name, **where)
-            model = transformers.AutoModelForCausalLM.from_config(
+            model = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=recipe.trust_remote_code
             )
     except LOADING as error:
         raise cannot_load(name, error, "AutoModelForCausalLM") from error
     with quiet(), suppress(OSError):  # few models have no such file
         model.generation_config = transformers.GenerationConfig.from_pretrained(
-            name, revision=recipe.revision
+            name, revision=recipe.revision or "main"
         )
     tokenizer = load_tokenizer(name, config, **where)
     _require_fit(tokenizer, model, name)

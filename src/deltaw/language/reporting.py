@@ -70,7 +70,7 @@ def report(
         ConfigError: for keys that say nothing about data.
         DeltawError: for what `deltaw train` could not use at all either.
     """
-    recipe = parse({"model": model or UNNAMED, "data": data} | settings)
+    recipe = parse({"model": model or UNNAMED, "data": data, **settings})
     raise_all(
         ConfigError,
         "These keys say nothing about data:",
@@ -83,7 +83,7 @@ def report(
         if recipe.is_language:
             _show_language(console, recipe, model is not None, detail)
         else:
-            _show_labelled(console, recipe, model is not None)
+            _show_labelled(console, recipe, model is not None, detail)
     place = shlex.quote(data)
     after = f"deltaw data {place} --model MODEL"
     if model is not None:
@@ -121,9 +121,11 @@ def _show_rows(
         console.field(name, "\n".join([f"{counted(len(skips), 'row')} {why}:", *lines]))
 
 
-def _show_labelled(console: Console, recipe: Recipe, modelled: bool) -> None:
+def _show_labelled(console: Console, recipe: Recipe, modelled: bool, detail: Detail) -> None:
     data = read(recipe)
     show_data(console, data)
+    if detail.every:
+        _show_rows(console, "skipped", "left out", data.skipped, detail)
     if modelled:
         name, trust = recipe.model, recipe.trust_remote_code
         outline = load_empty(name, revision=recipe.revision, trust_remote_code=trust)
