@@ -78,6 +78,19 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_the_chinese_readme_shows_the_same_code_and_commands() -> None:
+    def shown(name: str) -> list[list[str]]:
+        blocks = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / name).read_text("utf-8"), re.M | re.S)
+        return [[re.sub(r"#.*", "", line).rstrip() for line in b.splitlines()] for b in blocks]
+
+    assert shown("README.zh-CN.md") == shown("README.md")
+    links = [
+        sorted(set(re.findall(r"\((docs/[\w.]+)\)", (ROOT / name).read_text("utf-8"))))
+        for name in ("README.md", "README.zh-CN.md")
+    ]
+    assert links[0] == links[1]
+
+
 def test_the_guide_to_speed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
@@ -109,7 +122,7 @@ def test_the_page_of_methods_is_what_the_docstrings_say() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]:
         prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
         for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", prose):
             if "://" not in link:
