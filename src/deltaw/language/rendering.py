@@ -17,7 +17,7 @@ from deltaw.train.escape import printable
 
 LONGEST = 10_000_000
 """Characters of output at which a template is taken to run away."""
-TURNS = 1_000_000
+TURNS = 200_000
 """Turns of all loops of one rendering at which a template is taken to run away."""
 WIDE = re.compile(r"%[^%a-zA-Z]*\d{4}")
 """A conversion that pads to a width."""
