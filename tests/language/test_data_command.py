@@ -107,7 +107,9 @@ def test_tokens_without_weights(report: Any, outline: Path, tmp_path: Path) -> N
     rows = [ask(n) for n in range(8)] + [ask(8, "word " * 60)]
     file = write_rows(tmp_path / "a.jsonl", rows)
     shown = report(file, "--model", outline, "validation_share=0", "--samples", "0")
-    assert shown["template"] == ["alpaca, because the tokenizer has none; template=NAME"]
+    assert shown["template"] == [
+        "alpaca, because the tokenizer has none (template=NAME asks for another)"
+    ]
     assert shown["control"] == ["none: no special token of the model stands in the rows' own text"]
     assert shown["longest"][0].startswith(f"{file}:9: ")
     assert shown["longest"][-1] == "1 sample longer than 128 tokens"

@@ -40,7 +40,9 @@ def choose(tokenizer: Any, name: str | None) -> Chosen:
     if own:
         return _made(tokenizer, own, "the tokenizer's own")
     return _made(
-        tokenizer, source(WITHOUT), f"{WITHOUT}, because the tokenizer has none; template=NAME"
+        tokenizer,
+        source(WITHOUT),
+        f"{WITHOUT}, because the tokenizer has none (template=NAME asks for another)",
     )
 
 
