@@ -12,11 +12,12 @@ from tests.language.test_encoding import learnt
 from tests.language.tokenizers_ import byte_level, sentence_piece
 from transformers import AutoModelForCausalLM
 
-from deltaw.errors import ConfigError, DataError
+from deltaw.errors import ConfigError, DataError, RunError
 from deltaw.language.batches import Padding
 from deltaw.language.choosing import settle, train
 from deltaw.language.data.samples import Message, Preference
 from deltaw.language.encoding import Encoder
+from deltaw.language.evaluating import evaluate_run
 from deltaw.language.pairs import encode, preferred, score
 from deltaw.language.templating import choose, ends
 from deltaw.train.recipe import parse
@@ -144,6 +145,16 @@ def test_full_fine_tuning_has_its_own_start_as_reference(
     results = json.loads((run / "results.json").read_text())
     assert results["before"]["values"]["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert results["after"]["values"]["loss"] < np.log(2)
+
+
+@pytest.mark.parametrize("start", ["pissa", "eva", "lora_ga"])
+def test_starts_learn_preferences_too(values: dict[str, Any], tmp_path: Path, start: str) -> None:
+    more = {"init_lora_weights": start, "max_steps": 1, "r": 2, "learning_rate": 1e-4}
+    run = train(parse(values | more | {"output": str(tmp_path / "run")}))
+    results = json.loads((run / "results.json").read_text())
+    assert results["before"]["values"]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    with pytest.raises(RunError, match="learnt preferences, whose scores"):
+        evaluate_run(run, None)
 
 
 def test_what_preferences_cannot_do_is_said(values: dict[str, Any], talker: Path) -> None:

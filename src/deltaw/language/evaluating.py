@@ -32,6 +32,11 @@ def evaluate_run(
     """Score a finished run on its own held-out rows, or on `data`, beside its base."""
     opened = open_language(folder, model=model, trust_remote_code=trust_remote_code)
     console = Console()
+    if opened.recipe.task == "dpo":
+        raise RunError(
+            f"{opened.shown} learnt preferences, whose scores are in its results.json; other pairs "
+            "are not scored yet.\nFix: talk with it by deltaw chat."
+        )
     samples, what, warning = _samples(opened.recipe, data)
     encoded = opened.encoder.encode(samples)
     if not encoded.rows:

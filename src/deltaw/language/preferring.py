@@ -25,6 +25,7 @@ from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.data.samples import Preference
 from deltaw.language.loading import load
 from deltaw.language.pairs import Floats, Pair, encode, preferred, score
+from deltaw.language.prepare import first_batches, loss_of
 from deltaw.language.reading import encoder_of, request, require_validation
 from deltaw.language.receipt import show_corpus, skips
 from deltaw.language.templating import Chosen, choose
@@ -39,7 +40,6 @@ from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer, arguments
 from deltaw.train.metrics import Score
 from deltaw.train.model import hidden_size
-from deltaw.train.packing import pack
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.recipe import Recipe
@@ -188,17 +188,15 @@ def prepare(recipe: Recipe, console: Console) -> PreferenceJob:
     if not parts[0].pairs:
         raise DataError("\n".join(["No pair can be trained on.", *skips(parts[0].skipped)]))
     base = base_digest(model)
-    if not recipe.absorb:
-        pack(model, recipe, ())
-    adapted, warnings = methods.prepare(model, recipe)
-    if recipe.absorb:
-        pack(model, recipe, ())
+    padding = Padding(tokenizer.pad_token_id)
+    better = [pair.chosen for pair in parts[0].pairs]
+    first = first_batches(recipe, better, padding)
+    adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
     if isinstance(model.get_output_embeddings(), AdaptedLayer):
         raise ConfigError(
             "TRL's loss of preferences reads past an adapter on the output head.\n"
             "Fix: leave it out of target_modules, or train the head in full (modules_to_save)."
         )
-    padding = Padding(tokenizer.pad_token_id)
     frozen = recipe.method not in methods.IN_PLACE and not recipe.absorb
     with deltaw.disabled(model) if frozen else nullcontext():
         known = [

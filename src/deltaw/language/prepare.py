@@ -38,7 +38,6 @@ from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer, arguments
 from deltaw.train.metrics import Score
 from deltaw.train.model import hidden_size
-from deltaw.train.packing import pack
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.recipe import Recipe
@@ -154,12 +153,8 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         require_apart(model, train.rows)
     data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
     rows = Dataset.from_dict(data)
-    first = _first_batches(recipe, train.rows, padding)
-    if not recipe.absorb:
-        pack(model, recipe, ())
-    adapted, warnings = methods.prepare(model, recipe, (), first, _loss_of)
-    if recipe.absorb:
-        pack(model, recipe, ())
+    first = first_batches(recipe, train.rows, padding)
+    adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
     plan = planned(recipe, len(rows), hidden_size(model.config), recipe.metric or "loss")
     recorded = recorded_recipe(
         recipe,
@@ -188,7 +183,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     )
 
 
-def _first_batches(
+def first_batches(
     recipe: Recipe, rows: Sequence[Row], padding: Padding
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the batches that a start from data sees, in an order of the seed's."""
@@ -201,6 +196,7 @@ def _first_batches(
         yield padding([{name: data[name][index] for name in data} for index in some])
 
 
-def _loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the loss of a batch per learnt token, as a start from data asks for it."""
     loss: Tensor = model(**batch)["loss"]
     return loss

@@ -19,7 +19,7 @@ from deltaw.patterns import within
 from deltaw.plans import Plan
 from deltaw.train.escape import printable
 from deltaw.train.optimizer import movement
-from deltaw.train.packing import absorbing
+from deltaw.train.packing import absorbing, pack
 from deltaw.train.recipe import Recipe
 
 IN_PLACE = frozenset({"full", "freeze"})
@@ -126,6 +126,25 @@ def prepare(
         *plan.warnings,
         *(_fate(path, left) for path in untrained),
     )
+
+
+def adapt(
+    model: nn.Module,
+    recipe: Recipe,
+    untrained: Sequence[str] = (),
+    data: Iterable[Any] = (),
+    loss: Loss | None = None,
+) -> tuple[str, tuple[str, ...]]:
+    """Pack the weights as the recipe says and `prepare` the model, in the order that it asks for.
+
+    A start that is absorbed is taken out of the full weights, and what is left of them is packed.
+    """
+    if not recipe.absorb:
+        pack(model, recipe, untrained)
+    found = prepare(model, recipe, untrained, data, loss)
+    if recipe.absorb:
+        pack(model, recipe, untrained)
+    return found
 
 
 def norms_of(model: nn.Module) -> list[str]:

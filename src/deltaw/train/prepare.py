@@ -28,7 +28,6 @@ from deltaw.train.model import (
     load_tokenizer,
     positions,
 )
-from deltaw.train.packing import pack
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.reading import read
@@ -131,11 +130,7 @@ def prepare(recipe: Recipe, console: Console) -> TextJob:
     base = base_digest(model)
     collator = Collator(tokenizer)
     first = _first_batches(recipe, train, collator)
-    if not recipe.absorb:
-        pack(model, recipe, untrained)
-    adapted, warnings = methods.prepare(model, recipe, untrained, first, _loss_of)
-    if recipe.absorb:
-        pack(model, recipe, untrained)
+    adapted, warnings = methods.adapt(model, recipe, untrained, first, _loss_of)
     plan = planned(
         recipe,
         len(train),
