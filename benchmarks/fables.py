@@ -72,7 +72,7 @@ def train(name: str, rate: float, seed: int, steps: int = STEPS) -> dict[str, An
     import torch
 
     import deltaw
-    from deltaw.language.batches import Padding
+    from deltaw.language.encoding.batches import Padding
     from deltaw.language.scores import measured, ratios
 
     torch.set_num_threads(1)
@@ -123,8 +123,8 @@ def texts() -> tuple[Any, dict[str, list[Any]]]:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     from deltaw.language.data.samples import Passage
-    from deltaw.language.encoding import Encoder
-    from deltaw.language.templating import choose, ends
+    from deltaw.language.encoding.encoder import Encoder
+    from deltaw.language.encoding.templating import choose, ends
 
     folder = SHARED / "models" / "stories260K" / "hf"
     tokenizer = AutoTokenizer.from_pretrained(folder)

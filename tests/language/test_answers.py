@@ -2,10 +2,10 @@
 
 import pytest
 
-from deltaw.language import naming
-from deltaw.language.answers import answers
 from deltaw.language.data.samples import Message
-from deltaw.language.rendering import Refused, Template
+from deltaw.language.encoding import naming
+from deltaw.language.encoding.answers import answers
+from deltaw.language.encoding.rendering import Refused, Template
 
 DIALOGUE = (
     Message("system", "Be kind."),

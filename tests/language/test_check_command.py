@@ -13,11 +13,11 @@ from tests.train.conftest import Command, tiny
 
 from deltaw.errors import DivergedError
 from deltaw.language import scores
-from deltaw.language.batches import Padding
-from deltaw.language.capacity import Capacity
-from deltaw.language.capacity import shown as bits
-from deltaw.language.checking import check as run_check
-from deltaw.language.prepare import prepare
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.report.checking import check as run_check
+from deltaw.language.training.capacity import Capacity
+from deltaw.language.training.capacity import shown as bits
+from deltaw.language.training.prepare import prepare
 from deltaw.train.console import Console
 from deltaw.train.probing import Probed
 from deltaw.train.recipe import parse
@@ -133,7 +133,7 @@ def test_nothing_is_reported_anywhere(
     talker: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    from deltaw.language import prepare as preparing
+    from deltaw.language.training import prepare as preparing
 
     real = preparing.arguments
 

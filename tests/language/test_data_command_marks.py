@@ -4,11 +4,14 @@ import re
 from itertools import groupby, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.language.tokenizers_ import byte_level, sentence_piece
 
-from deltaw.language.colouring import (
+from deltaw.language.data.samples import Completion, Conversation, Message, Passage
+from deltaw.language.encoding.encoder import MASKED, Encoder, Row
+from deltaw.language.encoding.templating import choose, ends
+from deltaw.language.report.colouring import (
     BEGIN,
     END,
     ENDS,
@@ -21,10 +24,7 @@ from deltaw.language.colouring import (
     stretches,
     visible,
 )
-from deltaw.language.data.samples import Completion, Conversation, Message, Passage
-from deltaw.language.encoding import MASKED, Encoder, Row
-from deltaw.language.templating import choose, ends
-from deltaw.language.vocabulary import control_tokens, unknown_characters
+from deltaw.language.report.vocabulary import control_tokens, unknown_characters
 
 TOKENIZERS = {"byte-level": byte_level(bos="<s>"), "sentence-piece": sentence_piece()}
 TEXTS = st.text("ab 你好😀é\n⟦", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
@@ -71,6 +71,7 @@ def test_what_is_marked_is_what_is_learnt(kind: str, contents: list[str]) -> Non
 
 
 @given(ids=st.lists(st.tuples(st.integers(0, 399), st.booleans()), min_size=1, max_size=30))
+@example(ids=[(101, False), (133, True), (101, False)])  # a stray byte, then a whole character
 def test_any_tokens_at_all_are_shown_once(ids: list[tuple[int, bool]]) -> None:
     tokenizer = TOKENIZERS["byte-level"]
     numbers = [min(i, len(tokenizer) - 1) for i, _ in ids]

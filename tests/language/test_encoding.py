@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tests.language.tokenizers_ import byte_level, sentence_piece
 
 from deltaw.errors import DataError
-from deltaw.language import naming
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
-from deltaw.language.encoding import MASKED, Encoder, Learnt, Rows, Sample, TooLong
-from deltaw.language.templating import choose, ends
+from deltaw.language.encoding import naming
+from deltaw.language.encoding.encoder import MASKED, Encoder, Learnt, Rows, Sample, TooLong
+from deltaw.language.encoding.templating import choose, ends
 
 TOKENIZERS = {
     "byte-level": byte_level(),

@@ -14,7 +14,7 @@ from deltaw.errors import ConfigError, DataError, RunError
 from deltaw.language.choosing import settle, train
 from deltaw.language.data.samples import Message
 from deltaw.language.generating import Sampling, generate
-from deltaw.language.opened import open_language
+from deltaw.language.use.opened import open_language
 from deltaw.train import run as running
 from deltaw.train.recipe import parse
 

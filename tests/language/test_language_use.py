@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import deltaw
 from deltaw.errors import RunError
-from deltaw.language.chatting import chat, escaped
 from deltaw.language.choosing import train
 from deltaw.language.generating import Sampling, generate
-from deltaw.language.opened import open_language
+from deltaw.language.use.chatting import chat, escaped
+from deltaw.language.use.opened import open_language
 from deltaw.train.recipe import parse
 
 SHORT = Sampling(max_new_tokens=8)

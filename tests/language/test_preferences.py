@@ -13,13 +13,13 @@ from tests.language.tokenizers_ import byte_level, sentence_piece
 from transformers import AutoModelForCausalLM
 
 from deltaw.errors import ConfigError, DataError, RunError
-from deltaw.language.batches import Padding
 from deltaw.language.choosing import settle, train
 from deltaw.language.data.samples import Message, Preference
-from deltaw.language.encoding import Encoder
-from deltaw.language.evaluating import evaluate_run
-from deltaw.language.pairs import encode, preferred, score
-from deltaw.language.templating import choose, ends
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.encoding.templating import choose, ends
+from deltaw.language.training.pairs import encode, preferred, score
+from deltaw.language.use.evaluating import evaluate_run
 from deltaw.train.recipe import parse
 
 ASKED = (Message("user", "What is blue?"),)

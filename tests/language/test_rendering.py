@@ -6,8 +6,8 @@ import pytest
 from tests.language.tokenizers_ import byte_level
 
 from deltaw.errors import ConfigError
-from deltaw.language import naming
-from deltaw.language.rendering import LONGEST, Refused, Template
+from deltaw.language.encoding import naming
+from deltaw.language.encoding.rendering import LONGEST, Refused, Template
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 DIALOGUE: list[dict[str, Any]] = [

@@ -25,8 +25,8 @@ def chat(
     announce_loading()
     from pathlib import Path
 
-    from deltaw.language.chatting import chat as talk
     from deltaw.language.generating import Sampling
+    from deltaw.language.use.chatting import chat as talk
 
     talk(
         [Path(run) for run in runs],

@@ -22,8 +22,8 @@ def check(
     given = {"trust_remote_code": True} if trust_remote_code else {}
     file, named, origin = recipe_parts(first, rest or [], given)
     announce_loading()
-    from deltaw.language.checking import check as run
     from deltaw.language.foreign.reading import read
+    from deltaw.language.report.checking import check as run
     from deltaw.train.recipe import parse
 
     reading = read(file, named)

@@ -27,7 +27,7 @@ def data(
     """Show what a data set holds, what is wrong with it and, with a model, what would be learnt."""
     announce_loading()
     from deltaw.cli.train import joined
-    from deltaw.language.reporting import Detail, report
+    from deltaw.language.report.reporting import Detail, report
     from deltaw.train.recipe import parse_overrides
 
     given = {"template": template, "trust_remote_code": trust_remote_code or None}

@@ -20,7 +20,7 @@ def evaluate(
     announce_loading()
     from pathlib import Path
 
-    from deltaw.language import evaluating
+    from deltaw.language.use import evaluating
     from deltaw.train import evaluate
     from deltaw.train.runfolder import read_recipe
 

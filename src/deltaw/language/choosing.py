@@ -52,10 +52,10 @@ def preparation(recipe: Recipe) -> Callable[[Recipe, Console], Job]:
     if not recipe.is_language:
         return prepare_texts
     if recipe.task == "dpo":
-        from deltaw.language.preferring import prepare as prepare_pairs  # imports TRL
+        from deltaw.language.training.preferring import prepare as prepare_pairs  # imports TRL
 
         return prepare_pairs
-    from deltaw.language.prepare import prepare  # imports TRL
+    from deltaw.language.training.prepare import prepare  # imports TRL
 
     return prepare
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltaw.language.encoding import Encoder
+from deltaw.language.encoding.encoder import Encoder
 from deltaw.train.model import quiet
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from deltaw.errors import ConfigError, DataError
 from deltaw.language.data.corpus import Corpus, Request
 from deltaw.language.data.samples import Completion, Conversation, Passage
-from deltaw.language.encoding import Encoder, Rows
-from deltaw.language.templating import Chosen, ends
+from deltaw.language.encoding.encoder import Encoder, Rows
+from deltaw.language.encoding.templating import Chosen, ends
 from deltaw.train.model import positions
 from deltaw.train.recipe import Recipe
 

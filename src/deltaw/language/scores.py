@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaw.errors import DivergedError
-from deltaw.language.batches import Padding
-from deltaw.language.encoding import MASKED, Row
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.train.metrics import REPLICAS, Score
 
 NUMBERS = 1 << 26

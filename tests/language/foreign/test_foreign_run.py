@@ -11,7 +11,7 @@ from peft import PeftModel
 from tests.train.conftest import Command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deltaw.language.opened import open_language
+from deltaw.language.use.opened import open_language
 from deltaw.train.runfolder import read_recipe
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deltaw.errors import DataError, raise_all
-from deltaw.language.answers import answers, as_data
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
-from deltaw.language.rendering import Refused, Span, Template
+from deltaw.language.encoding.answers import answers, as_data
+from deltaw.language.encoding.rendering import Refused, Span, Template
 from deltaw.train.data.rows import Skip, place
 
 Learnt = Literal["answers", "last", "all"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltaw.language.data.samples import Message
-from deltaw.language.rendering import Refused, Span, Template
+from deltaw.language.encoding.rendering import Refused, Span, Template
 
 STAND_IN = "\ufdd2"
 

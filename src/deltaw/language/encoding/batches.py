@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import ConfigError
-from deltaw.language.encoding import MASKED, Row
+from deltaw.language.encoding.encoder import MASKED, Row
 
 Batch = dict[str, Tensor]
 

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from deltaw.errors import printable
-from deltaw.language import colouring
-from deltaw.language.batches import as_data, packed
 from deltaw.language.data.corpus import Corpus
-from deltaw.language.encoding import Encoder, Row, Rows
-from deltaw.language.listing import listed
+from deltaw.language.encoding.batches import as_data, packed
+from deltaw.language.encoding.encoder import Encoder, Row, Rows
+from deltaw.language.encoding.templating import choose
 from deltaw.language.loading import outline
 from deltaw.language.reading import encoder_of, require_rows
-from deltaw.language.receipt import Tokens
-from deltaw.language.templating import choose
-from deltaw.language.vocabulary import control_tokens, unknown_characters
+from deltaw.language.report import colouring
+from deltaw.language.report.listing import listed
+from deltaw.language.report.vocabulary import control_tokens, unknown_characters
+from deltaw.language.training.receipt import Tokens
 from deltaw.train.batches import EpochSampler, padded_tokens
 from deltaw.train.console import INDENT, Console
 from deltaw.train.data.rows import place

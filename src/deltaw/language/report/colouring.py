@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from os.path import commonprefix
 from typing import Any
 
 from rich.console import Console as Terminal
@@ -10,7 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from deltaw.errors import printable
-from deltaw.language.encoding import MASKED, Row
+from deltaw.language.encoding.encoder import MASKED, Row
 
 BEGIN, END = "⟦", "⟧"
 """Around what is learnt, where there are no colours."""
@@ -40,9 +41,7 @@ def stretches(row: Row, tokenizer: Any) -> list[Stretch]:
     for learnt, labels in groupby(label != MASKED for label in row.labels):
         stop += len(list(labels))
         before = _decoded(tokenizer, row.input_ids[:stop])
-        if not whole.startswith(before):
-            before = before.rstrip("\N{REPLACEMENT CHARACTER}")
-        end = len(whole) if stop == len(row.labels) else len(before)
+        end = len(whole) if stop == len(row.labels) else len(commonprefix([whole, before]))
         found.append(Stretch(whole[start:end], learnt))
         start = end
     return [stretch for stretch in found if stretch.text]

@@ -6,12 +6,12 @@ from pathlib import Path
 import deltaw
 from deltaw.errors import DeltawError, RunError
 from deltaw.language import scores
-from deltaw.language.batches import Padding
 from deltaw.language.data.corpus import Corpus, Request, load
 from deltaw.language.data.keys import content_key
-from deltaw.language.encoding import Sample
-from deltaw.language.opened import open_language
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import Sample
 from deltaw.language.reading import request, require_turns
+from deltaw.language.use.opened import open_language
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable

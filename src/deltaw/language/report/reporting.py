@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltaw.errors import ConfigError, printable, raise_all
-from deltaw.language import tokenreport
 from deltaw.language.choosing import settle
 from deltaw.language.data.corpus import load
 from deltaw.language.data.findings import facts
 from deltaw.language.data.samples import Preference, Rated
-from deltaw.language.listing import listed
 from deltaw.language.reading import request
+from deltaw.language.report import tokenreport
+from deltaw.language.report.listing import listed
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.keys import LABELLED, LANGUAGE

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from deltaw.language.batches import Padding
 from deltaw.language.data.samples import Completion, Conversation, Message, Preference, Turns
-from deltaw.language.encoding import MASKED, Encoder, Row
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import MASKED, Encoder, Row
 from deltaw.language.scores import measured
 from deltaw.train.data.rows import Skip
 from deltaw.train.metrics import REPLICAS, Score

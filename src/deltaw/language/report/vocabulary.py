@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltaw.language.data.samples import Completion, Message, Passage
-from deltaw.language.encoding import Sample
+from deltaw.language.encoding.encoder import Sample
 
 
 @dataclass(frozen=True, slots=True)

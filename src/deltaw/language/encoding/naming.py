@@ -6,7 +6,7 @@ from importlib.resources import files
 from deltaw.errors import ConfigError
 from deltaw.train.escape import printable
 
-FOLDER = files("deltaw.language") / "templates"
+FOLDER = files("deltaw.language.encoding") / "templates"
 SAME = {
     "default": "alpaca",
     "qwen2": "qwen",

@@ -19,16 +19,16 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import deltaw
 from deltaw.errors import ConfigError, DataError
-from deltaw.language.batches import Padding
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.data.samples import Preference
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.loading import load
-from deltaw.language.pairs import Floats, Pair, encode, preferred, score
-from deltaw.language.prepare import first_batches, loss_of
 from deltaw.language.reading import encoder_of, request, require_validation
-from deltaw.language.receipt import show_corpus, skips
-from deltaw.language.templating import Chosen, choose
+from deltaw.language.training.pairs import Floats, Pair, encode, preferred, score
+from deltaw.language.training.prepare import first_batches, loss_of
+from deltaw.language.training.receipt import show_corpus, skips
 from deltaw.layer import AdaptedLayer
 from deltaw.train import methods
 from deltaw.train.choices import check_reports, chosen, recorded_recipe

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from deltaw.language.data.samples import Conversation, Passage
-from deltaw.language.encoding import Encoder, Sample
+from deltaw.language.encoding.encoder import Encoder, Sample
 from deltaw.language.generating import Sampling, Speaker, generate
 from deltaw.train.console import Console
 from deltaw.train.escape import printable

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import deltaw
 from deltaw.errors import printable
 from deltaw.language import scores
-from deltaw.language.capacity import Capacity
-from deltaw.language.encoding import Row
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.training.capacity import Capacity
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.model import hidden_size
 
 if TYPE_CHECKING:
-    from deltaw.language.prepare import LanguageJob
+    from deltaw.language.training.prepare import LanguageJob
 
 SCORED = 32
 """Rows on which the loss of the untrained model is taken."""

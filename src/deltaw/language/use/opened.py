@@ -10,11 +10,11 @@ from torch import nn
 
 import deltaw
 from deltaw.errors import FormatError, MergeError, RunError
-from deltaw.language.encoding import Encoder
+from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
 from deltaw.language.reading import encoder_of
-from deltaw.language.templating import Chosen, choose
 from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE

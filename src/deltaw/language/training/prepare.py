@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from trl import SFTConfig
 
 from deltaw.language import scores
-from deltaw.language.batches import Padding, as_data, packed, require_apart
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
-from deltaw.language.encoding import Row
-from deltaw.language.foreseeing import foresee
+from deltaw.language.encoding.batches import Padding, as_data, packed, require_apart
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
 from deltaw.language.reading import (
@@ -24,10 +24,10 @@ from deltaw.language.reading import (
     require_turns,
     require_validation,
 )
-from deltaw.language.receipt import Tokens, show_corpus
-from deltaw.language.templating import Chosen, choose
-from deltaw.language.trainer import LanguageTrainer
-from deltaw.language.trying import Tries
+from deltaw.language.training.foreseeing import foresee
+from deltaw.language.training.receipt import Tokens, show_corpus
+from deltaw.language.training.trainer import LanguageTrainer
+from deltaw.language.training.trying import Tries
 from deltaw.train import methods
 from deltaw.train.batches import EpochSampler
 from deltaw.train.choices import check_reports, chosen, recorded_recipe

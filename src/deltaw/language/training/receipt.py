@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from deltaw.language.data.corpus import Corpus
-from deltaw.language.encoding import Encoder, Rows
+from deltaw.language.encoding.encoder import Encoder, Rows
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable

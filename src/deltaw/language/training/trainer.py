@@ -9,8 +9,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from deltaw.language import scores
-from deltaw.language.batches import Padding
-from deltaw.language.encoding import Row
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import Row
 from deltaw.layer import AdaptedLayer
 from deltaw.train.loop import RecipeTrainer
 

@@ -10,11 +10,11 @@ from transformers import TextStreamer
 
 import deltaw
 from deltaw.errors import DeltawError, RunError
-from deltaw.language.answers import as_data
 from deltaw.language.data.samples import Message
+from deltaw.language.encoding.answers import as_data
+from deltaw.language.encoding.rendering import Refused
 from deltaw.language.generating import Sampling, generate
-from deltaw.language.opened import OpenedLanguage, open_language
-from deltaw.language.rendering import Refused
+from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train.escape import printable
 from deltaw.train.methods import ADAPTER
 from deltaw.train.runfolder import read_recipe

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.errors import ConfigError
-from deltaw.language.naming import WITHOUT, source
-from deltaw.language.rendering import Template
+from deltaw.language.encoding.naming import WITHOUT, source
+from deltaw.language.encoding.rendering import Template
 from deltaw.train.escape import printable
 
 

@@ -1,0 +1,1 @@
+"""Samples to rows of tokens: chat templates, where the answers stand, batches."""

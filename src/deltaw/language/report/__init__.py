@@ -1,0 +1,1 @@
+"""What is said of data and plans without training: `deltaw data`, `deltaw check`."""

@@ -1,0 +1,1 @@
+"""What trains on language data: supervised, and by preferences."""
