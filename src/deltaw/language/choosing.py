@@ -1,20 +1,24 @@
 """Is a recipe's data for a language model or for a classifier? What trains follows from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deltaw.language.data.detect import find, is_language
+from deltaw.language.data.detect import find, is_language, kind_given
 from deltaw.language.data.reading import read_splits
+from deltaw.language.data.schema import Kind
 from deltaw.language.data.sources import resolve
 from deltaw.language.reading import request
 from deltaw.train.console import Console
 from deltaw.train.data.table import read_data
 from deltaw.train.job import Job
-from deltaw.train.keys import LABELLED, LANGUAGE, PREFERENCES
+from deltaw.train.keys import JUDGED, LABELLED, LANGUAGE, PREFERENCES, RATED
 from deltaw.train.prepare import prepare as prepare_texts
 from deltaw.train.recipe import Recipe, parse
 from deltaw.train.run import train as run
+
+TASKS: Mapping[Kind | None, str] = {"preference": "dpo", "rating": "kto"}
+"""What rows with a judgement are for."""
 
 
 def train(
@@ -55,6 +59,10 @@ def preparation(recipe: Recipe) -> Callable[[Recipe, Console], Job]:
         from deltaw.language.training.preferring import prepare as prepare_pairs  # imports TRL
 
         return prepare_pairs
+    if recipe.task == "kto":
+        from deltaw.language.training.rating import prepare as prepare_ratings  # imports TRL
+
+        return prepare_ratings
     from deltaw.language.training.prepare import prepare  # imports TRL
 
     return prepare
@@ -65,17 +73,19 @@ def _language_task(recipe: Recipe) -> str | None:
     changed = recipe.changed.keys()
     if changed & {*LABELLED}:
         return None
-    if changed & {*PREFERENCES}:
-        return "dpo"
+    if changed & {*PREFERENCES, *RATED}:
+        return "dpo" if changed & {*PREFERENCES} else "kto"
+    usual = "dpo" if changed & {*JUDGED} else "sft"
     several = not Path(recipe.data).exists() and ("," in recipe.data or "#" in recipe.data)
     if several or changed & {*LANGUAGE}:
-        (first, *_) = resolve(recipe.data, dataset_dir=request(recipe).dataset_dir)
+        asked = request(recipe)
+        (first, *_) = resolve(recipe.data, dataset_dir=asked.dataset_dir, columns=asked.columns)
+        if first.entry.columns:
+            return TASKS.get(kind_given(first.entry.columns), usual)
         splits = read_splits(first.entry, encoding=recipe.encoding)
     else:
         splits = read_data(recipe.data, encoding=recipe.encoding, prose=True)
         if not is_language(splits):
             return None
-    if recipe.columns:
-        return "dpo" if "chosen" in recipe.columns else "sft"
     schema = find(splits.train)
-    return "dpo" if schema is not None and schema.kind == "preference" else "sft"
+    return usual if schema is None else TASKS.get(schema.kind, usual)

@@ -65,6 +65,23 @@ class EpochSampler(Sampler[int]):
         return [parts[first], *parts[:first], *parts[first + 1 :]]
 
 
+class SteadyBatches(EpochSampler):
+    """A new order of the batches for every epoch; neighbouring rows are one batch and stay so.
+
+    The short last batch stays last.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        rows, size = range(len(self.lengths)), self.batch_size
+        batches = [rows[at : at + size] for at in range(0, len(rows), size)]
+        last = [batches.pop()] if len(rows) % size else []
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        longest = [max(batches[i], key=self.lengths.__getitem__) for i in shuffled]
+        ordered = self._started([batches[i] for i in shuffled], longest)
+        return iter([row for batch in [*ordered, *last] for row in batch])
+
+
 def padded_tokens(order: EpochSampler) -> list[int]:
     """Return how many tokens each batch of an epoch has, with its padding."""
     rows, size = list(order), order.batch_size

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltaw.errors import printable
-from deltaw.train.keys import ANSWERS, LABELLED, LANGUAGE, PREFERENCES
+from deltaw.train.keys import ANSWERS, JUDGED, LABELLED, LANGUAGE, PREFERENCES, RATED
 
 if TYPE_CHECKING:
     from deltaw.train.recipe import Recipe
@@ -33,6 +33,8 @@ LOW_RANK = (
 GALORE = ("galore_rank", "galore_update_interval", "galore_scale", "galore_target")
 QUANTIZATION = ("quantization_type", "double_quantization", "quantization_method")
 """Keys that say how the weights are packed which `quantization_bit` asks for."""
+SMOOTHED = ("sigmoid", "robust", "exo_pair")
+"""The losses of preferences that read `dpo_label_smoothing`."""
 READERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LOW_RANK, ("lora",)),
     **dict.fromkeys(("optim", *GALORE), ("full", "freeze")),
@@ -60,6 +62,7 @@ def without_effect(recipe: "Recipe") -> list[str]:
         *_unread_by_optimizer(recipe, left),
         *_unread_of_packing(recipe, left),
         *_unread_of_start(recipe, left),
+        *_unread_of_smoothing(recipe, left),
     ]
 
 
@@ -68,8 +71,9 @@ def _unread_by_task(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
     if recipe.task is None:
         return
     readers = dict.fromkeys(LABELLED, ("classification", "regression"))
-    readers |= dict.fromkeys(LANGUAGE, ("sft", "dpo"))
-    readers |= dict.fromkeys(PREFERENCES, ("dpo",)) | dict.fromkeys(ANSWERS, ("sft",))
+    readers |= dict.fromkeys(LANGUAGE, ("sft", "dpo", "kto"))
+    readers |= dict.fromkeys(JUDGED, ("dpo", "kto")) | dict.fromkeys(ANSWERS, ("sft",))
+    readers |= dict.fromkeys(PREFERENCES, ("dpo",)) | dict.fromkeys(RATED, ("kto",))
     for key, tasks in readers.items():
         if key in changed and recipe.task not in tasks:
             value = printable(repr(getattr(recipe, key)))
@@ -79,6 +83,17 @@ def _unread_by_task(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
             )
     if recipe.is_language and recipe.method == "head":
         yield "method=head trains the new head of a classifier, and a language model has none"
+
+
+def _unread_of_smoothing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
+    """Yield a smoothing that the loss of preferences does not read, or lacks."""
+    if "dpo_label_smoothing" in changed and recipe.pref_loss not in SMOOTHED:
+        yield (
+            f"dpo_label_smoothing={recipe.dpo_label_smoothing:g} has no effect with "
+            f"pref_loss={recipe.pref_loss}, only with {' or '.join(SMOOTHED)}; leave it out"
+        )
+    if recipe.pref_loss == "exo_pair" and "dpo_label_smoothing" not in changed:
+        yield "pref_loss=exo_pair needs dpo_label_smoothing above 0; its paper has 0.001"
 
 
 def _unread_of_start(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

@@ -34,14 +34,32 @@ class LanguageKeys(BaseModel):
     packing: bool = False
     samples: int = Field(1, ge=0, le=20)
     pref_beta: float = Field(0.1, gt=0)
-    pref_loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    pref_loss: Literal[
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "apo_zero",
+        "apo_down",
+        "sigmoid_norm",
+    ] = "sigmoid"
     dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    kto_chosen_weight: float = Field(1.0, gt=0)
+    kto_rejected_weight: float = Field(1.0, gt=0)
 
 
 LANGUAGE = tuple(LanguageKeys.model_fields)
 """Keys that only language models read."""
-PREFERENCES = ("pref_beta", "pref_loss", "dpo_label_smoothing")
+JUDGED = ("pref_beta",)
+"""Keys that preferences and rated answers read."""
+PREFERENCES = ("pref_loss", "dpo_label_smoothing")
 """Keys that only preferences read."""
+RATED = ("kto_chosen_weight", "kto_rejected_weight")
+"""Keys that only rated answers read."""
 ANSWERS = ("train_on", "packing", "samples")
 """Keys that only answers learnt as they are read."""
 LABELLED = ("text", "label", "test_share", "max_train_rows")

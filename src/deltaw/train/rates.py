@@ -19,7 +19,7 @@ FULL_WIDTH = 768
 NARROWEST = 384
 SHORT = 100
 PREFERENCES = 0.1
-"""How much slower preferences are learnt than answers: arXiv 2305.18290, appendix B, and TRL."""
+"""How much slower judgements are learnt than answers: arXiv 2305.18290, appendix B, and TRL."""
 STEPS = 400
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 20
 EVALUATIONS, LONGEST_WAIT = 10, 500
@@ -108,7 +108,7 @@ def learning_rate(recipe: Recipe, width: int, total: int) -> Choice:
     width = max(width, NARROWEST)
     full = FULL_RATE * (FULL_WIDTH / width) ** 2
     rule = f"5e-5 x (768/{width})²{floor}"
-    if recipe.task == "dpo":
+    if recipe.task in ("dpo", "kto"):
         full *= PREFERENCES
         rule = f"{PREFERENCES:g} x {rule}"
     if recipe.method in ("full", "freeze"):

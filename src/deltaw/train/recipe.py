@@ -15,9 +15,9 @@ from deltaw.train.misfits import AS_HERE, follows, misfit, unknown
 from deltaw.train.spellings import OPTIMIZERS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
-Task = Literal["classification", "regression", "sft", "dpo"]
+Task = Literal["classification", "regression", "sft", "dpo", "kto"]
 Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman", "loss"]
-LANGUAGE_TASKS = frozenset({"sft", "dpo"})
+LANGUAGE_TASKS = frozenset({"sft", "dpo", "kto"})
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 Optim = Literal[
     "adamw",

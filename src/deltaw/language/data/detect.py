@@ -91,7 +91,7 @@ def given(table: Table, columns: Mapping[str, str], tags: Tags, *, ranking: bool
         for role, name in columns.items()
         if role in ROLES and role not in MEDIA and name not in table.columns
     ]
-    kind = next((kind for roles, kind in GIVEN if roles <= columns.keys()), None)
+    kind = kind_given(columns)
     if kind is None and not problems:
         problems.append(f"the roles {', '.join(columns) or '(none)'} do not make a sample")
     if ranking and kind != "preference" and not problems:
@@ -108,6 +108,11 @@ def given(table: Table, columns: Mapping[str, str], tags: Tags, *, ranking: bool
     if kind == "text" and "text" not in chosen:
         chosen["text"] = chosen.pop("prompt")
     return Schema(kind, chosen, _sentence(kind, chosen, "as given"), "completion" in chosen, tags)
+
+
+def kind_given(columns: Mapping[str, str]) -> Kind | None:
+    """Return what rows are whose columns have these roles, or None."""
+    return next((kind for roles, kind in GIVEN if roles <= columns.keys()), None)
 
 
 def is_language(splits: Splits) -> bool:

@@ -1,20 +1,21 @@
 """Preferences as pairs of token rows, and how much a model prefers the better answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from deltaw.language.data.samples import Completion, Conversation, Message, Preference, Turns
+from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import MASKED, Encoder, Row
+from deltaw.language.encoding.encoder import Encoder, Row
 from deltaw.language.scores import measured
+from deltaw.language.training.judged import Floats, Judged, begin, ended, interval, whole
+from deltaw.language.training.losses import PairLoss
 from deltaw.train.data.rows import Skip
 from deltaw.train.metrics import REPLICAS, Score
-
-Floats = NDArray[np.float64]
+from deltaw.train.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +28,51 @@ class Pair:
     @property
     def prompt(self) -> list[int]:
         """The tokens before the answers."""
-        return self.chosen.input_ids[: _begin(self.chosen)]
+        return self.chosen.input_ids[: begin(self.chosen)]
 
     def as_data(self) -> dict[str, list[int]]:
         """Return the columns that TRL's collator reads."""
-        begin = _begin(self.chosen)
+        start = begin(self.chosen)
         return {
             "prompt_ids": self.prompt,
-            "chosen_ids": self.chosen.input_ids[begin:],
-            "rejected_ids": self.rejected.input_ids[begin:],
+            "chosen_ids": self.chosen.input_ids[start:],
+            "rejected_ids": self.rejected.input_ids[start:],
         }
 
 
 @dataclass(slots=True)
-class Pairs:
-    """What preferences became, and what was left out."""
+class Pairs(Judged):
+    """What preferences became."""
 
     pairs: list[Pair] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
-    cut: int = 0
+
+    def __len__(self) -> int:
+        """Return how many pairs there are."""
+        return len(self.pairs)
+
+    def sides(self) -> Mapping[str, Sequence[Row]]:
+        """Return the better and the worse answers."""
+        return {
+            "chosen": [pair.chosen for pair in self.pairs],
+            "rejected": [pair.rejected for pair in self.pairs],
+        }
+
+    def log_p(self, model: nn.Module, padding: Padding) -> Floats:
+        """Return log p of the better and of the worse answer of each pair, (pairs, 2)."""
+        return preferred(model, self.pairs, padding)
+
+    def score(self, found: Floats, reference: Floats, recipe: Recipe) -> Score:
+        """Return loss, accuracy, margin and preference of a model by the recipe's loss."""
+        sizes = np.array([[pair.chosen.learnt, pair.rejected.learnt] for pair in self.pairs])
+        return score(found, reference, sizes, PairLoss.of(recipe))
+
+    def as_data(self, reference: Floats) -> dict[str, Any]:
+        """Return the columns that TRL's collator of preferences reads."""
+        rows = [pair.as_data() for pair in self.pairs]
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        for number, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+            columns[name] = reference[:, number].astype("float32")
+        return columns
 
 
 def encode(encoder: Encoder, samples: Sequence[Preference]) -> Pairs:
@@ -56,8 +83,7 @@ def encode(encoder: Encoder, samples: Sequence[Preference]) -> Pairs:
     """
     found = Pairs()
     single = replace(encoder, learnt="last", too_long=None)
-    rows: dict[int, Row] = {}
-    sides = [(_whole(s, s.chosen), _whole(s, s.rejected)) for s in samples]
+    sides = [(whole(s, s.chosen), whole(s, s.rejected)) for s in samples]
     encoded = single.encode([side for pair in sides for side in pair])
     found.cut = encoded.cut
     rows = {id(row.sample): row for row in encoded.rows}
@@ -67,9 +93,9 @@ def encode(encoder: Encoder, samples: Sequence[Preference]) -> Pairs:
         if both[0] is None or both[1] is None:
             found.skipped.append(Skip(*where, f"more than {encoder.max_length:,} tokens"))
             continue
-        chosen, rejected = (_ended(row) for row in both if row is not None)
-        begin = _begin(chosen)
-        if chosen.input_ids[:begin] != rejected.input_ids[: _begin(rejected)]:
+        chosen, rejected = (ended(row) for row in both if row is not None)
+        start = begin(chosen)
+        if chosen.input_ids[:start] != rejected.input_ids[: begin(rejected)]:
             found.skipped.append(Skip(*where, "the answers' first tokens reach into the prompt"))
         else:
             found.pairs.append(Pair(chosen, rejected))
@@ -82,49 +108,31 @@ def preferred(model: nn.Module, pairs: Sequence[Pair], padding: Padding) -> Floa
     return np.stack([-measured(model, rows, padding)[:, 0] for rows in sides], -1)
 
 
-def score(found: Floats, reference: Floats, beta: float, seed: int = 0) -> Score:
-    """Return the loss of DPO and how often the better answer gained more than the worse.
+def score(
+    found: Floats, reference: Floats, sizes: Floats, loss: PairLoss = PairLoss(), seed: int = 0
+) -> Score:
+    """Return the loss and how often, and by how much, the better answer gained more.
 
-        m = β ((log p_c - log p_ref,c) - (log p_r - log p_ref,r)),  L = mean(log(1 + exp(-m)))
+        m = β ((log p_c - log p_ref,c) - (log p_r - log p_ref,r))
 
-    `accuracy` is the share of m > 0 (a half for m = 0), `prefers` that of log p_c > log p_r.
-    Intervals are 95% of resampled pairs.
+    `accuracy` is the share of m > 0 (a half for m = 0), `margin` the mean of m, `prefers` the share
+    of log p_c > log p_r. `sizes` counts the tokens of the answers, (pairs, 2). Intervals are 95% of
+    resampled pairs.
 
     Source: arXiv 2305.18290, equation 7.
     """
     gained = found - reference
-    margin = beta * (gained[:, 0] - gained[:, 1])
+    margin = loss.beta * (gained[:, 0] - gained[:, 1])
     each = {
-        "loss": np.logaddexp(0, -margin),
+        "loss": loss(gained, sizes),
         "accuracy": 0.5 * (1 + np.sign(margin)),
+        "margin": margin,
         "prefers": 0.5 * (1 + np.sign(found[:, 0] - found[:, 1])),
     }
     generator = np.random.default_rng(seed)
     draws = [generator.integers(0, len(found), len(found)) for _ in range(REPLICAS)]
-    intervals = {}
-    for name, values in each.items():
-        low, high = np.quantile([values[draw].mean() for draw in draws], (0.025, 0.975))
-        intervals[name] = (float(low), float(high))
+    intervals = {
+        name: interval(np.array([values[draw].mean() for draw in draws]))
+        for name, values in each.items()
+    }
     return Score("loss", {n: float(v.mean()) for n, v in each.items()}, intervals, len(found))
-
-
-def _whole(sample: Preference, answer: Turns) -> Conversation | Completion:
-    """Return the prompt with one of its answers."""
-    if isinstance(sample.prompt, str) and isinstance(answer, str):
-        return Completion(sample.prompt, answer, sample.file, sample.line)
-    prompt = sample.prompt
-    before = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    after = (Message("assistant", answer),) if isinstance(answer, str) else answer
-    return Conversation((*before, *after), sample.file, sample.line, sample.tools)
-
-
-def _begin(row: Row) -> int:
-    return next(place for place, label in enumerate(row.labels) if label != MASKED)
-
-
-def _ended(row: Row) -> Row:
-    """Return a row without what follows its answer."""
-    end = max(place for place, label in enumerate(row.labels) if label != MASKED) + 1
-    begin = _begin(row)
-    labels = [MASKED] * begin + row.input_ids[begin:end]
-    return Row(row.input_ids[:end], labels, row.sample)

@@ -1,0 +1,93 @@
+"""Answers with a judgement, as tokens: what training and scores by a reference ask of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from deltaw.language.data.samples import Completion, Conversation, Message, Turns
+from deltaw.language.data.samples import Preference, Rated
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.train.data.rows import Skip
+from deltaw.train.metrics import Interval, Score
+from deltaw.train.recipe import Recipe
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Judged(ABC):
+    """Judged answers; `skipped` is what was left out, `cut` counts answers that were too long."""
+
+    skipped: list[Skip] = field(default_factory=list)
+    cut: int = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many judgements there are."""
+
+    @abstractmethod
+    def sides(self) -> Mapping[str, Sequence[Row]]:
+        """Return the answers by what they are called, the better ones first."""
+
+    @abstractmethod
+    def log_p(self, model: nn.Module, padding: Padding) -> Floats:
+        """Return what a model says of each judgement, (judgements, 2)."""
+
+    @abstractmethod
+    def score(self, found: Floats, reference: Floats, recipe: Recipe) -> Score:
+        """Return the scores of a model that says `found` where the reference says `reference`."""
+
+    @abstractmethod
+    def as_data(self, reference: Floats) -> dict[str, Any]:
+        """Return the columns that TRL's collator reads."""
+
+    def batched(self, recipe: Recipe) -> "Judged":
+        """Return the judgements as a recipe trains on them."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Judged answers, and what the reference says of them, (judgements, 2)."""
+
+    judged: Judged
+    reference: Floats
+
+    def score(self, model: nn.Module, padding: Padding, recipe: Recipe) -> Score:
+        """Return how the model stands to the reference on these answers."""
+        return self.judged.score(self.judged.log_p(model, padding), self.reference, recipe)
+
+
+def whole(sample: Preference | Rated, answer: Turns) -> Conversation | Completion:
+    """Return the prompt of a sample with an answer."""
+    prompt = sample.prompt
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return Completion(prompt, answer, sample.file, sample.line)
+    before = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    after = (Message("assistant", answer),) if isinstance(answer, str) else answer
+    return Conversation((*before, *after), sample.file, sample.line, sample.tools)
+
+
+def begin(row: Row) -> int:
+    """Return where the answer of a row begins."""
+    return next(place for place, label in enumerate(row.labels) if label != MASKED)
+
+
+def ended(row: Row) -> Row:
+    """Return a row without what follows its answer."""
+    end = max(place for place, label in enumerate(row.labels) if label != MASKED) + 1
+    start = begin(row)
+    labels = [MASKED] * start + row.input_ids[start:end]
+    return Row(row.input_ids[:end], labels, row.sample)
+
+
+def interval(replicas: Floats) -> Interval:
+    """Return the middle 95% of resampled scores."""
+    low, high = np.quantile(replicas, (0.025, 0.975))
+    return float(low), float(high)

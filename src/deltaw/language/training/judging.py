@@ -1,0 +1,249 @@
+"""Training on judged answers: the reference is the same model with its adapters off.
+
+What the reference says of every answer is computed once before training, so that neither a second
+model nor a second pass per step is needed.
+"""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedConfig, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+import deltaw
+from deltaw.errors import ConfigError, DataError
+from deltaw.language.data.corpus import Corpus
+from deltaw.language.data.corpus import load as load_corpus
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.encoding.templating import Chosen, choose
+from deltaw.language.loading import load
+from deltaw.language.reading import encoder_of, request, require_validation
+from deltaw.language.training.judged import Judged, Known
+from deltaw.language.training.prepare import first_batches, loss_of
+from deltaw.language.training.receipt import show_corpus, skips
+from deltaw.language.training.sides import lines
+from deltaw.layer import AdaptedLayer
+from deltaw.train import methods
+from deltaw.train.choices import check_reports, chosen, recorded_recipe
+from deltaw.train.console import Console
+from deltaw.train.identity import base_digest, tokenizer_digest
+from deltaw.train.interrupt import Interrupt
+from deltaw.train.job import Job
+from deltaw.train.loop import RecipeTrainer
+from deltaw.train.metrics import Score
+from deltaw.train.model import hidden_size
+from deltaw.train.progress import ProgressBar
+from deltaw.train.rates import planned
+from deltaw.train.recipe import Recipe
+
+PROBE = 2
+
+
+class Absent(nn.Module):
+    """Stands where TRL expects a reference model, which would be loaded or hashed otherwise."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self) -> None:
+        """Never called, because what the reference says is known."""
+        raise NotImplementedError
+
+
+class JudgedTrainer(RecipeTrainer):
+    """A trainer of TRL's by a recipe, over judged answers whose reference is known."""
+
+    judged: Known
+    padding: Padding
+    longest_first = True
+
+    def made_for(self, recipe: Recipe, interrupt: Interrupt, progress: Any) -> None:
+        """Follow this recipe; take what the reference says from the data."""
+        self.ref_model = None
+        self.precompute_ref_logps = True
+        super().made_for(recipe, interrupt, progress)
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; raise `DivergedError` on a loss that is no number."""
+        began = time.perf_counter()
+        found = self.judged.score(self.model, self.padding, self.recipe)
+        self.require_finite(torch.tensor(found.value), "eval_loss", self.state.global_step)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = {f"{prefix}_{name}": value for name, value in found.values.items()}
+        metrics[f"{prefix}_runtime"] = round(time.perf_counter() - began, 4)
+        return EvalLoopOutput(None, None, metrics, found.rows)
+
+
+@dataclass(frozen=True)
+class JudgedJob(Job):
+    """Judged answers, in parts, and what is said of them."""
+
+    corpus: Corpus
+    train: Known
+    validation: Known | None
+    held_out: Known | None
+    padding: Padding
+    template: Chosen
+    encoder: Encoder
+    reference: str
+
+    @property
+    def rows(self) -> int:
+        """How many judgements are trained on."""
+        return len(self.train.judged)
+
+    @property
+    def validated(self) -> bool:
+        """Whether there are judgements to validate by."""
+        return self.validation is not None
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is a test part beside the validation part."""
+        return bool(self.corpus.test)
+
+    @abstractmethod
+    def build(self, folder: Path, metric: str | None) -> JudgedTrainer:
+        """Return TRL's trainer for these judgements; `metric` names the validation score."""
+
+    @property
+    @abstractmethod
+    def counted(self) -> tuple[str, str]:
+        """The name of the judgements and how many there are, in words."""
+
+    def parts(self, args: TrainingArguments) -> dict[str, Any]:
+        """Return what every trainer of TRL's is made of."""
+        args.max_length = None
+        validation = self.validation
+        return {
+            "model": self.model,
+            "ref_model": Absent(self.model.config),  # type: ignore[arg-type]
+            "args": args,
+            "train_dataset": _as_data(self.train),
+            "eval_dataset": None if validation is None else _as_data(validation),
+            "processing_class": self.tokenizer,
+        }
+
+    def trainer(self, folder: Path, interrupt: Interrupt, progress: ProgressBar) -> RecipeTrainer:
+        """Return the Trainer, its optimiser built."""
+        trainer = self.build(folder, self.plan.metric if self.validated else None)
+        if self.validation is not None:
+            trainer.judged = self.validation
+        trainer.padding = self.padding
+        trainer.made_for(self.recipe, interrupt, progress)
+        return trainer
+
+    def probe(self, trainer: RecipeTrainer) -> dict[str, Any]:
+        """Return a few rows on which the adapters are tried, computed as in training."""
+        rows = [row for side in self.train.judged.sides().values() for row in side[:PROBE]]
+        batch = self.padding([{"input_ids": r.input_ids, "labels": r.labels} for r in rows])
+        return {**batch, "use_cache": False, "fused_lm_head": True}
+
+    def score(self) -> Score | None:
+        """Return the model's score on the held-out judgements, if there are any."""
+        if self.held_out is None:
+            return None
+        return self.held_out.score(self.model, self.padding, self.recipe)
+
+    def show_rows(self, console: Console) -> None:
+        """Say how many judgements there are, what they are compared by, and how long they are."""
+        judged = self.train.judged
+        name, count = self.counted
+        console.field("template", self.template.origin)
+        found = [f"{count}; the reference is {self.reference}"]
+        console.field(name, "\n".join([*found, *skips(judged.skipped)]))
+        console.field("tokens", "\n".join(lines(judged, self.encoder)))
+
+    def commands(self, run: str) -> list[str]:
+        """Return what to type next; `run` is the folder, quoted."""
+        return [f"deltaw eval {run}", f"deltaw chat {run}", f"deltaw inspect {run}"]
+
+
+Made = TypeVar("Made", bound=JudgedJob)
+
+
+def prepare_judged(
+    recipe: Recipe,
+    console: Console,
+    encode: Callable[[Encoder, Sequence[Any], Corpus], Judged],
+    kind: type[Made],
+) -> Made:
+    """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    `encode` makes tokens of one part of the corpus, `kind` is the job that they are for.
+
+    Raises:
+        ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
+    """
+    methods.lora_config(recipe)
+    check_reports(recipe)
+    corpus = load_corpus(request(recipe))
+    show_corpus(console, corpus)
+    require_validation(recipe, corpus)
+    loaded = load(recipe)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    template = choose(tokenizer, recipe.template)
+    tokenizer.chat_template = template.template.source
+    encoder = encoder_of(recipe, tokenizer, template, model)
+    parts = [encode(encoder, part, corpus) for part in (corpus.train, corpus.validation, corpus.test)]
+    if not len(parts[0]):
+        raise DataError("\n".join(["Nothing can be trained on.", *skips(parts[0].skipped)]))
+    parts[0] = parts[0].batched(recipe)
+    base = base_digest(model)
+    padding = Padding(tokenizer.pad_token_id)
+    better = next(iter(parts[0].sides().values()))
+    first = first_batches(recipe, better, padding)
+    adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
+    if isinstance(model.get_output_embeddings(), AdaptedLayer):
+        raise ConfigError(
+            "TRL's loss of preferences reads past an adapter on the output head.\n"
+            "Fix: leave it out of target_modules, or train the head in full (modules_to_save)."
+        )
+    frozen = recipe.method not in methods.IN_PLACE and not recipe.absorb
+    with deltaw.disabled(model) if frozen else nullcontext():
+        train, validation, test = (
+            Known(part, part.log_p(model, padding)) if len(part) else None for part in parts
+        )
+    assert train is not None
+    plan = planned(recipe, len(train.judged), hidden_size(model.config), recipe.metric or "loss")
+    recorded = recorded_recipe(
+        recipe,
+        {"max_length": encoder.max_length} | chosen(recipe, plan),
+        corpus.hashes,
+        base=base,
+        tokenizer=tokenizer_digest(tokenizer),
+    )
+    return kind(
+        recipe=recorded,
+        model=model,
+        tokenizer=tokenizer,
+        plan=plan,
+        adapted=adapted,
+        warnings=warnings,
+        held_out_name="validation" if test is None else "test",
+        corpus=corpus,
+        train=train,
+        validation=validation,
+        held_out=test or validation,
+        padding=padding,
+        template=template,
+        encoder=encoder,
+        reference="the model with its adapters off" if frozen else "the model as it starts",
+    )
+
+
+def _as_data(known: Known) -> Dataset:
+    return Dataset.from_dict(known.judged.as_data(known.reference))

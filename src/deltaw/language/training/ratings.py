@@ -1,0 +1,205 @@
+"""Rated answers as token rows, and how well a model tells the good from the bad."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from deltaw.language.data.samples import Preference, Rated
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.encoder import MASKED, Encoder, Row
+from deltaw.language.scores import measured
+from deltaw.language.training.judged import Floats, Judged, begin, ended, interval, whole
+from deltaw.train.batches import EpochSampler
+from deltaw.train.data.rows import Skip
+from deltaw.train.metrics import REPLICAS, Score
+from deltaw.train.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt with an answer that is good or bad; the answer's tokens are those learnt."""
+
+    row: Row
+    good: bool
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens before the answer."""
+        return self.row.input_ids[: begin(self.row)]
+
+    @property
+    def completion(self) -> list[int]:
+        """The tokens of the answer."""
+        return self.row.input_ids[begin(self.row) :]
+
+    def instead(self, other: "Answer", room: int) -> Row:
+        """Return this prompt with another's answer, as much of it as there is room for."""
+        prompt, answer = self.prompt, other.completion
+        ids = [*prompt, *answer][:room]
+        return Row(ids, [MASKED] * len(prompt) + ids[len(prompt) :], self.row.sample)
+
+
+@dataclass(slots=True)
+class Ratings(Judged):
+    """What rated answers became; `size` neighbours lend each other answers, by default all."""
+
+    answers: list[Answer] = field(default_factory=list)
+    room: int = 0
+    size: int | None = None
+
+    def __len__(self) -> int:
+        """Return how many answers there are."""
+        return len(self.answers)
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """Which answers are good, (answers,)."""
+        return np.array([answer.good for answer in self.answers], bool)
+
+    def sides(self) -> Mapping[str, Sequence[Row]]:
+        """Return the good and the bad answers."""
+        return {
+            name: [answer.row for answer in self.answers if answer.good == good]
+            for name, good in (("good", True), ("bad", False))
+        }
+
+    def mismatched(self) -> list[Row]:
+        """Return every prompt with the answer before it in its batch, one to another prompt.
+
+        The prompts of a batch then have the batch's answers, in a circle. An answer alone in its
+        batch has that of the batch before.
+        """
+        size = self.size or max(1, len(self))
+        batches = [self.answers[at : at + size] for at in range(0, len(self), size)]
+        found = []
+        for number, batch in enumerate(batches):
+            around = batch if len(batch) > 1 else [*batches[number - 1], *batch]
+            prompts = [answer.prompt for answer in around]
+            for place in range(len(around) - len(batch), len(around)):
+                circle = (place - step for step in range(1, len(around)))
+                strangers = (at for at in circle if prompts[at] != prompts[place])
+                other = around[next(strangers, place - 1)]
+                found.append(around[place].instead(other, self.room))
+        return found
+
+    def log_p(self, model: nn.Module, padding: Padding) -> Floats:
+        """Return log p of each answer, and of the mismatched one to its prompt, (answers, 2)."""
+        sides = ([answer.row for answer in self.answers], self.mismatched())
+        return np.stack([-measured(model, rows, padding)[:, 0] for rows in sides], -1)
+
+    def score(self, found: Floats, reference: Floats, recipe: Recipe) -> Score:
+        """Return loss, ranking and margin of a model by the recipe's weights."""
+        weights = recipe.kto_chosen_weight, recipe.kto_rejected_weight
+        return score(found - reference, self.good, recipe.pref_beta, weights)
+
+    def as_data(self, reference: Floats) -> dict[str, Any]:
+        """Return the columns that TRL's collator of unpaired preferences reads."""
+        others = self.mismatched()
+        starts = [begin(answer.row) for answer in self.answers]
+        return {
+            "prompt_ids": [answer.prompt for answer in self.answers],
+            "completion_ids": [answer.completion for answer in self.answers],
+            "KL_completion_ids": [
+                row.input_ids[at:] for row, at in zip(others, starts, strict=True)
+            ],
+            "label": [answer.good for answer in self.answers],
+            "ref_logps": reference[:, 0].astype("float32"),
+            "ref_KL_logps": reference[:, 1].astype("float32"),
+        }
+
+    def batched(self, recipe: Recipe) -> "Ratings":
+        """Return the answers side by side that are in one batch of the recipe's."""
+        lengths = [len(answer.row.input_ids) for answer in self.answers]
+        order = EpochSampler(
+            lengths, recipe.batch_size, recipe.seed, bucketed=recipe.group_by_length
+        )
+        answers = [self.answers[index] for index in order]
+        return replace(self, answers=answers, size=recipe.batch_size)
+
+
+def unpaired(samples: Sequence[Preference]) -> list[Rated]:
+    """Return the better answers as good ones and the worse as bad ones."""
+    return [
+        Rated(s.prompt, answer, good, s.file, s.line, s.tools)
+        for s in samples
+        for answer, good in ((s.chosen, True), (s.rejected, False))
+    ]
+
+
+def encode(encoder: Encoder, samples: Sequence[Rated]) -> Ratings:
+    """Return the answers that fit behind their prompts.
+
+    Raises:
+        DataError: listing the samples that the template refuses or leaves without an end.
+    """
+    wholes = [whole(sample, sample.completion) for sample in samples]
+    encoded = replace(encoder, learnt="last", too_long=None).encode(wholes)
+    rows = {id(row.sample): row for row in encoded.rows}
+    found = Ratings(cut=encoded.cut, room=encoder.max_length)
+    for sample, side in zip(samples, wholes, strict=True):
+        row = rows.get(id(side))
+        if row is None:
+            reason = f"more than {encoder.max_length:,} tokens"
+            found.skipped.append(Skip(sample.file, sample.line, reason))
+        else:
+            found.answers.append(Answer(ended(row), sample.good))
+    return found
+
+
+def score(
+    gained: Floats,
+    good: NDArray[np.bool_],
+    beta: float,
+    weights: tuple[float, float] = (1.0, 1.0),
+    seed: int = 0,
+) -> Score:
+    """Return the loss of KTO and how well the gains of good answers stand above those of bad ones.
+
+        z = max(0, mean(log p' - log p'_ref))
+        L = mean(λ_D σ(β (z - g)) of good ones, λ_U σ(β (g - z)) of bad ones)
+
+    z is 0 for a single answer. `gained` has g = log p - log p_ref of every answer, and of a mismatched one, (answers, 2); `kl`
+    is z, `auc` the share of pairs of a good and a bad answer in which the good one gained more (a
+    half where both gained the same), `margin` is β times the difference of their mean gains; both
+    are left out where all answers are of one kind. Intervals are 95% of good and bad answers
+    resampled apart.
+
+    Source: arXiv 2402.01306, equations 7 and 8.
+    """
+    values = _values(gained, good, beta, weights)
+    sides = [places for places in (np.flatnonzero(good), np.flatnonzero(~good)) if len(places)]
+    generator = np.random.default_rng(seed)
+    replicas: dict[str, list[float]] = {name: [] for name in values}
+    for _ in range(REPLICAS):
+        draw = np.concatenate([generator.choice(places, len(places)) for places in sides])
+        for name, value in _values(gained[draw], good[draw], beta, weights).items():
+            replicas[name].append(value)
+    intervals = {name: interval(np.array(found)) for name, found in replicas.items()}
+    return Score("loss", values, intervals, len(gained))
+
+
+def _values(
+    gained: Floats, good: NDArray[np.bool_], beta: float, weights: tuple[float, float]
+) -> dict[str, float]:
+    own, other = gained.T
+    baseline = max(0.0, float(other.mean())) if len(own) > 1 else 0.0
+    towards = np.where(good, own - baseline, baseline - own)
+    loss = np.where(good, *weights) * np.exp(-np.logaddexp(0, beta * towards))
+    found = {"loss": float(loss.mean()), "kl": baseline}
+    if good.all() or not good.any():
+        return found
+    return found | {
+        "auc": _above(own[good], own[~good]),
+        "margin": beta * float(own[good].mean() - own[~good].mean()),
+    }
+
+
+def _above(better: Floats, worse: Floats) -> float:
+    """Return the share of pairs in which the better one is above, ties as a half."""
+    ordered = np.sort(worse)
+    below = [np.searchsorted(ordered, better, side) for side in ("left", "right")]
+    return float(np.mean(below) / len(worse))
