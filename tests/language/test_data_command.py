@@ -201,12 +201,43 @@ def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_preferences_are_described_and_not_counted(
-    report: Any, outline: Path, tmp_path: Path
+def test_both_answers_of_preferences_are_counted_and_marked(
+    report: Any, deltaw_command: Command, outline: Path, tmp_path: Path
 ) -> None:
-    rows = [{"instruction": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(4)]
-    shown = report(write_rows(tmp_path / "a.jsonl", rows), "--model", outline, "validation_share=0")
-    assert shown["tokens"] == ["not counted: these rows compare or rate answers"]
+    rows = [{"instruction": f"{n}?", "chosen": "yes" * n, "rejected": "no"} for n in range(1, 5)]
+    rows.append({"instruction": "x" * 200, "chosen": "<eos>", "rejected": "b"})
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    words = (file, "--model", outline, "validation_share=0", "--samples", "2")
+    shown = report(*words)
+    assert shown["chosen"] == ["3 to 12, median 6 characters"]
+    assert shown["rejected"] == ["1 to 2, median 2 characters"]
+    assert shown["tokens"][1].startswith("chosen   ") and "in 4 answers; " in shown["tokens"][1]
+    assert shown["tokens"][2].startswith("rejected ")
+    assert shown["tokens"][3] == "every answer ends with <eos>, which counts"
+    assert shown["control"][2].endswith("a.jsonl:5: <eos> x 1")
+    assert shown["empty"][0] == "1 sample without an answer that fits, left out:"
+    assert shown["empty"][1].endswith("a.jsonl:5: more than 128 tokens")
+    _, out, _ = deltaw_command("data", *words)
+    for text in ("⟦yes<eos>⟧", "⟦no<eos>⟧", "⟦yesyesyesyes<eos>⟧"):
+        assert text in out
+    assert out.count("chosen, ") == out.count("rejected, ") == 2
+    few = report(file, "--model", outline, "validation_share=0", "max_length=60", "--samples", "0")
+    assert "marks" not in few and len(few["empty"]) == 6
+
+
+def test_good_and_bad_answers_are_counted_and_marked(
+    report: Any, deltaw_command: Command, outline: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n}?", "completion": f" a{n}", "label": n < 3} for n in range(5)]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    shown = report(file, "--model", outline, "validation_share=0")
+    assert shown["ratings"] == ["3 good, 2 bad"]
+    assert "in 3 answers" in shown["tokens"][1] and "in 2 answers" in shown["tokens"][2]
+    _, out, _ = deltaw_command("data", file, "--model", outline, "validation_share=0")
+    assert out.count(": good, ") == 3 and out.count(": bad, ") == 2
+    assert all(f"⟦ a{n}<eos>⟧" in out for n in range(5))
+    _, _, err = deltaw_command("data", file, "--model", outline, "max_length=2")
+    assert "Nothing can be trained on:" in err
 
 
 @pytest.mark.parametrize(

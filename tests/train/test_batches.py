@@ -11,7 +11,7 @@ from transformers import GPT2ForSequenceClassification as GPT2
 from deltaw.optim.layerwise import blocks
 from deltaw.train import rates
 from deltaw.train.advice import advice
-from deltaw.train.batches import EpochSampler
+from deltaw.train.batches import EpochSampler, SteadyBatches
 from deltaw.train.methods import thaw_last
 from deltaw.train.recipe import Recipe, parse
 
@@ -52,6 +52,29 @@ def test_the_longest_row_may_come_first_but_in_the_first_epoch_only(bucketed: bo
     assert places(True, 0) < 8
     assert places(True, 1) == places(False, 1) >= 8
     assert places(False, 0) >= 8
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=90),
+    batch=st.integers(1, 9),
+    first=st.booleans(),
+    epoch=st.integers(0, 3),
+)
+def test_batches_that_stay_together_come_in_an_order_of_their_own(
+    lengths: list[int], batch: int, first: bool, epoch: int
+) -> None:
+    sampler = SteadyBatches(lengths, batch, 0, bucketed=False, longest_first=first)
+    sampler.set_epoch(epoch)
+    rows = list(sampler)
+    found = [rows[at : at + batch] for at in range(0, len(rows), batch)]
+    whole = [list(range(at, min(at + batch, len(rows)))) for at in range(0, len(rows), batch)]
+    assert sorted(found) == whole
+    assert found[-1] == whole[-1] or len(lengths) % batch == 0
+    if first and epoch == 0 and len(lengths) % batch == 0:
+        assert max(lengths[row] for row in found[0]) == max(lengths)
+    if len(whole) > 30:
+        sampler.set_epoch(epoch + 1)
+        assert list(sampler) != rows
 
 
 def test_buckets_hold_similar_lengths() -> None:

@@ -66,8 +66,8 @@ def require_turns(samples: Sequence[Any], corpus: Corpus) -> None:
     if not all(isinstance(sample, Conversation | Completion | Passage) for sample in samples):
         raise DataError(
             f"{corpus.origins[0].schema.reasons}\nThese rows compare or rate answers, and "
-            "task=sft learns answers as they are.\nFix: task=dpo learns from comparisons; or name "
-            "the column to learn (columns.response)."
+            "task=sft learns answers as they are.\nFix: task=dpo learns from comparisons, task=kto "
+            "from ratings; or name the column to learn (columns.response)."
         )
 
 

@@ -14,7 +14,7 @@ HEAD = """\
 
     deltaw train llama_factory.yaml
 
-takes the file that `llamafactory-cli train` takes, for `stage: sft`, `pt` or `dpo` and
+takes the file that `llamafactory-cli train` takes, for `stage: sft`, `pt`, `dpo` or `kto` and
 `finetuning_type: lora`, `full` or `freeze`. The receipt says how it was read; `--dry-run` shows the
 recipe and trains nothing. `key=value` behind the file changes a setting, in either spelling:
 `lora_rank=16` or `r=16`. Keys of a recipe that LLaMA-Factory does not have, such as `too_long`, may
@@ -31,6 +31,8 @@ What differs:
 - `overwrite_output_dir` deletes nothing. An interrupted run is resumed by the same command, and
   `--overwrite` starts anew.
 - With `finetuning_type: freeze` an output head that is not tied to the embeddings is trained too.
+- With `stage: kto` a batch of good and bad answers stays together in all epochs, and pairs are read
+  as good and bad answers.
 - `template` may be left out: the tokenizer's own is used then.
 - `warmup_ratio` of the steps is rounded to the nearest step; there it is rounded up.
 

@@ -216,7 +216,17 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"do_predict": True}, "do_predict=True: not done here; deltaw eval"),
         ({"pref_beta": 0.2}, "pref_beta=0.2 has no effect with .*sft"),
         ({"stage": "dpo", "packing": True}, "packing=True has no effect with .*dpo"),
-        ({"stage": "dpo", "pref_loss": "simpo"}, "pref_loss='simpo'"),
+        ({"stage": "dpo", "pref_loss": "simpo"}, "pref_loss='simpo': it has no reference"),
+        ({"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss='kto_pair': .*stage: kto"),
+        ({"stage": "dpo", "pref_loss": "orpa"}, "pref_loss='orpa': Input should be 'sigmoid'"),
+        ({"stage": "dpo", "pref_loss": "exo_pair"}, "exo_pair needs dpo_label_smoothing above 0"),
+        (
+            {"stage": "dpo", "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
+            "dpo_label_smoothing=0.1 has no effect with pref_loss=ipo",
+        ),
+        ({"stage": "kto", "pref_loss": "ipo"}, "pref_loss='ipo' has no effect with task=kto"),
+        ({"stage": "dpo", "kto_chosen_weight": 2}, "kto_chosen_weight=2.0 has no effect with"),
+        ({"stage": "kto", "kto_rejected_weight": 0}, "kto_rejected_weight=0: .*greater than 0"),
         ({"stage": "dpo", "pref_ftx": 0.5}, "pref_ftx=0.5: not done here"),
         ({"optim": "adafactor"}, "optim='adafactor': Input should be"),
         ({"use_galore": True}, "use_galore needs finetuning_type: full or freeze"),
@@ -281,12 +291,19 @@ def test_preferences_and_plain_texts_have_stages_of_their_own() -> None:
     more = {"stage": "dpo", "pref_beta": 0.3, "pref_loss": "ipo", "pref_ftx": 0.0}
     found = recipe_of(FACTORY | more)
     assert (found.task, found.pref_beta, found.pref_loss) == ("dpo", 0.3, "ipo")
+    smooth = {"stage": "dpo", "dpo_label_smoothing": 0.2, "pref_loss": "robust"}
+    found = recipe_of(FACTORY | smooth)
+    assert (found.pref_loss, found.dpo_label_smoothing) == ("robust", 0.2)
+    weights = {"kto_chosen_weight": 2, "kto_rejected_weight": "1.5"}
+    found = recipe_of(FACTORY | weights | {"stage": "kto", "pref_beta": 0.3})
+    assert (found.task, found.pref_beta) == ("kto", 0.3)
+    assert (found.kto_chosen_weight, found.kto_rejected_weight) == (2, 1.5)
     plain = recipe_of(FACTORY | {"stage": "pt"})
     assert (plain.task, plain.packing) == ("sft", True)
     assert recipe_of(FACTORY | {"stage": "pt", "packing": False}).packing is False
 
 
-@pytest.mark.parametrize("stage", ["rm", "ppo", "kto", "sftt", 5])
+@pytest.mark.parametrize("stage", ["rm", "ppo", "sftt", 5])
 def test_another_stage_is_the_only_thing_said(stage: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         recipe_of(FACTORY | {"stage": stage, "pref_beta": 0.1, "fp16": True, "nonsense": 1})

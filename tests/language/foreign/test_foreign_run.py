@@ -76,11 +76,11 @@ def test_a_dry_run_shows_what_the_file_becomes(
 def test_errors_name_the_file_and_write_nothing(
     deltaw_command: Command, factory: dict[str, Any], tmp_path: Path
 ) -> None:
-    file = written(tmp_path, factory | {"stage": "kto"})
+    file = written(tmp_path, factory | {"stage": "ppo"})
     code, _, err = deltaw_command("train", file)
     assert code == 1
     assert err.splitlines()[0] == f"error: The recipe from {file} cannot be used:"
-    assert "stage=kto is not there yet" in err
+    assert "stage=ppo is not there yet" in err
     assert not (tmp_path / "run").exists()
 
 

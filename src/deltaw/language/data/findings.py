@@ -41,6 +41,8 @@ class Findings:
 
     `turns` and `roles` count messages and are empty for plain texts; `repeated` counts samples that
     repeat an earlier one, `shared_prompts` held-out samples whose prompt training has too.
+    `answered` is of the better answers where two are compared, `rejected` of the worse; `good` and
+    `bad` count rated answers.
     """
 
     roles: Mapping[str, int]
@@ -50,6 +52,9 @@ class Findings:
     with_tools: int
     repeated: int
     shared_prompts: int
+    rejected: Spread | None
+    good: int
+    bad: int
 
 
 def findings(corpus: Corpus) -> Findings:
@@ -59,6 +64,8 @@ def findings(corpus: Corpus) -> Findings:
     turns = [len(found) for found in messages if found]
     asked = [_length(prompt) for prompt, _ in parts if prompt]
     held = (*corpus.validation, *corpus.test)
+    worse = [_length(s.rejected) for s in corpus.train if isinstance(s, Preference)]
+    rated = Counter(sample.good for sample in corpus.train if isinstance(sample, Rated))
     return Findings(
         roles=Counter(message.role for found in messages for message in found),
         turns=_spread(turns) if turns else None,
@@ -67,6 +74,9 @@ def findings(corpus: Corpus) -> Findings:
         with_tools=sum(_has_tools(sample) for sample in corpus.train),
         repeated=len(repeated(corpus.train)),
         shared_prompts=len(shared_prompts(corpus.train, held)),
+        rejected=_spread(worse) if worse else None,
+        good=rated[True],
+        bad=rated[False],
     )
 
 
@@ -87,7 +97,12 @@ def facts(corpus: Corpus) -> list[tuple[str, str]]:
         lines.append(("tools", f"{counted(found.with_tools, 'sample')} with functions to call"))
     if found.asked:
         lines.append(("prompts", f"{found.asked} characters"))
-    lines.append(("answers" if found.asked else "texts", f"{found.answered} characters"))
+    name = "chosen" if found.rejected else "answers" if found.asked else "texts"
+    lines.append((name, f"{found.answered} characters"))
+    if found.rejected:
+        lines.append(("rejected", f"{found.rejected} characters"))
+    if found.good or found.bad:
+        lines.append(("ratings", f"{found.good:,} good, {found.bad:,} bad"))
     if not (found.repeated or found.shared_prompts or corpus.leaked):
         lines.append(("overlap", "none: no sample repeats another, no held-out prompt is trained"))
     return lines

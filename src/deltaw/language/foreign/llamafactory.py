@@ -9,9 +9,9 @@ from deltaw.language.foreign import arguments
 from deltaw.language.foreign.llamafactory_keys import KEYS
 from deltaw.language.foreign.tool import Found, Tool, Values, misfit, number, truth
 
-STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo"}
+STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto"}
 """The task that a stage is; the others are not there yet."""
-LATER = ("rm", "ppo", "kto")
+LATER = ("rm", "ppo")
 METHODS = ("lora", "full", "freeze")
 
 DEFAULTS: dict[str, Any] = arguments.DEFAULTS | {
@@ -48,8 +48,8 @@ def join(given: Values, found: Found) -> None:
 
 def _stage(stage: Any) -> str:
     if stage in LATER:
-        return f"stage={stage} is not there yet; there are pt, sft and dpo"
-    return misfit("stage", stage, "choose pt, sft or dpo")
+        return f"stage={stage} is not there yet; there are pt, sft, dpo and kto"
+    return misfit("stage", stage, "choose pt, sft, dpo or kto")
 
 
 def _freeze(given: Values, found: Found) -> None:

@@ -3,6 +3,8 @@
 Source: github.com/hiyouga/LLaMA-Factory, src/llamafactory/hparams.
 """
 
+from typing import Any
+
 from deltaw.language.foreign import arguments
 from deltaw.language.foreign.arguments import ALONE, KEPT, SHOWN, SPEED
 from deltaw.language.foreign.tool import (
@@ -27,12 +29,27 @@ STAGE = "it belongs to another stage; leave it out"
 OPTIMISER = "choose optim or use_galore, or leave it out"
 ANSWERING = Ignored("how answers are generated only")
 
+ALONE_LOSSES = {
+    "kto_pair": "it is not in TRL any more; stage: kto learns from pairs too",
+    "orpo": "it has no reference, and is not there yet",
+    "simpo": "it has no reference, and is not there yet; sigmoid_norm compares lengths fairly too",
+}
+"""Losses of pairs that are not there, and why."""
+
+
+def _pref_loss(value: Any) -> Any:
+    """Return the name of a loss of pairs."""
+    if isinstance(value, str) and value in ALONE_LOSSES:
+        raise ValueError(ALONE_LOSSES[value])
+    return value
+
+
 KEYS: dict[str, Fate] = {
     **arguments.KEYS,
     "model_name_or_path": Effect("model"),
     "model_revision": Effect("revision"),
     "trust_remote_code": Effect("trust_remote_code", truth),
-    "stage": Joint("`task`: `sft` for pt and sft, `dpo` for dpo"),
+    "stage": Joint("`task`: `sft` for pt and sft, `dpo` for dpo, `kto` for kto"),
     "finetuning_type": Joint("`method`"),
     "lora_rank": Effect("r"),
     "lora_alpha": Effect("lora_alpha", number),
@@ -73,7 +90,9 @@ KEYS: dict[str, Fate] = {
     ),
     "double_quantization": Effect("double_quantization", truth),
     "pref_beta": Effect("pref_beta", number),
-    "pref_loss": Effect("pref_loss"),
+    "pref_loss": Effect("pref_loss", _pref_loss),
+    "kto_chosen_weight": Effect("kto_chosen_weight", number),
+    "kto_rejected_weight": Effect("kto_rejected_weight", number),
     "dpo_label_smoothing": Effect("dpo_label_smoothing", number),
     "pref_ftx": Refused("the loss of answers is not added to that of preferences", (0,)),
     "use_galore": Joint("`optim: galore_adamw`"),
@@ -183,8 +202,6 @@ KEYS: dict[str, Fate] = {
     ),
     **each(
         (
-            "kto_chosen_weight",
-            "kto_rejected_weight",
             "simpo_gamma",
             "ld_alpha",
             "ref_model",

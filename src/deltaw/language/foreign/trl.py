@@ -1,6 +1,6 @@
-"""The YAML that `trl sft --config` takes.
+"""The YAML that `trl sft --config` takes, and `trl dpo` and `trl kto`.
 
-Source: github.com/huggingface/trl, trl/scripts/sft.py and trl/trainer/{sft,model}_config.py.
+Source: github.com/huggingface/trl, trl/scripts and trl/trainer/{sft,dpo,kto,model}_config.py.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from deltaw.language.foreign.tool import (
     Values,
     each,
     layers,
+    misfit,
     names,
     number,
     truth,
@@ -63,7 +64,18 @@ KEYS: dict[str, Fate] = {
     "chat_template_path": Effect("template"),
     "shuffle_dataset": Refused("rows are drawn at random anyway; leave it out", (False, True)),
     "truncation_mode": Refused("the beginning is kept; leave it out", ("keep_start",)),
-    "loss_type": Refused(KEPT, ("nll", "chunked_nll")),
+    "loss_type": Joint("`pref_loss`; `kto` is `task: kto`, `nll` is `task: sft`"),
+    "beta": Joint("`pref_beta`"),
+    "label_smoothing": Joint("`dpo_label_smoothing`"),
+    "desirable_weight": Joint("`kto_chosen_weight`"),
+    "undesirable_weight": Joint("`kto_rejected_weight`"),
+    "precompute_ref_log_probs": SPEED,
+    "precompute_ref_batch_size": SPEED,
+    "disable_dropout": Refused(KEPT, (True,)),
+    **each(("loss_weights", "ld_alpha", "use_weighting"), Refused(KEPT)),
+    "f_divergence_type": Refused(KEPT, ("reverse_kl",)),
+    **each(("sync_ref_model", "ref_model_mixup_alpha"), Refused("the reference stays as it is")),
+    "ref_model_sync_steps": Refused("the reference stays as it is", ()),
     "eos_token": Refused("set it in the tokenizer's files", ()),
     "pad_token": Refused("padding is never learnt; leave it out", ()),
     "router_aux_loss_coef": Refused(KEPT, ()),
@@ -101,13 +113,25 @@ SETTINGS = {
     "use_dora": ("use_dora", truth),
 }
 """Keys that say how the adapter is, and how they are read."""
+JUDGEMENTS = {
+    "beta": "pref_beta",
+    "label_smoothing": "dpo_label_smoothing",
+    "desirable_weight": "kto_chosen_weight",
+    "undesirable_weight": "kto_rejected_weight",
+}
+"""Keys of `trl dpo` and `trl kto` as a recipe has them."""
+WEIGHTS = ("desirable_weight", "undesirable_weight")
+ANSWERS = ("nll", "chunked_nll")
+"""Losses of answers as they are."""
+SLOW = 1e-6
+"""The learning rate of `trl dpo` and `trl kto` where a file has none."""
 ADAPTER_DEFAULTS = {"r": 16, "lora_alpha": 32.0, "lora_dropout": 0.05}
 
 
 def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
-    found.usual["task"] = "sft"
     arguments.join(given, found)
+    _task(given, found)
     if found.read(given, "use_peft", truth):
         _adapter(given, found)
     else:
@@ -130,6 +154,28 @@ def join(given: Values, found: Found) -> None:
     _learnt(given, found)
 
 
+def _task(given: Values, found: Found) -> None:
+    """Read what is trained: answers, or judgements where a key is about these."""
+    for name, key in JUDGEMENTS.items():
+        value = found.read(given, name, number)
+        if value is not None:
+            found.give(key, value, name)
+    loss = given.get("loss_type", "")
+    losses = loss if isinstance(loss, list) and loss else [loss]
+    rated = loss == "kto" or any(name in given for name in WEIGHTS)
+    compared = "label_smoothing" in given or losses[0] not in ("", "kto", *ANSWERS)
+    if rated or compared:
+        found.usual["task"] = "kto" if rated else "dpo"
+    elif "beta" not in given:
+        found.usual["task"] = "sft"
+        return
+    found.usual["learning_rate"] = SLOW
+    if compared and len(losses) > 1:
+        found.problems.append(misfit("loss_type", loss, "give one loss"))
+    elif compared and losses[0]:
+        found.give("pref_loss", losses[0], "loss_type")
+
+
 def _adapter(given: Values, found: Found) -> None:
     found.give("method", "lora", "use_peft")
     found.usual |= ADAPTER_DEFAULTS
@@ -149,7 +195,7 @@ def _learnt(given: Values, found: Found) -> None:
         answers = found.read(given, name, truth)
         if answers is not None:
             found.give("train_on", "answers" if answers else "all", name)
-    if "train_on" not in found.values:
+    if "train_on" not in found.values and found.usual.get("task") == "sft":
         found.usual["train_on"] = "answers"
         found.notes.append(
             "answers alone are learnt; TRL learns the questions of `messages` too, unless "

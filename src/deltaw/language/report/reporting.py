@@ -11,7 +11,7 @@ from deltaw.language.data.corpus import load
 from deltaw.language.data.findings import facts
 from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.reading import request
-from deltaw.language.report import tokenreport
+from deltaw.language.report import judgedreport, tokenreport
 from deltaw.language.report.listing import listed
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
@@ -107,10 +107,9 @@ def _show_language(console: Console, recipe: Recipe, modelled: bool, detail: Det
         console.field("warning", warning)
     if not modelled:
         return
-    if any(isinstance(sample, Preference | Rated) for sample in corpus.train):
-        console.field("tokens", "not counted: these rows compare or rate answers")
-        return
-    tokenreport.show(console, recipe, corpus, every=detail.every, samples=detail.samples)
+    judged = any(isinstance(sample, Preference | Rated) for sample in corpus.train)
+    show = judgedreport.show if judged else tokenreport.show
+    show(console, recipe, corpus, every=detail.every, samples=detail.samples)
 
 
 def _show_rows(

@@ -38,7 +38,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     encoder = encoder_of(recipe, tokenizer, template, loaded.model)
     everything = [*corpus.train, *corpus.validation, *corpus.test]
     console.field("template", template.origin)
-    console.field("control", "\n".join(_control(tokenizer, everything, every)))
+    console.field("control", "\n".join(control(tokenizer, everything, every)))
     found = encoder.encode(corpus.train)  # type: ignore[arg-type]
     require_rows(found, corpus)
     encoder.encode(everything[len(corpus.train) :])  # type: ignore[arg-type]
@@ -52,12 +52,13 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
         title = f"{counted(len(found.skipped), 'sample')} without a token to learn, left out:"
         console.field("empty", "\n".join([title, *lines]))
     console.field("ends", tokens.ending())
-    console.field("unknown", _unknown(tokenizer, found))
+    console.field("unknown", unknown(tokenizer, found.rows))
     console.field("epoch", _epoch(recipe, lengths))
     _show_samples(console, found.rows, tokenizer, samples)
 
 
-def _control(tokenizer: Any, samples: Sequence[Any], every: bool) -> list[str]:
+def control(tokenizer: Any, samples: Sequence[Any], every: bool) -> list[str]:
+    """Say which samples hold special tokens in their own text."""
     found = control_tokens(tokenizer, samples)
     if not found:
         return ["none: no special token of the model stands in the rows' own text"]
@@ -88,11 +89,12 @@ def _longest(found: Rows, encoder: Encoder, every: bool) -> list[str]:
     return [*lines, f"{over}{' (--bad lists all)' if count > shown else ''}"]
 
 
-def _unknown(tokenizer: Any, found: Rows) -> str:
+def unknown(tokenizer: Any, rows: Sequence[Row]) -> str:
+    """Say which characters of the rows the tokenizer does not know."""
     number = tokenizer.unk_token_id
     if number is None:
         return "none: the tokenizer can write every character"
-    some = {id(row.sample): row.sample for row in found.rows if number in row.input_ids}
+    some = {id(row.sample): row.sample for row in rows if number in row.input_ids}
     if not some:
         return "none: the tokenizer knows every character"
     characters = unknown_characters(tokenizer, list(some.values())).most_common()

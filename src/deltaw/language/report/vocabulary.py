@@ -5,10 +5,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from deltaw.language.data.samples import Completion, Message, Passage
-from deltaw.language.encoding.encoder import Sample
+from deltaw.language.data.samples import (
+    Completion,
+    Conversation,
+    Message,
+    Passage,
+    Preference,
+    Rated,
+    Sample,
+    Turns,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +67,17 @@ def own_words(sample: Sample) -> Iterator[str]:
     elif isinstance(sample, Completion):
         yield from (sample.prompt, sample.completion)
     else:
-        for message in sample.messages:
-            yield from _of_message(message)
+        for turns in _turns(sample):
+            yield from (turns,) if isinstance(turns, str) else chain(*map(_of_message, turns))
         yield from (_as_json(tool) for tool in sample.tools)
+
+
+def _turns(sample: Conversation | Preference | Rated) -> tuple[Turns, ...]:
+    if isinstance(sample, Conversation):
+        return (sample.messages,)
+    if isinstance(sample, Preference):
+        return sample.prompt, sample.chosen, sample.rejected
+    return sample.prompt, sample.completion
 
 
 def _of_message(message: Message) -> Iterator[str]:

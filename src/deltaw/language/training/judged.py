@@ -48,7 +48,7 @@ class Judged(ABC):
         """Return the columns that TRL's collator reads."""
 
     def batched(self, recipe: Recipe) -> "Judged":
-        """Return the judgements as a recipe trains on them."""
+        """Return the judgements as a recipe trains on them; raise if it cannot."""
         return self
 
 

@@ -166,6 +166,21 @@ class JudgedJob(Job):
         found = [f"{count}; the reference is {self.reference}"]
         console.field(name, "\n".join([*found, *skips(judged.skipped)]))
         console.field("tokens", "\n".join(lines(judged, self.encoder)))
+        for skip in judged.skipped:
+            console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
+
+    def foresee(self, console: Console) -> None:
+        """Say what rows and model let one expect, and which answers the base finds likelier."""
+        super().foresee(console)
+        known = self.train
+        score = known.judged.score(known.reference, known.reference, self.recipe)
+        if "prefers" in score.values:
+            share, (low, high) = score.values["prefers"], score.intervals["prefers"]
+            console.field(
+                "base",
+                f"gives the chosen answer the higher probability in {share:.0%} of the pairs "
+                f"({low:.0%} to {high:.0%}) before training",
+            )
 
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""

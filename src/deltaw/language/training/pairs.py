@@ -97,6 +97,8 @@ def encode(encoder: Encoder, samples: Sequence[Preference]) -> Pairs:
         start = begin(chosen)
         if chosen.input_ids[:start] != rejected.input_ids[: begin(rejected)]:
             found.skipped.append(Skip(*where, "the answers' first tokens reach into the prompt"))
+        elif chosen.input_ids == rejected.input_ids:
+            found.skipped.append(Skip(*where, "as far as they fit, both answers are the same"))
         else:
             found.pairs.append(Pair(chosen, rejected))
     return found

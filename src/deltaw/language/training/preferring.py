@@ -65,6 +65,6 @@ def _encode(encoder: Encoder, samples: Sequence[Any], corpus: Corpus) -> Pairs:
         raise DataError(
             f"{corpus.origins[0].schema.reasons}\ntask=dpo learns from pairs of a better and a "
             "worse answer.\nFix: name their columns (columns.chosen, columns.rejected), or leave "
-            "task out."
+            "task out (task=kto learns from answers called good or bad)."
         )
     return encode_pairs(encoder, samples)

@@ -83,12 +83,6 @@ def prepare(recipe: Recipe, console: Console) -> RatingJob:
         )
     job = prepare_judged(recipe, console, _encode, RatingJob)
     good, bad = (len(side) for side in job.train.judged.sides().values())
-    if not good or not bad:
-        raise DataError(
-            f"All {job.rows:,} training answers are {'good' if good else 'bad'}, and task=kto "
-            "learns from good and bad ones.\nFix: add rows of the other kind, or learn good ones "
-            "as they are (task=sft)."
-        )
     return replace(job, warnings=(*job.warnings, *unbalanced(recipe, good, bad)))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from deltaw.errors import DataError
 from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import MASKED, Encoder, Row
@@ -112,7 +113,17 @@ class Ratings(Judged):
         }
 
     def batched(self, recipe: Recipe) -> "Ratings":
-        """Return the answers side by side that are in one batch of the recipe's."""
+        """Return the answers side by side that are in one batch of the recipe's.
+
+        Raises:
+            DataError: if all are good, or all bad.
+        """
+        if len({*self.good.tolist()}) == 1:
+            raise DataError(
+                f"All {len(self):,} training answers are {'good' if self.good[0] else 'bad'}, and "
+                "task=kto learns from good and bad ones.\nFix: add rows of the other kind, or learn "
+                "good ones as they are (task=sft)."
+            )
         lengths = [len(answer.row.input_ids) for answer in self.answers]
         order = EpochSampler(
             lengths, recipe.batch_size, recipe.seed, bucketed=recipe.group_by_length
@@ -175,7 +186,7 @@ def score(
     generator = np.random.default_rng(seed)
     replicas: dict[str, list[float]] = {name: [] for name in values}
     for _ in range(REPLICAS):
-        draw = np.concatenate([generator.choice(places, len(places)) for places in sides])
+        draw = np.concatenate([p[generator.integers(0, len(p), len(p))] for p in sides])
         for name, value in _values(gained[draw], good[draw], beta, weights).items():
             replicas[name].append(value)
     intervals = {name: interval(np.array(found)) for name, found in replicas.items()}

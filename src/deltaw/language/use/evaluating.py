@@ -8,9 +8,10 @@ from deltaw.errors import DeltawError, RunError
 from deltaw.language import scores
 from deltaw.language.data.corpus import Corpus, Request, load
 from deltaw.language.data.keys import content_key
+from deltaw.language.data.samples import Sample
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import Sample
-from deltaw.language.reading import request, require_turns
+from deltaw.language.reading import request
+from deltaw.language.use.comparing import are_judged, compare
 from deltaw.language.use.opened import open_language
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
@@ -32,13 +33,10 @@ def evaluate_run(
     """Score a finished run on its own held-out rows, or on `data`, beside its base."""
     opened = open_language(folder, model=model, trust_remote_code=trust_remote_code)
     console = Console()
-    if opened.recipe.task == "dpo":
-        raise RunError(
-            f"{opened.shown} learnt preferences, whose scores are in its results.json; other pairs "
-            "are not scored yet.\nFix: talk with it by deltaw chat."
-        )
     samples, what, warning = _samples(opened.recipe, data)
-    encoded = opened.encoder.encode(samples)
+    if are_judged(samples):
+        return compare(opened, samples, what, warning=warning, merge=merge, model=model)
+    encoded = opened.encoder.encode(samples)  # type: ignore[arg-type]
     if not encoded.rows:
         raise RunError("\n".join(["There is nothing to score.", *skips(encoded.skipped)]))
     padding = Padding(opened.tokenizer.pad_token_id)
@@ -70,9 +68,8 @@ def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, s
         held = corpus.test or corpus.validation
         if not held:
             raise RunError("The run held no rows out. Fix: deltaw eval RUN DATA")
-        require_turns(held, corpus)
         name = "test" if corpus.test else "validation"
-        return held, f"of the {name} part that were not trained on", ""  # type: ignore[return-value]
+        return held, f"of the {name} part that were not trained on", ""
     corpus = load(
         Request(
             dataset=data,
@@ -85,8 +82,7 @@ def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, s
         )
     )
     held = corpus.test or corpus.validation or corpus.train
-    require_turns(held, corpus)
-    return held, "", _trained_on(recipe, held)  # type: ignore[return-value]
+    return held, "", _trained_on(recipe, held)
 
 
 def _own(recipe: Recipe) -> Corpus:
@@ -100,11 +96,11 @@ def _own(recipe: Recipe) -> Corpus:
     return corpus
 
 
-def _trained_on(recipe: Recipe, samples: Sequence[object]) -> str:
+def _trained_on(recipe: Recipe, samples: Sequence[Sample]) -> str:
     """Return a warning if samples were trained on, as far as the run's data still tell."""
     try:
         own = {content_key(sample) for sample in _own(recipe).train}
     except DeltawError:
         return ""
-    known = sum(content_key(sample) in own for sample in samples)  # type: ignore[arg-type]
+    known = sum(content_key(sample) in own for sample in samples)
     return f"{known:,} of these rows were trained on; the score flatters the run" if known else ""

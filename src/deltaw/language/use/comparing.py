@@ -1,0 +1,85 @@
+"""Scores of a finished run on judged answers: does it prefer the better ones more than its base?"""
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import deltaw
+from deltaw.errors import RunError
+from deltaw.language.data.samples import Preference, Rated
+from deltaw.language.encoding.batches import Padding
+from deltaw.language.loading import load
+from deltaw.language.training import pairs, ratings
+from deltaw.language.training.judged import Floats, Judged
+from deltaw.language.use.opened import OpenedLanguage
+from deltaw.train.console import Console
+from deltaw.train.data.wording import counted
+from deltaw.train.identity import find_base, require_base
+from deltaw.train.metrics import Score
+from deltaw.train.receipt import skips
+from deltaw.train.scores import table
+
+
+def are_judged(samples: Sequence[Any]) -> bool:
+    """Tell whether samples compare or rate answers."""
+    return all(isinstance(sample, Preference | Rated) for sample in samples)
+
+
+def compare(
+    opened: OpenedLanguage,
+    samples: Sequence[Any],
+    what: str,
+    *,
+    warning: str = "",
+    merge: bool = True,
+    model: str | None = None,
+) -> Score:
+    """Score a run on judged answers, by the loss of its recipe, with its base as reference.
+
+    Raises:
+        RunError: if no answer can be scored, or what the run started from is not at hand.
+    """
+    console = Console()
+    kind = pairs if isinstance(samples[0], Preference) else ratings
+    judged: Judged = kind.encode(opened.encoder, samples)  # type: ignore[attr-defined]
+    if not len(judged):
+        raise RunError("\n".join(["There is nothing to score.", *skips(judged.skipped)]))
+    padding = Padding(opened.tokenizer.pad_token_id)
+    reference = _reference(opened, judged, padding, model)
+    with opened.merged(merge) as done:
+        found = judged.log_p(opened.model, padding)
+    console.field("run", f"{opened.shown}, {done}")
+    name = "pair" if kind is pairs else "rated answer"
+    beta = opened.recipe.pref_beta
+    loss = f"loss={opened.recipe.pref_loss}" if kind is pairs else "the loss of KTO"
+    lines = [f"{counted(len(judged), name)} {what}".rstrip()]
+    lines += [f"{loss} at pref_beta={beta:g}; the reference is the model before the run"]
+    console.field("data", "\n".join([*lines, *skips(judged.skipped)]))
+    if warning:
+        console.field("WARNING", warning)
+    base, own = (judged.score(said, reference, opened.recipe) for said in (reference, found))
+    console.line(table([("base", base), ("run", own)], "loss"))
+    return own
+
+
+def _reference(
+    opened: OpenedLanguage, judged: Judged, padding: Padding, model: str | None
+) -> Floats:
+    """Return what the model says that the run began with."""
+    if opened.has_base:
+        with deltaw.disabled(opened.model):
+            return judged.log_p(opened.model, padding)
+    recipe = opened.recipe
+    if recipe.absorb:
+        raise RunError(
+            f"{opened.shown} took its start into the weights (absorb), and what the model said then "
+            "is not kept.\nFix: its scores on its own held-out rows are in results.json."
+        )
+    source = find_base(recipe, model)
+    base = load(recipe, source).model
+    require_base(base, source, recipe)
+    base.eval()
+    found = judged.log_p(base, padding)
+    del base
+    gc.collect()
+    return found
