@@ -221,8 +221,7 @@ def test_both_answers_of_preferences_are_counted_and_marked(
     for text in ("⟦yes<eos>⟧", "⟦no<eos>⟧", "⟦yesyesyesyes<eos>⟧"):
         assert text in out
     assert out.count("chosen, ") == out.count("rejected, ") == 2
-    few = report(file, "--model", outline, "validation_share=0", "max_length=60", "--samples", "0")
-    assert "marks" not in few and len(few["empty"]) == 6
+    assert "marks" not in report(*words[:3], "--samples", "0")
 
 
 def test_good_and_bad_answers_are_counted_and_marked(

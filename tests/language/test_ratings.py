@@ -223,15 +223,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    more = values | {"eval_every": 2, "validation_share": 0, "batch_size": 8}
+    more = values | {"eval_every": 1, "max_steps": 2, "validation_share": 0, "batch_size": 16}
     whole = train(parse(more | {"output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:
         patch.setattr(running, "restore", broken)
         with pytest.raises(KeyboardInterrupt):
             train(parse(more | {"output": str(tmp_path / "run")}))
-    for path in (tmp_path / "run" / "checkpoint-6").iterdir():
+    for path in (tmp_path / "run" / "checkpoint-2").iterdir():
         path.unlink()
-    (tmp_path / "run" / "checkpoint-6").rmdir()
+    (tmp_path / "run" / "checkpoint-2").rmdir()
     run = train(parse(more | {"output": str(tmp_path / "run")}))
     assert (run / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
 
@@ -291,7 +291,7 @@ def test_what_rated_answers_cannot_do_is_said(
     for good, word in ((True, "good"), (False, "bad")):
         rows = [row | {"label": good} for row in ratings(5)]
         data = str(write_json(tmp_path / "one.json", rows))
-        more = {"data": data, "output": "x", "init_lora_weights": "eva"}
+        more = {"data": data, "output": "x", "init_lora_weights": "eva", "validation_share": 1}
         with pytest.raises(DataError, match=f"All 4 training answers are {word}, and task=kto"):
             train(parse(values | more))
     with pytest.raises(ConfigError, match="reads past an adapter on the output head"):

@@ -160,11 +160,11 @@ def _pearson(true: Floats, predicted: Floats) -> Floats:
 
 
 def _spearman(true: Floats, predicted: Floats) -> Floats:
-    return _pearson(_ranks(true), _ranks(predicted))
+    return _pearson(ranks(true), ranks(predicted))
 
 
-def _ranks(values: Floats) -> Floats:
-    """Rank along the last axis, ties by the mean of their ranks."""
+def ranks(values: Floats) -> Floats:
+    """Return the ranks along the last axis, from 0, ties by the mean of their ranks."""
     order = np.argsort(values, axis=-1, kind="stable")
     ordered = np.take_along_axis(values, order, axis=-1)
     places = np.broadcast_to(np.arange(values.shape[-1], dtype=np.float64), values.shape)

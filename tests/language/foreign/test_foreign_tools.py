@@ -276,6 +276,23 @@ def test_trl() -> None:
         ({"completion_only_loss": False}, {"train_on": "all"}),
         ({"max_length": 64, "packing": True}, {"max_length": 64, "packing": True}),
         ({"use_peft": False}, {"method": "full", "r": 8}),
+        (
+            {"beta": 0.3, "loss_type": ["ipo"]},
+            {"task": "dpo", "pref_beta": 0.3, "pref_loss": "ipo", "learning_rate": 1e-6},
+        ),
+        ({"label_smoothing": 0.1}, {"task": "dpo", "dpo_label_smoothing": 0.1}),
+        ({"beta": 0.3}, {"task": None, "pref_beta": 0.3, "learning_rate": 1e-6}),
+        ({"loss_type": "kto"}, {"task": "kto", "pref_loss": "sigmoid"}),
+        (
+            {"desirable_weight": 1.5, "undesirable_weight": 2, "learning_rate": 1e-5},
+            {
+                "task": "kto",
+                "kto_chosen_weight": 1.5,
+                "kto_rejected_weight": 2,
+                "learning_rate": 1e-5,
+            },
+        ),
+        ({"loss_type": "nll"}, {"task": "sft", "learning_rate": 2e-5}),
     ],
     ids=lambda value: ",".join(value),
 )
@@ -289,6 +306,13 @@ def test_a_key_of_trl_takes_effect(more: dict[str, Any], expected: dict[str, Any
     [
         ({"lora_target_modules": None}, "lora_target_modules is missing, and what PEFT takes"),
         ({"loss_type": "dft"}, "loss_type='dft': not done here"),
+        ({"loss_type": ["sigmoid", "sft"]}, "loss_type=.*: give one loss"),
+        ({"loss_type": "aot"}, "loss_type='aot': Input should be 'sigmoid'"),
+        ({"loss_type": []}, r"loss_type=\[\]: Input should be 'sigmoid'"),
+        ({"desirable_weight": 2, "label_smoothing": 0.1}, "dpo_label_smoothing=0.1 has no effect"),
+        ({"sync_ref_model": True}, "sync_ref_model=True: not done here; the reference stays"),
+        ({"beta": "x"}, "beta='x': must be a number"),
+        ({"beta": 0.1, "completion_only_loss": False, "loss_type": "ipo"}, "train_on='all' has no"),
         ({"packing_strategy": "wrapped"}, "packing_strategy='wrapped': not done here"),
         ({"dataset_name": None}, "dataset_name is missing"),
         (

@@ -121,7 +121,7 @@ JUDGEMENTS = {
 }
 """Keys of `trl dpo` and `trl kto` as a recipe has them."""
 WEIGHTS = ("desirable_weight", "undesirable_weight")
-ANSWERS = ("nll", "chunked_nll")
+ANSWERS = ("nll", "chunked_nll", "dft")
 """Losses of answers as they are."""
 SLOW = 1e-6
 """The learning rate of `trl dpo` and `trl kto` where a file has none."""
@@ -168,11 +168,13 @@ def _task(given: Values, found: Found) -> None:
         found.usual["task"] = "kto" if rated else "dpo"
     elif "beta" not in given:
         found.usual["task"] = "sft"
+        if loss == "dft":
+            found.problems.append(misfit("loss_type", loss, f"not done here; {KEPT}"))
         return
     found.usual["learning_rate"] = SLOW
     if compared and len(losses) > 1:
         found.problems.append(misfit("loss_type", loss, "give one loss"))
-    elif compared and losses[0]:
+    elif compared and "loss_type" in given:
         found.give("pref_loss", losses[0], "loss_type")
 
 

@@ -16,7 +16,7 @@ from deltaw.language.scores import measured
 from deltaw.language.training.judged import Floats, Judged, begin, ended, interval, whole
 from deltaw.train.batches import EpochSampler
 from deltaw.train.data.rows import Skip
-from deltaw.train.metrics import REPLICAS, Score
+from deltaw.train.metrics import BATCH, REPLICAS, Score, ranks
 from deltaw.train.recipe import Recipe
 
 
@@ -182,35 +182,33 @@ def score(
     Source: arXiv 2402.01306, equations 7 and 8.
     """
     values = _values(gained, good, beta, weights)
-    sides = [places for places in (np.flatnonzero(good), np.flatnonzero(~good)) if len(places)]
     generator = np.random.default_rng(seed)
-    replicas: dict[str, list[float]] = {name: [] for name in values}
-    for _ in range(REPLICAS):
-        draw = np.concatenate([p[generator.integers(0, len(p), len(p))] for p in sides])
-        for name, value in _values(gained[draw], good[draw], beta, weights).items():
-            replicas[name].append(value)
-    intervals = {name: interval(np.array(found)) for name, found in replicas.items()}
-    return Score("loss", values, intervals, len(gained))
+    places = np.arange(len(gained))
+    size = max(1, BATCH // len(gained))
+    parts = []
+    for start in range(0, REPLICAS, size):
+        drawn = np.tile(places, (min(size, REPLICAS - start), 1))
+        for side in (good, ~good):
+            if side.any():
+                drawn[:, side] = generator.choice(places[side], drawn[:, side].shape)
+        parts.append(_values(gained[drawn], good, beta, weights))
+    intervals = {name: interval(np.concatenate([part[name] for part in parts])) for name in values}
+    return Score("loss", {n: float(v) for n, v in values.items()}, intervals, len(gained))
 
 
 def _values(
     gained: Floats, good: NDArray[np.bool_], beta: float, weights: tuple[float, float]
-) -> dict[str, float]:
-    own, other = gained.T
-    baseline = max(0.0, float(other.mean())) if len(own) > 1 else 0.0
-    towards = np.where(good, own - baseline, baseline - own)
-    loss = np.where(good, *weights) * np.exp(-np.logaddexp(0, beta * towards))
-    found = {"loss": float(loss.mean()), "kl": baseline}
-    if good.all() or not good.any():
+) -> dict[str, Floats]:
+    """Return the scores of gains, (..., answers, 2), as arrays of (...)."""
+    own, other = gained[..., 0], gained[..., 1]
+    several = len(good) > 1
+    baseline = np.maximum(0, other.mean(-1)) if several else np.zeros(own.shape[:-1])
+    above = own - baseline[..., None]
+    loss = np.where(good, *weights) * np.exp(-np.logaddexp(0, beta * np.where(good, above, -above)))
+    found = {"loss": loss.mean(-1), "kl": baseline}
+    n, m = int(good.sum()), int((~good).sum())
+    if not n or not m:
         return found
-    return found | {
-        "auc": _above(own[good], own[~good]),
-        "margin": beta * float(own[good].mean() - own[~good].mean()),
-    }
-
-
-def _above(better: Floats, worse: Floats) -> float:
-    """Return the share of pairs in which the better one is above, ties as a half."""
-    ordered = np.sort(worse)
-    below = [np.searchsorted(ordered, better, side) for side in ("left", "right")]
-    return float(np.mean(below) / len(worse))
+    below = ranks(own)[..., good].sum(-1) - n * (n - 1) / 2
+    apart = own[..., good].mean(-1) - own[..., ~good].mean(-1)
+    return found | {"auc": below / (n * m), "margin": beta * apart}
