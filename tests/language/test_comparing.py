@@ -114,14 +114,16 @@ def test_a_model_trained_in_full_is_compared_with_the_model_it_was(
     found = evaluate_run(run, None)
     assert found.values == pytest.approx(after["values"], abs=1e-5)
     (tmp_path / "moved").mkdir()
-    with pytest.raises(RunError, match="cannot be loaded|moved"):
+    with pytest.raises(RunError, match=r"cannot be loaded|moved"):
         evaluate_run(run, None, model=str(tmp_path / "moved"))
 
 
 def test_what_cannot_be_compared_is_said(values: dict[str, Any], tmp_path: Path) -> None:
     run = run_of(values, tmp_path, init_lora_weights="pissa", absorb=True, max_steps=1, r=2)
-    with pytest.raises(RunError, match="what the model said then is not kept.*\n?.*results.json"):
+    with pytest.raises(RunError, match=r"what the model said then is not kept.*\n?.*results.json"):
         evaluate_run(run, None)
-    long = write_json(tmp_path / "long.json", [row | {"prompt": "x " * 200} for row in pairs(range(3))])
-    with pytest.raises(RunError, match="There is nothing to score.\n.*more than 128 tokens"):
+    long = write_json(
+        tmp_path / "long.json", [row | {"prompt": "x " * 200} for row in pairs(range(3))]
+    )
+    with pytest.raises(RunError, match=r"There is nothing to score.\n.*more than 128 tokens"):
         evaluate_run(run, str(long))

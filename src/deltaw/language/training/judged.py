@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from deltaw.language.data.samples import Completion, Conversation, Message, Turns
-from deltaw.language.data.samples import Preference, Rated
+from deltaw.language.data.samples import Completion, Conversation, Message, Preference, Rated, Turns
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.train.data.rows import Skip

@@ -213,7 +213,9 @@ def prepare_judged(
     template = choose(tokenizer, recipe.template)
     tokenizer.chat_template = template.template.source
     encoder = encoder_of(recipe, tokenizer, template, model)
-    parts = [encode(encoder, part, corpus) for part in (corpus.train, corpus.validation, corpus.test)]
+    parts = [
+        encode(encoder, part, corpus) for part in (corpus.train, corpus.validation, corpus.test)
+    ]
     if not len(parts[0]):
         raise DataError("\n".join(["Nothing can be trained on.", *skips(parts[0].skipped)]))
     parts[0] = parts[0].batched(recipe)

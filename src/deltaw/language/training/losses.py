@@ -1,19 +1,19 @@
 """The losses of pairs that `trl.DPOTrainer` has for every pair by itself, for scores.
 
-With g = log p - log p_ref of an answer, m = β (g_c - g_r), ε the smoothing, σ the logistic function
-and S(x) = -log σ(x):
+With g = log p - log p_ref of an answer, m = β (g_c - g_r), ε the smoothing, S(x) = -log P(x)
+and P(x) = 1 / (1 + exp(-x)):
 
     sigmoid       (1-ε) S(m) + ε S(-m)                    arXiv 2305.18290; ε: Mitchell 2023, "cDPO"
     robust        ((1-ε) S(m) - ε S(-m)) / (1-2ε)         arXiv 2403.00409
     hinge         max(0, 1 - m)                           arXiv 2305.10425
     ipo           (g_c / n_c - g_r / n_r - 1 / (2β))²     arXiv 2310.12036; n: tokens of the answer
     sigmoid_norm  S(β (g_c / n_c - g_r / n_r))            arXiv 2411.15124
-    exo_pair      KL((σ(m), σ(-m)) || (1-ε, ε))           arXiv 2402.00856
+    exo_pair      KL((P(m), P(-m)) || (1-ε, ε))           arXiv 2402.00856
     nca_pair      S(β g_c) + (S(-β g_c) + S(-β g_r)) / 2  arXiv 2402.05369
     bco_pair      S(β g_c) + S(-β g_r)                    arXiv 2404.04656
     sppo_hard     (g_c - 1 / (2β))² + (g_r + 1 / (2β))²   arXiv 2405.00675
-    apo_zero      σ(-β g_c) + σ(β g_r)                    arXiv 2408.06266
-    apo_down      σ(β g_c) + σ(-m)                        arXiv 2408.06266
+    apo_zero      P(-β g_c) + P(β g_r)                    arXiv 2408.06266
+    apo_down      P(β g_c) + P(-m)                        arXiv 2408.06266
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class PairLoss:
 
 
 def _soft(values: Floats) -> Floats:
-    """Return S(x) = -log σ(x)."""
+    """Return S(x) = -log P(x)."""
     return np.logaddexp(0, -values)
 
 

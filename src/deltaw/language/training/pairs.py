@@ -110,9 +110,7 @@ def preferred(model: nn.Module, pairs: Sequence[Pair], padding: Padding) -> Floa
     return np.stack([-measured(model, rows, padding)[:, 0] for rows in sides], -1)
 
 
-def score(
-    found: Floats, reference: Floats, sizes: Floats, loss: PairLoss = PairLoss(), seed: int = 0
-) -> Score:
+def score(found: Floats, reference: Floats, sizes: Floats, loss: PairLoss, seed: int = 0) -> Score:
     """Return the loss and how often, and by how much, the better answer gained more.
 
         m = β ((log p_c - log p_ref,c) - (log p_r - log p_ref,r))

@@ -121,8 +121,8 @@ class Ratings(Judged):
         if len({*self.good.tolist()}) == 1:
             raise DataError(
                 f"All {len(self):,} training answers are {'good' if self.good[0] else 'bad'}, and "
-                "task=kto learns from good and bad ones.\nFix: add rows of the other kind, or learn "
-                "good ones as they are (task=sft)."
+                "task=kto learns from good and bad ones.\n"
+                "Fix: add rows of the other kind, or learn good ones as they are (task=sft)."
             )
         lengths = [len(answer.row.input_ids) for answer in self.answers]
         order = EpochSampler(
@@ -171,13 +171,14 @@ def score(
     """Return the loss of KTO and how well the gains of good answers stand above those of bad ones.
 
         z = max(0, mean(log p' - log p'_ref))
-        L = mean(λ_D σ(β (z - g)) of good ones, λ_U σ(β (g - z)) of bad ones)
+        L = mean(λ_D P(β (z - g)) of good ones, λ_U P(β (g - z)) of bad ones)
 
-    z is 0 for a single answer. `gained` has g = log p - log p_ref of every answer, and of a mismatched one, (answers, 2); `kl`
-    is z, `auc` the share of pairs of a good and a bad answer in which the good one gained more (a
-    half where both gained the same), `margin` is β times the difference of their mean gains; both
-    are left out where all answers are of one kind. Intervals are 95% of good and bad answers
-    resampled apart.
+    with P(x) = 1 / (1 + exp(-x)) and the `weights` λ_D, λ_U.
+    `gained` has g = log p - log p_ref of every answer, and of a mismatched one, (answers, 2); `kl`
+    is z, which is 0 for a single answer. `auc` is the share of pairs of a good and a bad answer in
+    which the good one gained more (a half where both gained the same), `margin` is β times the
+    difference of their mean gains; both are left out where all answers are of one kind. Intervals
+    are 95% of good and bad answers resampled apart.
 
     Source: arXiv 2402.01306, equations 7 and 8.
     """

@@ -72,8 +72,8 @@ def _reference(
     recipe = opened.recipe
     if recipe.absorb:
         raise RunError(
-            f"{opened.shown} took its start into the weights (absorb), and what the model said then "
-            "is not kept.\nFix: its scores on its own held-out rows are in results.json."
+            f"{opened.shown} took its start into the weights (absorb), and what the model said "
+            "then is not kept.\nFix: its scores on its own held-out rows are in results.json."
         )
     source = find_base(recipe, model)
     base = load(recipe, source).model
