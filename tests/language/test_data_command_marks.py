@@ -8,7 +8,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.language.tokenizers_ import byte_level, sentence_piece
 
-from deltaw.language.data.samples import Completion, Conversation, Message, Passage
+from deltaw.language.data.samples import (
+    Completion,
+    Conversation,
+    Message,
+    Passage,
+    Preference,
+    Rated,
+)
 from deltaw.language.encoding.encoder import MASKED, Encoder, Row
 from deltaw.language.encoding.templating import choose, ends
 from deltaw.language.report.colouring import (
@@ -154,6 +161,19 @@ def test_special_tokens_in_tools_and_calls_count_too() -> None:
     ]
     found = control_tokens(TOKENIZERS["byte-level"], samples)
     assert [dict(one.tokens) for one in found] == [{"<eos>": 1}, {"<|end|>": 1}]
+    answer = (Message("assistant", "<eos>"),)
+    judged = [
+        Preference("a<eos>", messages, answer, "f", 1, tools=({"name": "<|end|>"},)),
+        Rated(messages[:1], answer, True, "f", 2),
+        Rated("<eos>", "b", False, "f", 3),
+        Preference("a", "b", "c", "f", 4),
+    ]
+    found = control_tokens(TOKENIZERS["byte-level"], judged)
+    assert [dict(one.tokens) for one in found] == [
+        {"<eos>": 3, "<|end|>": 1},
+        {"<eos>": 1},
+        {"<eos>": 1},
+    ]
 
 
 def test_unknown_characters_are_counted() -> None:

@@ -13,6 +13,7 @@ from deltaw.language.choosing import settle
 from deltaw.language.training.losses import PairLoss
 from deltaw.language.training.pairs import Pairs
 from deltaw.language.training.preferring import PreferenceJob, PreferenceTrainer, prepare
+from deltaw.train.batches import padded_tokens
 from deltaw.train.console import Console
 from deltaw.train.effects import SMOOTHED
 from deltaw.train.interrupt import Interrupt
@@ -63,6 +64,12 @@ def test_a_score_has_the_loss_of_training(trained: Any, name: str, eps: float) -
     with deltaw.disabled(job.model):
         at_start = known.score(job.model, job.padding, job.recipe)
     assert scored.values["loss"] != pytest.approx(at_start.values["loss"], rel=1e-3)
+
+
+def test_a_pair_is_as_long_as_its_rows(trained: Any) -> None:
+    _, trainer = trained
+    (batch,) = trainer.get_train_dataloader()
+    assert padded_tokens(trainer.order()) == [batch["input_ids"].numel()]
 
 
 def test_the_smoothing_of_the_sigmoid_is_a_mixture_of_both_labels() -> None:

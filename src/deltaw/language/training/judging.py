@@ -1,7 +1,7 @@
 """Training on judged answers: the reference is the same model with its adapters off.
 
-What the reference says of every answer is computed once before training, so that neither a second
-model nor a second pass per step is needed.
+What the reference says of every answer is computed once before training, so that no second model is
+needed, neither in memory nor in every step.
 """
 
 import time

@@ -30,7 +30,8 @@ class PreferenceTrainer(JudgedTrainer, DPOTrainer):  # type: ignore[misc]
 
     def _lengths(self) -> list[int]:
         columns = [self.train_dataset[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")]
-        return [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
+        sizes = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
+        return [2 * size for size in sizes]  # both answers are padded to the longer one
 
 
 @dataclass(frozen=True)
