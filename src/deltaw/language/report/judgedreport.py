@@ -5,7 +5,6 @@ from typing import Any
 
 from deltaw.errors import DataError
 from deltaw.language.data.corpus import Corpus
-from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.encoder import Row
 from deltaw.language.encoding.templating import choose
 from deltaw.language.loading import outline
@@ -13,8 +12,7 @@ from deltaw.language.reading import encoder_of
 from deltaw.language.report import colouring
 from deltaw.language.report.listing import listed
 from deltaw.language.report.tokenreport import control, unknown
-from deltaw.language.training import pairs, ratings
-from deltaw.language.training.judged import Judged
+from deltaw.language.training.judgements import encode
 from deltaw.language.training.sides import lines
 from deltaw.train.console import INDENT, Console
 from deltaw.train.data.rows import place
@@ -35,9 +33,8 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     everything = [*corpus.train, *corpus.validation, *corpus.test]
     console.field("template", template.origin)
     console.field("control", "\n".join(control(tokenizer, everything, every)))
-    kind = pairs if isinstance(everything[0], Preference) else ratings
-    judged: Judged = kind.encode(encoder, corpus.train)  # type: ignore[attr-defined]
-    kind.encode(encoder, everything[len(corpus.train) :])  # type: ignore[attr-defined]
+    judged = encode(encoder, corpus.train)
+    encode(encoder, everything[len(corpus.train) :])
     left = listed([str(skip) for skip in judged.skipped], every=every)
     if not len(judged):
         raise DataError("\n".join(["Nothing can be trained on:", *left]))

@@ -9,10 +9,10 @@ from deltaw.errors import ConfigError, printable, raise_all
 from deltaw.language.choosing import settle
 from deltaw.language.data.corpus import load
 from deltaw.language.data.findings import facts
-from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.reading import request
 from deltaw.language.report import judgedreport, tokenreport
 from deltaw.language.report.listing import listed
+from deltaw.language.training.judgements import are_judged
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.keys import LABELLED, LANGUAGE
@@ -107,8 +107,7 @@ def _show_language(console: Console, recipe: Recipe, modelled: bool, detail: Det
         console.field("warning", warning)
     if not modelled:
         return
-    judged = any(isinstance(sample, Preference | Rated) for sample in corpus.train)
-    show = judgedreport.show if judged else tokenreport.show
+    show = judgedreport.show if are_judged(corpus.train) else tokenreport.show
     show(console, recipe, corpus, every=detail.every, samples=detail.samples)
 
 

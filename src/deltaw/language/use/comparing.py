@@ -6,11 +6,11 @@ from typing import Any
 
 import deltaw
 from deltaw.errors import RunError
-from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.loading import load
-from deltaw.language.training import pairs, ratings
 from deltaw.language.training.judged import Floats, Judged
+from deltaw.language.training.judgements import encode
+from deltaw.language.training.pairs import Pairs
 from deltaw.language.use.opened import OpenedLanguage
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
@@ -18,11 +18,6 @@ from deltaw.train.identity import find_base, require_base
 from deltaw.train.metrics import Score
 from deltaw.train.receipt import skips
 from deltaw.train.scores import table
-
-
-def are_judged(samples: Sequence[Any]) -> bool:
-    """Tell whether samples compare or rate answers."""
-    return all(isinstance(sample, Preference | Rated) for sample in samples)
 
 
 def compare(
@@ -40,8 +35,7 @@ def compare(
         RunError: if no answer can be scored, or what the run started from is not at hand.
     """
     console = Console()
-    kind = pairs if isinstance(samples[0], Preference) else ratings
-    judged: Judged = kind.encode(opened.encoder, samples)  # type: ignore[attr-defined]
+    judged = encode(opened.encoder, samples)
     if not len(judged):
         raise RunError("\n".join(["There is nothing to score.", *skips(judged.skipped)]))
     padding = Padding(opened.tokenizer.pad_token_id)
@@ -49,9 +43,10 @@ def compare(
     with opened.merged(merge) as done:
         found = judged.log_p(opened.model, padding)
     console.field("run", f"{opened.shown}, {done}")
-    name = "pair" if kind is pairs else "rated answer"
+    paired = isinstance(judged, Pairs)
+    name = "pair" if paired else "rated answer"
     beta = opened.recipe.pref_beta
-    loss = f"loss={opened.recipe.pref_loss}" if kind is pairs else "the loss of KTO"
+    loss = f"loss={opened.recipe.pref_loss}" if paired else "the loss of KTO"
     lines = [f"{counted(len(judged), name)} {what}".rstrip()]
     lines += [f"{loss} at pref_beta={beta:g}; the reference is the model before the run"]
     console.field("data", "\n".join([*lines, *skips(judged.skipped)]))

@@ -11,7 +11,8 @@ from deltaw.language.data.keys import content_key
 from deltaw.language.data.samples import Sample
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.reading import request
-from deltaw.language.use.comparing import are_judged, compare
+from deltaw.language.training.judgements import are_judged
+from deltaw.language.use.comparing import compare
 from deltaw.language.use.opened import open_language
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
