@@ -147,11 +147,12 @@ def test_full_fine_tuning_has_its_own_start_as_reference(
     values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = {"method": "full", "output": str(tmp_path / "run"), "learning_rate": 1e-3}
-    run = train(parse(values | more))
+    run = train(parse(values | more | {"metric": "accuracy"}))
     assert "the reference is the model as it starts" in capsys.readouterr().out
     results = json.loads((run / "results.json").read_text())
     assert results["before"]["values"]["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert results["after"]["values"]["loss"] < np.log(2)
+    assert results["best_validation"] == results["after"]["values"]["accuracy"] > 0.5
 
 
 @pytest.mark.parametrize("start", ["pissa", "eva", "lora_ga"])
@@ -168,6 +169,8 @@ def test_what_preferences_cannot_do_is_said(values: dict[str, Any], talker: Path
         train(parse(values | {"data": str(talker / "data.json"), "output": "x"}))
     with pytest.raises(ConfigError, match="reads past an adapter on the output head"):
         train(parse(values | {"target_modules": ["lm_head"], "output": "x"}))
+    with pytest.raises(ConfigError, match=r"metric=pearson is no score of task=dpo.*\nFix: .*acc"):
+        train(parse(values | {"metric": "pearson", "output": "x"}))
     with pytest.raises(ConfigError, match="packing=True has no effect with task=dpo"):
         parse(values | {"task": "dpo", "packing": True})
     with pytest.raises(ConfigError, match=r"pref_beta=0.3 has no effect with task=sft"):

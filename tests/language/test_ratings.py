@@ -293,6 +293,8 @@ def test_what_rated_answers_cannot_do_is_said(
         train(parse(values | {"task": "dpo", "output": "x"}))
     with pytest.raises(DataError, match=r"(?s)task=sft learns answers as they are.*task=kto"):
         train(parse({k: v for k, v in values.items() if k != "pref_beta"} | {"task": "sft"}))
+    with pytest.raises(ConfigError, match=r"metric=accuracy is no score of task=kto.\nFix: choose"):
+        train(parse(values | {"metric": "accuracy", "output": "x"}))
     for good, word in ((True, "good"), (False, "bad")):
         rows = [row | {"label": good} for row in ratings(5)]
         data = str(write_json(tmp_path / "one.json", rows))

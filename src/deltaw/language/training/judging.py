@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from datasets import Dataset
@@ -99,6 +99,9 @@ class JudgedJob(Job):
     template: Chosen
     encoder: Encoder
     reference: str
+
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    """What the best state may be chosen by."""
 
     @property
     def rows(self) -> int:
@@ -205,6 +208,11 @@ def prepare_judged(
     """
     methods.lora_config(recipe)
     check_reports(recipe)
+    if recipe.metric not in (None, *kind.metrics):
+        raise ConfigError(
+            f"metric={recipe.metric} is no score of task={recipe.task}.\n"
+            f"Fix: choose {' or '.join(kind.metrics)}, or leave it out."
+        )
     corpus = load_corpus(request(recipe))
     show_corpus(console, corpus)
     require_validation(recipe, corpus)

@@ -38,6 +38,8 @@ class PreferenceTrainer(JudgedTrainer, DPOTrainer):  # type: ignore[misc]
 class PreferenceJob(JudgedJob):
     """Prompts with a better and a worse answer each."""
 
+    metrics = ("loss", "accuracy")
+
     @property
     def counted(self) -> tuple[str, str]:
         """The name of the judgements and how many there are, in words."""
