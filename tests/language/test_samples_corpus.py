@@ -122,7 +122,7 @@ def test_more_than_can_be_held_out(tmp_path: Path) -> None:
     path = file(tmp_path, "a.jsonl", say([1, 1, 2]))
     assert "3 samples with 2 different prompts: too few" in refusal(Request(path, val_size=5))
     single = file(tmp_path, "b.jsonl", say([1]))
-    assert "set val_size to 0" in refusal(Request(single))
+    assert "set validation_share=0" in refusal(Request(single))
 
 
 def test_limits_draw_without_replacement_and_keep_the_order(tmp_path: Path) -> None:
