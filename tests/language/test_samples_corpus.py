@@ -285,3 +285,14 @@ def test_findings(tmp_path: Path) -> None:
         ("prompts", "4 to 14, median 4 characters"),
         ("answers", "6 characters"),
     ]
+
+
+def test_columns_that_play_no_role_are_said(tmp_path: Path) -> None:
+    rows = [row | {"id": 1, "extra": "x"} for row in say(range(4))]
+    (origin,) = load(Request(file(tmp_path, "a.jsonl", rows), val_size=0)).origins
+    assert origin.schema.reasons.endswith('; not read: "id", "extra"')
+    rows = [row | {f"c{n}": 1 for n in range(7)} for row in say(range(4))]
+    (origin,) = load(Request(file(tmp_path, "b.jsonl", rows), val_size=0)).origins
+    assert origin.schema.reasons.endswith('"c4" and 2 more')
+    (origin,) = load(Request(file(tmp_path, "c.jsonl", say(range(4))), val_size=0)).origins
+    assert "not read" not in origin.schema.reasons

@@ -24,7 +24,8 @@ def check_size(size: float) -> None:
     """Refuse a size of the held-out part that is neither a share nor a count."""
     if not (0 <= size < 1 or (size >= 1 and float(size).is_integer())):
         raise ConfigError(
-            f"validation_share is {size}\nFix: give a share from 0 to below 1, or a number of samples."
+            f"validation_share is {size}\n"
+            "Fix: give a share from 0 to below 1, or a number of samples."
         )
 
 
