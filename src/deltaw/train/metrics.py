@@ -75,7 +75,7 @@ def score(task: Task, labels: Numbers, predictions: Numbers, *, seed: int = 0) -
         cells, counts, codes = _confusion(true, predicted)
         drawn = generator.multinomial(rows, counts / rows, size=REPLICAS).astype(np.float64)
         replicas = {name: metric(drawn, cells, codes) for name, metric in AGREEMENTS.items()}
-    intervals = {name: _quantiles(replica) for name, replica in replicas.items()}
+    intervals = {name: middle(replica) for name, replica in replicas.items()}
     if task == "classification":
         intervals["accuracy"] = wilson(round(values["accuracy"] * rows), rows)
     return Score(PRIMARY[task], values, intervals, rows)
@@ -209,6 +209,7 @@ def _resampled(
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _quantiles(replicas: Floats) -> Interval:
+def middle(replicas: Floats) -> Interval:
+    """Return the middle 95% of resampled scores."""
     low, high = np.quantile(replicas, [0.025, 0.975])
     return float(low), float(high)

@@ -13,7 +13,7 @@ from deltaw.language.data.samples import Completion, Conversation, Message, Pref
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.train.data.rows import Skip
-from deltaw.train.metrics import Interval, Score
+from deltaw.train.metrics import Score
 from deltaw.train.recipe import Recipe
 
 Floats = NDArray[np.float64]
@@ -84,9 +84,3 @@ def ended(row: Row) -> Row:
     start = begin(row)
     labels = [MASKED] * start + row.input_ids[start:end]
     return Row(row.input_ids[:end], labels, row.sample)
-
-
-def interval(replicas: Floats) -> Interval:
-    """Return the middle 95% of resampled scores."""
-    low, high = np.quantile(replicas, (0.025, 0.975))
-    return float(low), float(high)

@@ -11,10 +11,10 @@ from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Encoder, Row
 from deltaw.language.scores import measured
-from deltaw.language.training.judged import Floats, Judged, begin, ended, interval, whole
+from deltaw.language.training.judged import Floats, Judged, begin, ended, whole
 from deltaw.language.training.losses import PairLoss
 from deltaw.train.data.rows import Skip
-from deltaw.train.metrics import REPLICAS, Score
+from deltaw.train.metrics import REPLICAS, Score, middle
 from deltaw.train.recipe import Recipe
 
 
@@ -132,7 +132,7 @@ def score(found: Floats, reference: Floats, sizes: Floats, loss: PairLoss, seed:
     generator = np.random.default_rng(seed)
     draws = [generator.integers(0, len(found), len(found)) for _ in range(REPLICAS)]
     intervals = {
-        name: interval(np.array([values[draw].mean() for draw in draws]))
+        name: middle(np.array([values[draw].mean() for draw in draws]))
         for name, values in each.items()
     }
     return Score("loss", {n: float(v.mean()) for n, v in each.items()}, intervals, len(found))

@@ -13,10 +13,10 @@ from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import MASKED, Encoder, Row
 from deltaw.language.scores import measured
-from deltaw.language.training.judged import Floats, Judged, begin, ended, interval, whole
+from deltaw.language.training.judged import Floats, Judged, begin, ended, whole
 from deltaw.train.batches import EpochSampler
 from deltaw.train.data.rows import Skip
-from deltaw.train.metrics import BATCH, REPLICAS, Score, ranks
+from deltaw.train.metrics import BATCH, REPLICAS, Score, middle, ranks
 from deltaw.train.recipe import Recipe
 
 
@@ -193,7 +193,7 @@ def score(
             if side.any():
                 drawn[:, side] = generator.choice(places[side], drawn[:, side].shape)
         parts.append(_values(gained[drawn], good, beta, weights))
-    intervals = {name: interval(np.concatenate([part[name] for part in parts])) for name in values}
+    intervals = {name: middle(np.concatenate([part[name] for part in parts])) for name in values}
     return Score("loss", {n: float(v) for n, v in values.items()}, intervals, len(gained))
 
 
