@@ -27,9 +27,7 @@ def nist(answers: Answers, references: References, words: Words) -> Tally:
     Co-Occurrence Statistics".
     """
     cut = [[words.cut(text.lower()) for text in texts] for texts in references]
-    known: Counter[Gram] = Counter(
-        gram for texts in cut for text in texts for gram in _grams(text)
-    )
+    known: Counter[Gram] = Counter(gram for texts in cut for text in texts for gram in _grams(text))
     known[()] = sum(len(text) for texts in cut for text in texts)
     rows = [
         _row(words.cut(answer.lower()), texts, known)
@@ -38,7 +36,9 @@ def nist(answers: Answers, references: References, words: Words) -> Tally:
     return Tally(np.array(rows), _score)
 
 
-def _row(answer: Sequence[str], texts: Sequence[Sequence[str]], known: Counter[Gram]) -> list[float]:
+def _row(
+    answer: Sequence[str], texts: Sequence[Sequence[str]], known: Counter[Gram]
+) -> list[float]:
     """Return the information matched and the n-grams of every length, and the mean length."""
     most: Counter[Gram] = Counter()
     for text in texts:

@@ -10,8 +10,8 @@ from deltaw.language.metrics.words import plain
 def rouge_l(answers: Answers, references: References) -> Tally:
     """Return what ROUGE-L counts: the mean over rows of F1 beside the reference that fits best.
 
-    `F1 = 2 l / (words of the answer + words of the reference)`, l the length of their longest common
-    subsequence of words, marks and capitals aside.
+    `F1 = 2 l / (words of the answer + words of the reference)`, l the length of their longest
+    common subsequence of words, marks and capitals aside.
 
     Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
     """

@@ -27,7 +27,9 @@ class Tally:
 
 def mean_of(values: Sequence[float]) -> Tally:
     """Return the tally of a metric whose score is the mean over rows."""
-    return Tally(np.array([(value, 1.0) for value in values]), lambda sums: sums[..., 0] / sums[..., 1])
+    return Tally(
+        np.array([(value, 1.0) for value in values]), lambda sums: sums[..., 0] / sums[..., 1]
+    )
 
 
 def each(one: Callable[[list[float]], float]) -> Callable[[Floats], Floats]:

@@ -46,5 +46,5 @@ def choose(references: Iterable[Iterable[str]]) -> Words:
 
 
 def plain(text: str) -> list[str]:
-    """Return the words without marks and capitals; every character of Chinese or Japanese is one."""
+    """Return the words, no marks or capitals; a character of Chinese or Japanese is a word."""
     return _PLAIN.findall(text.lower())
