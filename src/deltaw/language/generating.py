@@ -1,7 +1,7 @@
 """Answers of a run's model to prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,12 +36,18 @@ class Speaker:
 def answers(
     speaker: Speaker, prompts: Sequence[str], sampling: Sampling, batch_size: int = 16
 ) -> list[str]:
-    """Return the answer to each rendered prompt; prompts of like length go together."""
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    """Return the answer to each rendered prompt; prompts of like length go together.
+
+    Where prompt and answer together are too long for the model, the answer ends early.
+    """
+    encoded = speaker.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     found = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
-        said = generate(speaker, [prompts[index] for index in some], sampling)
+        room = max(1, speaker.encoder.max_length - len(encoded[some[-1]]))
+        short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        said = generate(speaker, [prompts[index] for index in some], short)
         for index, answer in zip(some, said, strict=True):
             found[index] = answer
     return found

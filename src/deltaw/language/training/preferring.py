@@ -25,7 +25,7 @@ from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.loading import load
-from deltaw.language.reading import encoder_of, request, require_validation
+from deltaw.language.reading import encoder_of, request, require_metric, require_validation
 from deltaw.language.training.pairs import Floats, Pair, encode, preferred, score
 from deltaw.language.training.prepare import first_batches, loss_of
 from deltaw.language.training.receipt import show_corpus, skips
@@ -179,6 +179,7 @@ def prepare(recipe: Recipe, console: Console) -> PreferenceJob:
     corpus = load_corpus(request(recipe))
     show_corpus(console, corpus)
     require_validation(recipe, corpus)
+    require_metric(recipe, ("loss", "accuracy"))
     loaded = load(recipe)
     model, tokenizer = loaded.model, loaded.tokenizer
     template = choose(tokenizer, recipe.template)

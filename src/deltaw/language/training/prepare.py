@@ -13,13 +13,17 @@ from deltaw.language import scores
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.encoding.batches import Padding, as_data, packed, require_apart
-from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.encoder import Row, samples_of
 from deltaw.language.encoding.templating import Chosen, choose
+from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
+from deltaw.language.metrics import scoring
+from deltaw.language.metrics.scoring import METRICS
 from deltaw.language.reading import (
     encoder_of,
     request,
+    require_metric,
     require_rows,
     require_turns,
     require_validation,
@@ -91,10 +95,10 @@ class LanguageJob(Job):
             processing_class=self.tokenizer,
         )
         trainer.judged = self.validation
-        held = [row.sample for row in self.held_out]
-        few = list({id(sample): sample for sample in held}.values())[: self.recipe.samples]
-        speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)
-        trainer.add_callback(Tries(speaker, few, self.console))
+        if self.generated and self.validation:
+            trainer.examination = self._examination(self.validation)
+        few = samples_of(self.held_out)[: self.recipe.samples]
+        trainer.add_callback(Tries(self._speaker, few, self.console))
         trainer.made_for(self.recipe, interrupt, progress)
         return trainer
 
@@ -110,12 +114,30 @@ class LanguageJob(Job):
         """Return the model's score on the held-out rows, if there are any."""
         if not self.held_out:
             return None
-        return scores.score(scores.measured(self.model, self.held_out, self.padding))
+        found = scores.score(scores.measured(self.model, self.held_out, self.padding))
+        if not self.generated:
+            return found
+        said = self._examination(self.held_out).sit()
+        return scoring.beside(found, self.plan.metric, said)
+
+    @property
+    def generated(self) -> bool:
+        """Whether states are compared by what the model answers."""
+        return self.plan.metric != "loss"
+
+    @property
+    def _speaker(self) -> Speaker:
+        return Speaker(self.model, self.tokenizer, self.tokens.encoder)
+
+    def _examination(self, rows: Sequence[Row]) -> Examination:
+        return examination(self._speaker, self.recipe, samples_of(rows))
 
     def show_rows(self, console: Console) -> None:
         """Say which tokens are learnt and how long the rows are."""
         console.field("template", self.template.origin)
         console.field("tokens", str(self.tokens))
+        if self.generated and self.held_out:
+            console.field("answers", str(self._examination(self.held_out)))
 
     def foresee(self, console: Console) -> None:
         """Say what the base knows of the answers, what an adapter can hold, and how they end."""
@@ -139,6 +161,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     show_corpus(console, corpus)
     require_turns(corpus.train, corpus)
     require_validation(recipe, corpus)
+    require_metric(recipe, ("loss", *METRICS))
     loaded = load(recipe)
     model, tokenizer = loaded.model, loaded.tokenizer
     template = choose(tokenizer, recipe.template)
