@@ -29,10 +29,10 @@ class Examination:
     words: Words
 
     def __str__(self) -> str:
-        way = f"{self.sampling.num_beams} beams" if self.sampling.num_beams > 1 else "greedily"
+        way = f"by {self.sampling.num_beams} beams" if self.sampling.num_beams > 1 else "greedily"
         right = sum(len(question.references) for question in self.questions)
         return (
-            f"{counted(len(self.questions), 'prompt')} with {counted(right, 'reference')}, answered "
+            f"{counted(len(self.questions), 'prompt')}, {counted(right, 'reference')}; answered "
             f"{way} in at most {counted(self.sampling.max_new_tokens, 'token')}\n"
             f"BLEU and NIST count {self.words}"
         )

@@ -25,7 +25,9 @@ VOCABULARY = "change the tokenizer and the model's embeddings first, and save bo
 TEMPLATE = "the chat template decides that; give another template, or leave it out"
 STAGE = "it belongs to another stage; leave it out"
 OPTIMISER = "choose optim or use_galore, or leave it out"
-ANSWERING = Ignored("how answers are generated only")
+ANSWERING = Ignored("how answers are drawn; those that are scored are the likeliest")
+SCORED = ("max_new_tokens", "num_beams", "length_penalty", "repetition_penalty")
+"""How answers are generated where they are scored."""
 
 KEYS: dict[str, Fate] = {
     **arguments.KEYS,
@@ -72,6 +74,11 @@ KEYS: dict[str, Fate] = {
         "quantization_method", lambda value: "bnb" if value == "bitsandbytes" else value
     ),
     "double_quantization": Effect("double_quantization", truth),
+    **{key: Joint(f"`{key}`, for `stage: sft`") for key in SCORED},
+    "generation_num_beams": Joint("`num_beams`, for `stage: sft`"),
+    "predict_with_generate": Joint(
+        "nothing more than `metric_for_best_model` says; `deltaw eval RUN --generate` scores a run"
+    ),
     "pref_beta": Effect("pref_beta", number),
     "pref_loss": Effect("pref_loss"),
     "dpo_label_smoothing": Effect("dpo_label_smoothing", number),
@@ -114,7 +121,6 @@ KEYS: dict[str, Fate] = {
     **each(
         (
             "generation_max_length",
-            "generation_num_beams",
             "generation_config",
             "infer_backend",
             "infer_dtype",
@@ -122,10 +128,6 @@ KEYS: dict[str, Fate] = {
             "temperature",
             "top_p",
             "top_k",
-            "num_beams",
-            "max_new_tokens",
-            "repetition_penalty",
-            "length_penalty",
             "skip_special_tokens",
         ),
         ANSWERING,
@@ -139,7 +141,6 @@ KEYS: dict[str, Fate] = {
     "tokenized_path": Refused("the data are made into tokens anew; leave it out", ()),
     "ignore_pad_token_for_loss": Refused("padding is never learnt; leave it out", (True,)),
     "disable_shuffling": Refused("rows are drawn at random; leave it out"),
-    "predict_with_generate": Refused("deltaw eval scores a run; leave it out"),
     "use_fast_tokenizer": Refused("only fast tokenizers are read; leave it out", (True,)),
     "quantization_device_map": Refused(ALONE, ()),
     **each(("hf_hub_token", "ms_hub_token", "om_hub_token"), Ignored("`hf auth login` logs in")),

@@ -18,8 +18,7 @@ from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
-from deltaw.language.metrics import scoring
-from deltaw.language.metrics.scoring import METRICS
+from deltaw.language.metrics.scoring import METRICS, beside
 from deltaw.language.reading import (
     encoder_of,
     request,
@@ -51,6 +50,14 @@ SEEN = 16
 """How many batches a start from data sees."""
 
 
+@dataclass(frozen=True, slots=True)
+class Examinations:
+    """What states are compared by where that is answers, and what the last one is scored by."""
+
+    validation: Examination | None = None
+    held_out: Examination | None = None
+
+
 @dataclass(frozen=True)
 class LanguageJob(Job):
     """Conversations and texts for a causal language model."""
@@ -64,6 +71,7 @@ class LanguageJob(Job):
     tokens: Tokens
     template: Chosen
     console: Console
+    examinations: Examinations
 
     @property
     def rows(self) -> int:
@@ -95,10 +103,10 @@ class LanguageJob(Job):
             processing_class=self.tokenizer,
         )
         trainer.judged = self.validation
-        if self.generated and self.validation:
-            trainer.examination = self._examination(self.validation)
+        trainer.examination = self.examinations.validation
         few = samples_of(self.held_out)[: self.recipe.samples]
-        trainer.add_callback(Tries(self._speaker, few, self.console))
+        speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)
+        trainer.add_callback(Tries(speaker, few, self.console))
         trainer.made_for(self.recipe, interrupt, progress)
         return trainer
 
@@ -115,29 +123,15 @@ class LanguageJob(Job):
         if not self.held_out:
             return None
         found = scores.score(scores.measured(self.model, self.held_out, self.padding))
-        if not self.generated:
-            return found
-        said = self._examination(self.held_out).sit()
-        return scoring.beside(found, self.plan.metric, said)
-
-    @property
-    def generated(self) -> bool:
-        """Whether states are compared by what the model answers."""
-        return self.plan.metric != "loss"
-
-    @property
-    def _speaker(self) -> Speaker:
-        return Speaker(self.model, self.tokenizer, self.tokens.encoder)
-
-    def _examination(self, rows: Sequence[Row]) -> Examination:
-        return examination(self._speaker, self.recipe, samples_of(rows))
+        exam = self.examinations.held_out
+        return found if exam is None else beside(found, self.plan.metric, exam.sit())
 
     def show_rows(self, console: Console) -> None:
         """Say which tokens are learnt and how long the rows are."""
         console.field("template", self.template.origin)
         console.field("tokens", str(self.tokens))
-        if self.generated and self.held_out:
-            console.field("answers", str(self._examination(self.held_out)))
+        if self.examinations.held_out is not None:
+            console.field("answers", str(self.examinations.held_out))
 
     def foresee(self, console: Console) -> None:
         """Say what the base knows of the answers, what an adapter can hold, and how they end."""
@@ -186,6 +180,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         base=base,
         tokenizer=tokenizer_digest(tokenizer),
     )
+    held_out = test.rows or validation.rows
     return LanguageJob(
         recipe=recorded,
         model=model,
@@ -197,12 +192,24 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         corpus=corpus,
         train=train.rows,
         validation=validation.rows,
-        held_out=test.rows or validation.rows,
+        held_out=held_out,
         data=rows,
         padding=padding,
         tokens=Tokens(train, encoder, len(rows) if recipe.packing else None),
         template=template,
         console=console,
+        examinations=_examinations(
+            Speaker(model, tokenizer, encoder), recipe, (validation.rows, held_out)
+        ),
+    )
+
+
+def _examinations(speaker: Speaker, recipe: Recipe, parts: Sequence[Sequence[Row]]) -> Examinations:
+    """Return what is asked of validation and held-out rows where the metric scores answers."""
+    if recipe.metric not in METRICS:
+        return Examinations()
+    return Examinations(
+        *(examination(speaker, recipe, samples_of(rows)) if rows else None for rows in parts)
     )
 
 
