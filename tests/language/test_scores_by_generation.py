@@ -141,27 +141,25 @@ def test_answers_do_not_depend_on_their_batch(run: Path) -> None:
 
 def test_beams_and_penalties_are_those_of_the_recipe(run: Path, asked: Path) -> None:
     opened = open_language(run)
-    more = {
+    samples = _samples(asked, opened)
+    open_end = opened.recipe.model_copy(update={"max_new_tokens": None})
+    exam = examination(opened.speaker, open_end, samples)
+    texts = [text for one in exam.questions for text in one.references]
+    longest = max(len(opened.tokenizer(text)["input_ids"]) for text in texts) - 1  # BOS
+    assert exam.sampling == Sampling(int(1.5 * longest) + 1)
+    ways = {
         "num_beams": 3,
         "length_penalty": 0.5,
         "repetition_penalty": 1.2,
         "no_repeat_ngram_size": 2,
-        "max_new_tokens": None,
+        "max_new_tokens": 9,
     }
-    recipe = opened.recipe.model_copy(update=more)
-    exam = examination(opened.speaker, recipe, _samples(asked, opened))
-    texts = [text for one in exam.questions for text in one.references]
-    longest = max(len(opened.tokenizer(text)["input_ids"]) for text in texts) - 1  # BOS
-    assert exam.sampling == Sampling(int(1.5 * longest) + 1, 0.0, 1.0, 3, 0.5, 1.2, 2)
-    assert "answered by 3 beams" in str(exam)
+    exam = examination(opened.speaker, opened.recipe.model_copy(update=ways), samples)
+    assert "answered by 3 beams in at most 9 tokens" in str(exam)
     ids = opened.tokenizer(exam.questions[0].prompt, add_special_tokens=False)["input_ids"]
     wanted = opened.model.generate(
         torch.tensor([ids]),
-        num_beams=3,
-        length_penalty=0.5,
-        repetition_penalty=1.2,
-        no_repeat_ngram_size=2,
-        max_new_tokens=exam.sampling.max_new_tokens,
+        **ways,
         do_sample=False,
     )[0, len(ids) :]
     text = opened.tokenizer.decode(wanted, skip_special_tokens=True).strip()
@@ -176,7 +174,8 @@ def test_a_metric_that_does_not_fit_is_refused_before_anything_is_written(
         train(parse(new | {"metric": "accuracy"}))
     texts = write_json(tmp_path / "texts.json", [{"text": f"Text {n}."} for n in range(6)])
     pairs = write_json(
-        tmp_path / "pairs.json", [{"prompt": "a?", "chosen": "b", "rejected": "c"}] * 4
+        tmp_path / "pairs.json",
+        [{"prompt": f"{n}?", "chosen": "b", "rejected": "c"} for n in range(12)],
     )
     with pytest.raises(DataError, match="Plain texts ask nothing"):
         train(parse(new | {"data": str(texts), "validation_share": 2}))
