@@ -11,6 +11,7 @@ from tests.train.conftest import Command
 
 import deltaw
 from deltaw.errors import ConfigError, DataError
+from deltaw.language import examining
 from deltaw.language.choosing import train
 from deltaw.language.encoding.encoder import samples_of
 from deltaw.language.examining import examination
@@ -116,11 +117,21 @@ def _samples(file: Path, opened: Any) -> Any:
     return samples_of(opened.encoder.encode(load(Request(str(file), val_size=0)).train).rows)
 
 
-def test_the_weights_are_the_bases_again_after_answers(run: Path, asked: Path) -> None:
+def test_the_adapter_is_in_the_weights_while_answers_are_generated(
+    run: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = open_language(run)
     before = {name: value.clone() for name, value in opened.model.state_dict().items()}
     exam = examination(opened.speaker, opened.recipe, _samples(asked, opened))
+
+    def watched(*given: Any) -> list[str]:
+        weight = "model.layers.0.mlp.up_proj.weight"
+        assert not torch.equal(opened.model.state_dict()[weight], before[weight])
+        return answers(*given)
+
+    monkeypatch.setattr(examining, "answers", watched)
     first = exam.sit()
+    monkeypatch.undo()
     for name, value in opened.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     beside = exam.scored(exam.answers())
@@ -147,23 +158,16 @@ def test_beams_and_penalties_are_those_of_the_recipe(run: Path, asked: Path) -> 
     texts = [text for one in exam.questions for text in one.references]
     longest = max(len(opened.tokenizer(text)["input_ids"]) for text in texts) - 1  # BOS
     assert exam.sampling == Sampling(int(1.5 * longest) + 1)
-    ways = {
-        "num_beams": 3,
-        "length_penalty": 0.5,
-        "repetition_penalty": 1.2,
-        "no_repeat_ngram_size": 2,
-        "max_new_tokens": 9,
-    }
-    exam = examination(opened.speaker, opened.recipe.model_copy(update=ways), samples)
-    assert "answered by 3 beams in at most 9 tokens" in str(exam)
-    ids = opened.tokenizer(exam.questions[0].prompt, add_special_tokens=False)["input_ids"]
-    wanted = opened.model.generate(
-        torch.tensor([ids]),
-        **ways,
-        do_sample=False,
-    )[0, len(ids) :]
-    text = opened.tokenizer.decode(wanted, skip_special_tokens=True).strip()
-    assert exam.answers()[0] == text
+    beams = {"num_beams": 3, "length_penalty": 0.5, "repetition_penalty": 1.2}
+    for ways in (beams, {"no_repeat_ngram_size": 1}):
+        recipe = opened.recipe.model_copy(update=ways)
+        exam = examination(opened.speaker, recipe, samples)
+        assert ("answered by 3 beams in at most 12" in str(exam)) == (ways is beams)
+        ids = opened.tokenizer(exam.questions[0].prompt, add_special_tokens=False)["input_ids"]
+        asked_alone = {"max_new_tokens": 12, "do_sample": False, **ways}
+        wanted = opened.model.generate(torch.tensor([ids]), **asked_alone)[0, len(ids) :]
+        text = opened.tokenizer.decode(wanted, skip_special_tokens=True).strip()
+        assert exam.answers()[0] == text
 
 
 def test_a_metric_that_does_not_fit_is_refused_before_anything_is_written(
