@@ -101,7 +101,16 @@ LIBRARIES = {
     "demo/": {"rich", "transformers"},
     "compare/": {"matplotlib", "rich", "scipy"},
     "export/": {"gguf", "jinja2", "transformers", "yaml"},
-    "language/": {"datasets", "jinja2", "numpy", "pyarrow", "rich", "transformers", "trl"},
+    "language/": {
+        "datasets",
+        "jinja2",
+        "numpy",
+        "pyarrow",
+        "rich",
+        "sacrebleu",
+        "transformers",
+        "trl",
+    },
     "cli/": {"pydantic", "rich", "transformers", "typer"},
 }
 

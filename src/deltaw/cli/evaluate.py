@@ -1,6 +1,6 @@
 """`deltaw eval`: score a run on its held-out rows or on other data."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,13 @@ def evaluate(
     data: Annotated[
         str | None, typer.Argument(metavar="[DATA]", help="Other labelled data; its own if absent.")
     ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Score a language model's answers too.")
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="Write the answers here (RUN/answers.jsonl)."),
+    ] = None,
     no_merge: NoMerge = False,
     model: Model = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -20,12 +27,22 @@ def evaluate(
     announce_loading()
     from pathlib import Path
 
+    from deltaw.errors import ConfigError
     from deltaw.language.use import evaluating
     from deltaw.train import evaluate
     from deltaw.train.runfolder import read_recipe
 
-    language = read_recipe(Path(run)).is_language
-    evaluate_run = evaluating.evaluate_run if language else evaluate.evaluate_run
-    evaluate_run(
-        Path(run), data, merge=not no_merge, model=model, trust_remote_code=trust_remote_code
-    )
+    if output is not None and not generate:
+        raise ConfigError("Only answers are written with --output.\nFix: give --generate too.")
+    file = None if output is None else Path(output)
+    where: dict[str, Any] = {
+        "merge": not no_merge,
+        "model": model,
+        "trust_remote_code": trust_remote_code,
+    }
+    if read_recipe(Path(run)).is_language:
+        evaluating.evaluate_run(Path(run), data, generate=generate, output=file, **where)
+    elif generate:
+        raise ConfigError("The run labels texts and answers nothing.\nFix: leave --generate out.")
+    else:
+        evaluate.evaluate_run(Path(run), data, **where)

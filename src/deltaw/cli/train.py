@@ -76,7 +76,8 @@ def train(
     ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens kept of a text.")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, macro_f1, matthews, pearson or spearman.")
+        str | None,
+        typer.Option(help="What chooses the best state: accuracy, loss, bleu, rouge_l, ..."),
     ] = None,
     early_stopping: Annotated[
         int | None, typer.Option(help="Stop after so many evaluations without a better score.")

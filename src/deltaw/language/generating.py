@@ -1,7 +1,7 @@
 """Answers of a run's model to prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from deltaw.train.model import quiet
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen: the likeliest at temperature 0, else drawn."""
+    """How tokens are chosen: the likeliest at temperature 0, else drawn; names of transformers."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
-    beams: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,26 @@ class Speaker:
     model: nn.Module
     tokenizer: Any
     encoder: Encoder
+
+
+def answers(
+    speaker: Speaker, prompts: Sequence[str], sampling: Sampling, batch_size: int = 16
+) -> list[str]:
+    """Return the answer to each rendered prompt; prompts of like length go together.
+
+    Where prompt and answer together are too long for the model, the answer ends early.
+    """
+    encoded = speaker.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    found = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        some = order[start : start + batch_size]
+        room = max(1, speaker.encoder.max_length - len(encoded[some[-1]]))
+        short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        said = generate(speaker, [prompts[index] for index in some], short)
+        for index, answer in zip(some, said, strict=True):
+            found[index] = answer
+    return found
 
 
 def generate(
@@ -60,7 +83,10 @@ def generate(
             temperature=sampling.temperature if drawn else None,
             top_p=sampling.top_p if drawn else None,
             top_k=None,
-            num_beams=sampling.beams,
+            num_beams=sampling.num_beams,
+            length_penalty=sampling.length_penalty if sampling.num_beams > 1 else None,
+            repetition_penalty=sampling.repetition_penalty,
+            no_repeat_ngram_size=sampling.no_repeat_ngram_size,
             eos_token_id=[tokenizer.convert_tokens_to_ids(end) for end in speaker.encoder.ends],
             pad_token_id=pad,
             streamer=streamer,

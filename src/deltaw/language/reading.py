@@ -80,6 +80,15 @@ def require_validation(recipe: Recipe, corpus: Corpus) -> None:
         )
 
 
+def require_metric(recipe: Recipe, fitting: Sequence[str]) -> None:
+    """Refuse to compare states by a score that this kind of training does not have."""
+    if recipe.metric is not None and recipe.metric not in fitting:
+        raise ConfigError(
+            f"metric={recipe.metric} is no score of task={recipe.task}.\n"
+            f"Fix: choose {' or '.join(fitting)}, or leave it out."
+        )
+
+
 def require_rows(train: Rows, corpus: Corpus) -> None:
     """Raise where nothing is left to learn."""
     if not train.rows:

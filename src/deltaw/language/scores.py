@@ -16,8 +16,8 @@ from deltaw.train.metrics import REPLICAS, Score
 NUMBERS = 1 << 26
 """Logits that are held at once."""
 ROWS = 64
-DRAWN = 500_000
-"""Rows that are drawn at once."""
+DRAWN = 1_500_000
+"""Numbers that are drawn at once."""
 
 Sums = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -62,8 +62,8 @@ def score(found: Sums, seed: int = 0) -> Score:
     `L = Σ_rows loss / Σ_rows tokens`; intervals are 95% of resampled rows.
     """
     values = {name: float(value) for name, value in ratios(found.sum(0)).items()}
-    drawn = ratios(_resampled(found, seed))
-    intervals = {name: _interval(drawn[name]) for name in values}
+    drawn = ratios(resampled(found, seed))
+    intervals = {name: interval(drawn[name]) for name in values}
     return Score("loss", values, intervals, len(found))
 
 
@@ -72,15 +72,15 @@ def difference(before: Sums, after: Sums, seed: int = 0) -> tuple[float, Interva
 
     Both are resampled together, so that what is common to them does not widen the interval.
     """
-    drawn = [ratios(_resampled(found, seed))["loss"] for found in (before, after)]
+    drawn = [ratios(resampled(found, seed))["loss"] for found in (before, after)]
     value = ratios(after.sum(0))["loss"] - ratios(before.sum(0))["loss"]
-    return float(value), _interval(drawn[1] - drawn[0])
+    return float(value), interval(drawn[1] - drawn[0])
 
 
-def _resampled(found: Sums, seed: int) -> Sums:
-    """Return the sums over rows drawn with replacement, (replicas, 3)."""
+def resampled(found: Sums, seed: int) -> Sums:
+    """Return the sums over rows of (rows, k) drawn with replacement, (replicas, k)."""
     generator = np.random.default_rng(seed)
-    size = max(1, DRAWN // len(found))
+    size = max(1, DRAWN // found.size)
     parts = []
     for start in range(0, REPLICAS, size):
         shape = (min(size, REPLICAS - start), len(found))
@@ -88,7 +88,8 @@ def _resampled(found: Sums, seed: int) -> Sums:
     return np.concatenate(parts)
 
 
-def _interval(values: NDArray[np.float64]) -> Interval:
+def interval(values: NDArray[np.float64]) -> Interval:
+    """Return the 2.5% and the 97.5% quantile."""
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
 

@@ -9,7 +9,8 @@ class LanguageKeys(BaseModel):
     """Which texts are read, how they become tokens, and which of these are learnt.
 
     `dataset_dir`, `columns`, `tags`, `mix_strategy`, `interleave_probs` and `max_samples` are
-    LLaMA-Factory's settings of these names.
+    LLaMA-Factory's settings of these names; `max_new_tokens`, `num_beams`, `length_penalty`,
+    `repetition_penalty` and `no_repeat_ngram_size` are transformers', for answers that are scored.
     """
 
     model_config = ConfigDict(
@@ -33,6 +34,11 @@ class LanguageKeys(BaseModel):
     separator: str = "\n"
     packing: bool = False
     samples: int = Field(1, ge=0, le=20)
+    max_new_tokens: int | None = Field(None, ge=1)
+    num_beams: int = Field(1, ge=1)
+    length_penalty: float = 1.0
+    repetition_penalty: float = Field(1.0, gt=0)
+    no_repeat_ngram_size: int = Field(0, ge=0)
     pref_beta: float = Field(0.1, gt=0)
     pref_loss: Literal[
         "sigmoid",
@@ -60,7 +66,16 @@ PREFERENCES = ("pref_loss", "dpo_label_smoothing")
 """Keys that only preferences read."""
 RATED = ("kto_chosen_weight", "kto_rejected_weight")
 """Keys that only rated answers read."""
-ANSWERS = ("train_on", "packing", "samples")
+ANSWERS = (
+    "train_on",
+    "packing",
+    "samples",
+    "max_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
 """Keys that only answers learnt as they are read."""
 LABELLED = ("text", "label", "test_share", "max_train_rows")
 """Keys that only classification and regression read."""

@@ -16,7 +16,19 @@ from deltaw.train.spellings import OPTIMIZERS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
 Task = Literal["classification", "regression", "sft", "dpo", "kto"]
-Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman", "loss"]
+Metric = Literal[
+    "accuracy",
+    "macro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "loss",
+    "exact_match",
+    "bleu",
+    "nist",
+    "rouge_l",
+    "chrf",
+]
 LANGUAGE_TASKS = frozenset({"sft", "dpo", "kto"})
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 Optim = Literal[

@@ -6,6 +6,7 @@ RUN/
   recipe.yaml                                      every setting, with versions and hashes
   results.json                                     the scores, written when the run is finished
   log.jsonl                                        everything that was shown
+  answers.jsonl                                    what `deltaw eval --generate` was answered
   checkpoint-<step>/                               what resuming needs
   .lock                                            held by the process that trains
 """
@@ -29,9 +30,10 @@ from deltaw.train.recipe import Recipe, filled, parse
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
 LOG = "log.jsonl"
+ANSWERS = "answers.jsonl"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WRITTEN = re.compile(
-    r"recipe\.yaml|results\.json|log\.jsonl|deltaw\.json|adapter_config\.json"
+    r"recipe\.yaml|results\.json|(log|answers)\.jsonl|deltaw\.json|adapter_config\.json"
     r"|(adapter_model|deltaw_start)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|(generation_)?config\.json|(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
     r"|vocab\.(json|txt)|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model"

@@ -50,6 +50,15 @@ def test_the_minimum_has_the_defaults_of_its_own_tool() -> None:
             {"modules_to_save": ["embed_tokens", "lm_head"]},
         ),
         ({"use_rslora": True}, {"use_rslora": True}),
+        ({"metric_for_best_model": "rouge-l"}, {"metric": "rouge_l"}),
+        ({"metric_for_best_model": "eval_bleu-4"}, {"metric": "bleu"}),
+        ({"metric_for_best_model": "chrf"}, {"metric": "chrf"}),
+        ({"max_new_tokens": 64, "num_beams": 4}, {"max_new_tokens": 64, "num_beams": 4}),
+        ({"generation_num_beams": 3}, {"num_beams": 3}),
+        (
+            {"length_penalty": 0.9, "repetition_penalty": 1.1},
+            {"length_penalty": 0.9, "repetition_penalty": 1.1},
+        ),
         ({"use_dora": "true"}, {"use_dora": True}),
         ({"pissa_init": True}, {"init_lora_weights": "pissa_niter_16"}),
         ({"pissa_init": True, "pissa_iter": 4}, {"init_lora_weights": "pissa_niter_4"}),
@@ -243,7 +252,9 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ),
         ({"early_stopping_steps": 2}, "early_stopping_steps needs eval_strategy: steps"),
         ({"eval_strategy": "steps", "eval_steps": 0.1}, "eval_steps=0.1: Input should be a valid"),
-        ({"metric_for_best_model": "rouge"}, "metric_for_best_model='rouge': give loss"),
+        ({"metric_for_best_model": "rouge"}, "metric_for_best_model='rouge': give loss, exact_"),
+        ({"num_beams": 0}, "num_beams=0: Input should be greater"),
+        ({"num_beams": 2, "generation_num_beams": 4}, "num_beams and generation_num_beams contra"),
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential': rows"),
         (
             {"freeze_trainable_layers": -2, "finetuning_type": "freeze"},
@@ -330,16 +341,21 @@ def test_what_is_said_of_a_file() -> None:
         "trust_remote_code": True,
         "max_samples": 5,
         "hf_hub_token": "secret",
+        "predict_with_generate": True,
+        "temperature": 0.95,
     }
     said = said_of(file)
     first, defaults, ignored, *notes = said.splitlines()
     assert first.startswith("LLaMA-Factory's, read as: model=some/model, ")
     assert "packing=True" in first and "epochs=3.0" in defaults
-    assert ignored.endswith(": ddp_timeout, plot_loss, hf_hub_token")
+    assert ignored.endswith(": ddp_timeout, plot_loss, temperature, hf_hub_token")
     assert {note.split()[0] for note in notes} == {
         "packed",
         "max_samples",
         "overwrite_output_dir",
         "trust_remote_code:",
+        "predict_with_generate:",
     }
+    other = said_of(FACTORY | {"stage": "dpo", "num_beams": 4})
+    assert other.splitlines()[2].endswith(": num_beams")
     assert "secret" not in said

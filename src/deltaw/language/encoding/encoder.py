@@ -35,6 +35,11 @@ class Row:
         return sum(label != MASKED for label in self.labels)
 
 
+def samples_of(rows: Sequence[Row]) -> list[Sample]:
+    """Return the samples that rows are from, once each though a long one became several rows."""
+    return list({id(row.sample): row.sample for row in rows}.values())
+
+
 @dataclass(slots=True)
 class Rows:
     """What samples became: rows, samples without one, and what happened to the long ones."""

@@ -54,13 +54,15 @@ KEYS: dict[str, Fate] = {
     "save_steps": PACE,
     "logging_steps": Joint("`eval_every` where `eval_strategy: steps` has no `eval_steps`"),
     "load_best_model_at_end": Joint("`keep: best`, else `keep: last`"),
-    "metric_for_best_model": Joint("`metric: loss`; others are refused"),
+    "metric_for_best_model": Joint(
+        "`metric`: `loss`, `rouge-l`, `bleu-4`, `exact_match`, `nist` or `chrf`"
+    ),
     "resume_from_checkpoint": Joint(
         "nothing: an interrupted run is always resumed; a path must be its newest checkpoint"
     ),
     "overwrite_output_dir": Joint("nothing: a run that is there stays; `--overwrite` deletes it"),
     "do_train": Refused("deltaw train trains; leave it out", (True,)),
-    "do_predict": Refused("deltaw eval scores a run; leave it out"),
+    "do_predict": Refused("deltaw eval RUN --generate answers and scores; leave it out"),
     "fp16": Refused("give bf16: true, which needs no scaling of the loss"),
     **each(("do_eval", "per_device_eval_batch_size", "eval_accumulation_steps"), SHOWN),
     **each(("eval_delay", "eval_on_start", "batch_eval_metrics", "prediction_loss_only"), SHOWN),
@@ -112,6 +114,14 @@ DEFAULTS: dict[str, Any] = {
 }
 EPOCHS = 3.0
 LOGGING_STEPS = 500
+METRICS = {
+    "exact_match": "exact_match",
+    "bleu-4": "bleu",
+    "nist": "nist",
+    "rouge-l": "rouge_l",
+    "chrf": "chrf",
+}
+"""Scores of answers by the names that LLaMA-Factory or a recipe has for them."""
 STRATEGIES = ("no", "steps", "epoch")
 
 
@@ -180,9 +190,20 @@ def _evaluation(given: Values, found: Found) -> None:
         found.give("eval_every", given.get(every, LOGGING_STEPS), every)
     elif "save_steps" in given:
         found.give("eval_every", given["save_steps"], "save_steps")
-    metric = given.get("metric_for_best_model", "loss")
-    if metric not in ("loss", "eval_loss"):
-        found.problems.append(misfit("metric_for_best_model", metric, "give loss, or leave it out"))
+    _metric(given, found)
+
+
+def _metric(given: Values, found: Found) -> None:
+    name = "metric_for_best_model"
+    if name not in given:
+        return
+    asked = str(given[name]).removeprefix("eval_")
+    metric = METRICS.get(asked, asked)
+    if metric in METRICS.values():
+        found.give("metric", metric, name)
+    elif asked != "loss":
+        known = ", ".join(METRICS.values())
+        found.problems.append(misfit(name, given[name], f"give loss, {known}, or leave it out"))
 
 
 def _order(given: Values, found: Found) -> None:

@@ -6,7 +6,7 @@ Source: github.com/hiyouga/LLaMA-Factory, src/llamafactory/hparams.
 from typing import Any
 
 from deltaw.language.foreign import arguments
-from deltaw.language.foreign.llamafactory_keys import KEYS
+from deltaw.language.foreign.llamafactory_keys import KEYS, SCORED
 from deltaw.language.foreign.tool import Found, Tool, Values, misfit, number, truth
 
 STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto"}
@@ -41,6 +41,7 @@ def join(given: Values, found: Found) -> None:
         _freeze(given, found)
     _start(given, found)
     _learnt(given, found)
+    _answered(given, found)
     _galore(given, found)
     _memory(given, found)
     _data(given, found)
@@ -79,6 +80,19 @@ def _learnt(given: Values, found: Found) -> None:
         found.give("packing", True, name)
         if not neat:
             found.notes.append("packed documents do not see each other, as with neat_packing there")
+
+
+def _answered(given: Values, found: Found) -> None:
+    if found.read(given, "predict_with_generate", truth) and "metric" not in found.values:
+        found.notes.append(
+            "predict_with_generate: the answers of the run are scored by deltaw eval RUN --generate"
+        )
+    for name in (*SCORED, "generation_num_beams"):
+        value = found.read(given, name, number)
+        if value is not None and given.get("stage", "sft") == "sft":
+            found.give("num_beams" if "beams" in name else name, value, name)
+        elif value is not None:
+            found.ignored.append(name)
 
 
 def _galore(given: Values, found: Found) -> None:

@@ -27,7 +27,9 @@ VOCABULARY = "change the tokenizer and the model's embeddings first, and save bo
 TEMPLATE = "the chat template decides that; give another template, or leave it out"
 STAGE = "it belongs to another stage; leave it out"
 OPTIMISER = "choose optim or use_galore, or leave it out"
-ANSWERING = Ignored("how answers are generated only")
+ANSWERING = Ignored("how answers are drawn; those that are scored are the likeliest")
+SCORED = ("max_new_tokens", "num_beams", "length_penalty", "repetition_penalty")
+"""How answers are generated where they are scored."""
 
 ALONE_LOSSES = {
     "kto_pair": "it is not in TRL any more; stage: kto learns from pairs too",
@@ -89,6 +91,11 @@ KEYS: dict[str, Fate] = {
         "quantization_method", lambda value: "bnb" if value == "bitsandbytes" else value
     ),
     "double_quantization": Effect("double_quantization", truth),
+    **{key: Joint(f"`{key}`, for `stage: sft`") for key in SCORED},
+    "generation_num_beams": Joint("`num_beams`, for `stage: sft`"),
+    "predict_with_generate": Joint(
+        "nothing more than `metric_for_best_model` says; `deltaw eval RUN --generate` scores a run"
+    ),
     "pref_beta": Effect("pref_beta", number),
     "pref_loss": Effect("pref_loss", _pref_loss),
     "kto_chosen_weight": Effect("kto_chosen_weight", number),
@@ -133,7 +140,6 @@ KEYS: dict[str, Fate] = {
     **each(
         (
             "generation_max_length",
-            "generation_num_beams",
             "generation_config",
             "infer_backend",
             "infer_dtype",
@@ -141,10 +147,6 @@ KEYS: dict[str, Fate] = {
             "temperature",
             "top_p",
             "top_k",
-            "num_beams",
-            "max_new_tokens",
-            "repetition_penalty",
-            "length_penalty",
             "skip_special_tokens",
         ),
         ANSWERING,
@@ -158,7 +160,6 @@ KEYS: dict[str, Fate] = {
     "tokenized_path": Refused("the data are made into tokens anew; leave it out", ()),
     "ignore_pad_token_for_loss": Refused("padding is never learnt; leave it out", (True,)),
     "disable_shuffling": Refused("rows are drawn at random; leave it out"),
-    "predict_with_generate": Refused("deltaw eval scores a run; leave it out"),
     "use_fast_tokenizer": Refused("only fast tokenizers are read; leave it out", (True,)),
     "quantization_device_map": Refused(ALONE, ()),
     **each(("hf_hub_token", "ms_hub_token", "om_hub_token"), Ignored("`hf auth login` logs in")),

@@ -26,7 +26,7 @@ from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.loading import load
-from deltaw.language.reading import encoder_of, request, require_validation
+from deltaw.language.reading import encoder_of, request, require_metric, require_validation
 from deltaw.language.training.judged import Judged, Known
 from deltaw.language.training.prepare import first_batches, loss_of
 from deltaw.language.training.receipt import show_corpus, skips
@@ -208,11 +208,7 @@ def prepare_judged(
     """
     methods.lora_config(recipe)
     check_reports(recipe)
-    if recipe.metric not in (None, *kind.metrics):
-        raise ConfigError(
-            f"metric={recipe.metric} is no score of task={recipe.task}.\n"
-            f"Fix: choose {' or '.join(kind.metrics)}, or leave it out."
-        )
+    require_metric(recipe, kind.metrics)
     corpus = load_corpus(request(recipe))
     show_corpus(console, corpus)
     require_validation(recipe, corpus)

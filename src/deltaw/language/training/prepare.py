@@ -13,13 +13,16 @@ from deltaw.language import scores
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.encoding.batches import Padding, as_data, packed, require_apart
-from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.encoder import Row, samples_of
 from deltaw.language.encoding.templating import Chosen, choose
+from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
+from deltaw.language.metrics.scoring import METRICS, beside
 from deltaw.language.reading import (
     encoder_of,
     request,
+    require_metric,
     require_rows,
     require_turns,
     require_validation,
@@ -47,6 +50,14 @@ SEEN = 16
 """How many batches a start from data sees."""
 
 
+@dataclass(frozen=True, slots=True)
+class Examinations:
+    """What states are compared by where that is answers, and what the last one is scored by."""
+
+    validation: Examination | None = None
+    held_out: Examination | None = None
+
+
 @dataclass(frozen=True)
 class LanguageJob(Job):
     """Conversations and texts for a causal language model."""
@@ -60,6 +71,7 @@ class LanguageJob(Job):
     tokens: Tokens
     template: Chosen
     console: Console
+    examinations: Examinations
 
     @property
     def rows(self) -> int:
@@ -91,8 +103,8 @@ class LanguageJob(Job):
             processing_class=self.tokenizer,
         )
         trainer.judged = self.validation
-        held = [row.sample for row in self.held_out]
-        few = list({id(sample): sample for sample in held}.values())[: self.recipe.samples]
+        trainer.examination = self.examinations.validation
+        few = samples_of(self.held_out)[: self.recipe.samples]
         speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)
         trainer.add_callback(Tries(speaker, few, self.console))
         trainer.made_for(self.recipe, interrupt, progress)
@@ -110,12 +122,16 @@ class LanguageJob(Job):
         """Return the model's score on the held-out rows, if there are any."""
         if not self.held_out:
             return None
-        return scores.score(scores.measured(self.model, self.held_out, self.padding))
+        found = scores.score(scores.measured(self.model, self.held_out, self.padding))
+        exam = self.examinations.held_out
+        return found if exam is None else beside(found, self.plan.metric, exam.sit())
 
     def show_rows(self, console: Console) -> None:
         """Say which tokens are learnt and how long the rows are."""
         console.field("template", self.template.origin)
         console.field("tokens", str(self.tokens))
+        if self.examinations.held_out is not None:
+            console.field("answers", str(self.examinations.held_out))
 
     def foresee(self, console: Console) -> None:
         """Say what the base knows of the answers, what an adapter can hold, and how they end."""
@@ -139,6 +155,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     show_corpus(console, corpus)
     require_turns(corpus.train, corpus)
     require_validation(recipe, corpus)
+    require_metric(recipe, ("loss", *METRICS))
     loaded = load(recipe)
     model, tokenizer = loaded.model, loaded.tokenizer
     template = choose(tokenizer, recipe.template)
@@ -163,6 +180,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         base=base,
         tokenizer=tokenizer_digest(tokenizer),
     )
+    held_out = test.rows or validation.rows
     return LanguageJob(
         recipe=recorded,
         model=model,
@@ -174,12 +192,24 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         corpus=corpus,
         train=train.rows,
         validation=validation.rows,
-        held_out=test.rows or validation.rows,
+        held_out=held_out,
         data=rows,
         padding=padding,
         tokens=Tokens(train, encoder, len(rows) if recipe.packing else None),
         template=template,
         console=console,
+        examinations=_examinations(
+            Speaker(model, tokenizer, encoder), recipe, (validation.rows, held_out)
+        ),
+    )
+
+
+def _examinations(speaker: Speaker, recipe: Recipe, parts: Sequence[Sequence[Row]]) -> Examinations:
+    """Return what is asked of validation and held-out rows where the metric scores answers."""
+    if recipe.metric not in METRICS:
+        return Examinations()
+    return Examinations(
+        *(examination(speaker, recipe, samples_of(rows)) if rows else None for rows in parts)
     )
 
 

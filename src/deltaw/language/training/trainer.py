@@ -11,6 +11,7 @@ from trl import SFTTrainer
 from deltaw.language import scores
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Row
+from deltaw.language.examining import Examination
 from deltaw.layer import AdaptedLayer
 from deltaw.train.loop import RecipeTrainer
 
@@ -19,6 +20,7 @@ class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` by a recipe; the validation loss is a mean over tokens, not over batches."""
 
     judged: list[Row]
+    examination: Examination | None = None
     longest_first = True
 
     @property
@@ -48,5 +50,8 @@ class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
         self.require_finite(torch.tensor(loss), "eval_loss", self.state.global_step)
         prefix = kwargs.get("metric_key_prefix", "eval")
         metrics = {f"{prefix}_{name}": value for name, value in scores.ratios(sums).items()}
+        if self.examination is not None:
+            for name, tally in self.examination.sit().items():
+                metrics[f"{prefix}_{name}"] = tally.value
         metrics[f"{prefix}_runtime"] = round(time.perf_counter() - began, 4)
         return EvalLoopOutput(None, None, metrics, len(self.judged))

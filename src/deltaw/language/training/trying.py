@@ -5,31 +5,14 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from deltaw.language.data.samples import Conversation, Passage
-from deltaw.language.encoding.encoder import Encoder, Sample
+from deltaw.language.encoding.encoder import Sample
 from deltaw.language.generating import Sampling, Speaker, generate
+from deltaw.language.questions import asked
 from deltaw.train.console import Console
 from deltaw.train.escape import printable
 
 ANSWER = Sampling(max_new_tokens=48)
 SHOWN = 120
-OPENING = 40
-"""Characters of a passage that are given to be continued."""
-
-
-def asked(encoder: Encoder, sample: Sample) -> tuple[str, str, str]:
-    """Return the rendered prompt of a sample, the question in it, and the answer it has."""
-    if isinstance(sample, Conversation):
-        before, last = sample.messages[:-1], sample.messages[-1]
-        question = before[-1].content if before else ""
-        return encoder.prompted(before, sample.tools), question, last.content
-    if isinstance(sample, Passage):
-        start, rest = sample.text[:OPENING], sample.text[OPENING:]
-        return encoder.opening(start), start, rest
-    return encoder.opening(encoder.joined(sample.prompt, sample.completion)), *(
-        sample.prompt,
-        sample.completion,
-    )
 
 
 class Tries(TrainerCallback):  # type: ignore[misc]

@@ -9,17 +9,18 @@ from typing import Any
 from torch import nn
 
 import deltaw
-from deltaw.errors import FormatError, MergeError, RunError
+from deltaw.errors import FormatError, RunError
 from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
+from deltaw.language.merged import merged
 from deltaw.language.reading import encoder_of
 from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_tokenizer
-from deltaw.train.packing import absorbing, pack, packing
+from deltaw.train.packing import absorbing, pack
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import read_recipe, read_results
 
@@ -53,21 +54,8 @@ class OpenedLanguage:
     @contextmanager
     def merged(self, merge: bool = True) -> Iterator[str]:
         """Merge the adapter while the block lasts, where that is possible; yield what was done."""
-        if self.recipe.method in IN_PLACE:
-            yield "a model without adapters"
-            return
-        if not merge or packing(self.recipe) is not None:
-            yield "adapter beside the weights"
-            return
-        try:
-            deltaw.merge(self.model)
-        except MergeError as error:
-            yield f"adapter not merged: {str(error).splitlines()[0]}"
-            return
-        try:
-            yield "adapter merged into the weights"
-        finally:
-            deltaw.unmerge(self.model)
+        with merged(self.model, self.recipe, merge) as done:
+            yield done
 
 
 def open_language(

@@ -1,0 +1,1 @@
+"""Scores of answers beside their references, one file per metric."""
