@@ -36,18 +36,14 @@ def generate(
     sampling: Sampling,
     streamer: Any = None,
 ) -> list[str]:
-    """Return the answer to each rendered prompt, up to the first end of a turn.
-
-    A prompt that leaves no room for the answer loses its beginning.
-    """
+    """Return the answer to each rendered prompt, up to the first end of a turn."""
     tokenizer, model = speaker.tokenizer, speaker.model
-    room = max(1, speaker.encoder.max_length - sampling.max_new_tokens)
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"][-room:] for text in prompts]
-    longest = max(map(len, rows))
+    rows = speaker.encoder.prompt_ids(prompts, sampling.max_new_tokens)
+    apart = model.config.is_encoder_decoder  # type: ignore[union-attr]
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
+    ids = _padded(rows, pad, left=not apart).to(device)
+    mask = _padded([[1] * len(row) for row in rows], 0, left=not apart).to(device)
     drawn = sampling.temperature > 0
     training = model.training
     model.eval()
@@ -66,4 +62,13 @@ def generate(
             streamer=streamer,
         )
     model.train(training)
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, longest:]]
+    begin = 1 if apart else ids.shape[1]
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, begin:]]
+
+
+def _padded(rows: Sequence[list[int]], value: int, *, left: bool) -> torch.Tensor:
+    """Return rows as one tensor, filled up on the left where they are gone on with."""
+    longest = max(map(len, rows))
+    filled = [[value] * (longest - len(row)) for row in rows]
+    pairs = zip(filled, rows, strict=True)
+    return torch.tensor([[*more, *row] if left else [*row, *more] for more, row in pairs])

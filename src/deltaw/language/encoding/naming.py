@@ -21,6 +21,8 @@ SAME = {
 """Other names of the same template."""
 WITHOUT = "alpaca"
 """What is used where neither tokenizer nor recipe has a template: it needs no special words."""
+APART = "plain"
+"""The same for models that read a prompt apart from the answer: the turns as they are."""
 
 
 def known() -> list[str]:

@@ -18,8 +18,8 @@ class Chosen:
     origin: str
 
 
-def choose(tokenizer: Any, name: str | None) -> Chosen:
-    """Return the template of a name or a .jinja file, else the tokenizer's own, else `alpaca`.
+def choose(tokenizer: Any, name: str | None, without: str = WITHOUT) -> Chosen:
+    """Return the template of a name or a .jinja file, else the tokenizer's own, else `without`.
 
     Raises:
         ConfigError: if there is none of that name, or it cannot be read.
@@ -41,8 +41,8 @@ def choose(tokenizer: Any, name: str | None) -> Chosen:
         return _made(tokenizer, own, "the tokenizer's own")
     return _made(
         tokenizer,
-        source(WITHOUT),
-        f"{WITHOUT}, because the tokenizer has none (template=NAME asks for another)",
+        source(without),
+        f"{without}, because the tokenizer has none (template=NAME asks for another)",
     )
 
 

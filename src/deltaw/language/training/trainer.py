@@ -1,4 +1,4 @@
-"""TRL's trainer of language models with our checkpoints, order of rows, optimiser and scores."""
+"""Trainers of language models with our checkpoints, order of rows, optimiser and scores."""
 
 import time
 from typing import Any
@@ -10,16 +10,35 @@ from trl import SFTTrainer
 
 from deltaw.language import scores
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.layer import AdaptedLayer
+from deltaw.train.batches import padded_tokens
 from deltaw.train.loop import RecipeTrainer
 
 
-class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
-    """`trl.SFTTrainer` by a recipe; the validation loss is a mean over tokens, not over batches."""
+class AnswerTrainer(RecipeTrainer):
+    """A Trainer by a recipe whose validation loss is a mean over tokens, not over batches."""
 
     judged: list[Row]
     longest_first = True
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; raise `DivergedError` on a loss that is no number."""
+        began = time.perf_counter()
+        padding = self.data_collator
+        assert isinstance(padding, Padding)
+        found = scores.measured(self.model, self.judged, padding)
+        sums = found.sum(0)
+        loss = sums[0] / sums[1]
+        self.require_finite(torch.tensor(loss), "eval_loss", self.state.global_step)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = {f"{prefix}_{name}": value for name, value in scores.ratios(sums).items()}
+        metrics[f"{prefix}_runtime"] = round(time.perf_counter() - began, 4)
+        return EvalLoopOutput(None, None, metrics, len(self.judged))
+
+
+class LanguageTrainer(AnswerTrainer, SFTTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer` by a recipe."""
 
     @property
     def through_logits(self) -> bool:
@@ -37,16 +56,42 @@ class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
     def _lengths(self) -> list[int]:
         return [len(ids) for ids in self.train_dataset["input_ids"]]
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; raise `DivergedError` on a loss that is no number."""
-        began = time.perf_counter()
-        padding = self.data_collator
-        assert isinstance(padding, Padding)
-        found = scores.measured(self.model, self.judged, padding)
-        sums = found.sum(0)
-        loss = sums[0] / sums[1]
-        self.require_finite(torch.tensor(loss), "eval_loss", self.state.global_step)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        metrics = {f"{prefix}_{name}": value for name, value in scores.ratios(sums).items()}
-        metrics[f"{prefix}_runtime"] = round(time.perf_counter() - began, 4)
-        return EvalLoopOutput(None, None, metrics, len(self.judged))
+
+class Seq2SeqTrainer(AnswerTrainer):
+    """`transformers.Trainer` by a recipe, of prompts that are read and answers that are learnt."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Return the loss per learnt token of the whole step.
+
+        `L = Σ_b n_b mean_b / Σ_b n_b` over the batches of a step; the model gives the means.
+        """
+        loss, outputs = super().compute_loss(model, {**inputs, "use_cache": False}, True)
+        if num_items_in_batch is not None:
+            share = _learnt(inputs) * self.accelerator.num_processes / num_items_in_batch
+            loss = loss * share
+        return (loss, outputs) if return_outputs else loss
+
+    def padded(self) -> list[int]:
+        """Return how many tokens each batch of an epoch has, with the padding of both sides."""
+        sides = (padded_tokens(self.order(), side) for side in self._sides())
+        return [sum(sizes) for sizes in zip(*sides, strict=True)]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        learnt = sum(_learnt(batch) for batch in batch_samples)
+        return self.accelerator.gather(torch.as_tensor(learnt, device=device)).sum()
+
+    def _lengths(self) -> list[int]:
+        return [sum(sizes) for sizes in zip(*self._sides(), strict=True)]
+
+    def _sides(self) -> list[list[int]]:
+        return [[len(ids) for ids in self.train_dataset[name]] for name in ("input_ids", "labels")]
+
+
+def _learnt(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return (batch["labels"] != MASKED).sum()
