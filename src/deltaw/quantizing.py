@@ -38,9 +38,9 @@ def quantize(
     """Pack the weights of the linear layers of `model` in place; return their paths.
 
     The layers stay where they are, with their names, biases and hooks. Left as they are: output
-    heads and new heads, which lose most; subclasses of `nn.Linear`; what torch or transformers reads
-    past its forward; what is packed already; and layers whose adapter has absorbed its start. Models that
-    transformers quantises while it loads them need no such step.
+    heads and new heads, which lose most; subclasses of `nn.Linear`; what torch or transformers
+    reads past its forward; what is packed already; and layers whose adapter has absorbed its start.
+    Models that transformers quantises while it loads them need no such step.
 
     Args:
         model: the model, with its weights, on the device it will be used on.

@@ -14,7 +14,6 @@ from deltaw.export._source import SEQ2SEQ, open_source
 from deltaw.folder import files_in
 from deltaw.train import staging
 
-
 APART = ("hf", "peft")
 """Targets that a sequence-to-sequence model can be taken to."""
 

@@ -43,9 +43,9 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     """Return the base with the adapter on, in evaluation.
 
     A run is loaded as its recipe says, in float32. Any other adapter decides by its `task_type`:
-    CAUSAL_LM and SEQ_2_SEQ_LM take a language model, SEQ_CLS a classifier with as many labels as the adapter's
-    head has rows, and none the class that the base's configuration names, or, where the layers are
-    named without its prefix, the model below its head.
+    CAUSAL_LM and SEQ_2_SEQ_LM take a language model, SEQ_CLS a classifier with as many labels as
+    the adapter's head has rows, and none the class that the base's configuration names, or, where
+    the layers are named without its prefix, the model below its head.
 
     Raises:
         ConfigError: if there is no such dtype.

@@ -8,7 +8,6 @@ from deltaw.errors import ConfigError, DataError, raise_all
 from deltaw.language.data.corpus import Corpus, Request
 from deltaw.language.data.samples import Completion, Conversation, Passage
 from deltaw.language.encoding.encoder import Encoder, Rows
-from deltaw.language.encoding.naming import APART, WITHOUT
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.encoding.templating import Chosen, choose, ends
 from deltaw.train.escape import printable
@@ -40,8 +39,7 @@ def request(recipe: Recipe) -> Request:
 
 def template_of(recipe: Recipe, tokenizer: Any, model: Any) -> Chosen:
     """Return the template of the recipe, or what this model and its tokenizer go without one."""
-    without = APART if model.config.is_encoder_decoder else WITHOUT
-    return choose(tokenizer, recipe.template, without)
+    return choose(tokenizer, recipe.template, apart=model.config.is_encoder_decoder)
 
 
 def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:

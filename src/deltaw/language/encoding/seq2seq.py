@@ -29,7 +29,7 @@ class Seq2SeqEncoder(Encoder):
         """Return a plain prompt as it is: the tokenizer adds what is around it."""
         return text
 
-    def prompt_ids(self, prompts: Sequence[str], answer: int = 0) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[str], answer: int) -> list[list[int]]:
         """Return the tokens of rendered prompts, cut as in training; answers take no room."""
         _, after = self._around()
         return [self._cut(ids, after) for ids in self._tokens(prompts)]
@@ -40,18 +40,22 @@ class Seq2SeqEncoder(Encoder):
         kept, prompts, answers = [], [], []
         for sample in samples:
             try:
-                for part, prompt, answer in self._parts(sample):
-                    kept.append(part)
-                    prompts.append(prompt)
-                    answers.append(answer)
+                parts = self._parts(sample)
             except Refused as error:
                 problems.append(f"{place(sample.file, sample.line)}: {error}")
+                continue
+            if not parts:
+                yield sample, Row([], [], sample), False
+            for part, prompt, answer in parts:
+                kept.append(part)
+                prompts.append(prompt)
+                answers.append(answer)
         if not kept:
             return
         eos = self.tokenizer.eos_token_id
         targets = self.tokenizer(text_target=answers, verbose=False)["input_ids"]
         for part, source, target in zip(kept, self._tokens(prompts), targets, strict=True):
-            ended = target if eos in target else [*target, eos]
+            ended = target if eos in target[-2:] else [*target, eos]
             yield part, Row(source, ended, part), False
 
     def _parts(self, sample: Sample) -> list[tuple[Sample, str, str]]:
@@ -97,6 +101,9 @@ class Seq2SeqEncoder(Encoder):
 
     def _add(self, found: Rows, sample: Sample, row: Row, problems: list[str]) -> None:
         where = (sample.file, sample.line)
+        if not row.learnt:
+            found.skipped.append(Skip(*where, "no answer of it is learnt"))
+            return
         sizes = len(row.input_ids), len(row.labels)
         if max(sizes) <= self.max_length:
             found.rows.append(row)

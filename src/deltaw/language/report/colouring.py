@@ -48,7 +48,7 @@ def stretches(row: Row, tokenizer: Any) -> list[Stretch]:
 
 
 def sides(row: Row, tokenizer: Any) -> list[Stretch]:
-    """Return the text of a prompt, and that of the answer apart from it, special tokens included."""
+    """Return the text of a prompt and of its answer apart, special tokens included."""
     prompt, answer = (_decoded(tokenizer, ids) for ids in (row.input_ids, row.labels))
     return [Stretch(f"{prompt}\n", False), Stretch(answer, True)]
 
