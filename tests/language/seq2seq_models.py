@@ -9,6 +9,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from deltaw.train.model import quiet
+
 LETTERS = "abcde"
 SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
 
@@ -52,7 +54,8 @@ def bart() -> Any:
 
 def save(folder: Path, model: Any, *, bos: bool = False) -> Path:
     """Save a model with its tokenizer."""
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     letters(bos=bos).save_pretrained(folder)
     return folder
 
