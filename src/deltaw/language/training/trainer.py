@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -13,7 +13,9 @@ from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.layer import AdaptedLayer
 from deltaw.train.batches import padded_tokens
+from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import RecipeTrainer
+from deltaw.train.recipe import Recipe
 
 
 class AnswerTrainer(RecipeTrainer):
@@ -59,6 +61,11 @@ class LanguageTrainer(AnswerTrainer, SFTTrainer):  # type: ignore[misc]
 
 class Seq2SeqTrainer(AnswerTrainer):
     """`transformers.Trainer` by a recipe, of prompts that are read and answers that are learnt."""
+
+    def made_for(self, recipe: Recipe, interrupt: Interrupt, progress: TrainerCallback) -> None:
+        """Follow this recipe; losses are scaled here, whatever the model's own forward takes."""
+        super().made_for(recipe, interrupt, progress)
+        self.model_accepts_loss_kwargs = True
 
     def compute_loss(
         self,
