@@ -90,6 +90,7 @@ class Seq2SeqTrainer(AnswerTrainer):
         return [sum(sizes) for sizes in zip(*sides, strict=True)]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Return the learnt tokens of a step; of an answer apart the first one is learnt too."""
         learnt = sum(_learnt(batch) for batch in batch_samples)
         return self.accelerator.gather(torch.as_tensor(learnt, device=device)).sum()
 
