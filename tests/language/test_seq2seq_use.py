@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_answers_are_the_models_own_and_padding_changes_none(opened: OpenedLangu
             break
     greedy = opened.tokenizer.decode(written[0, 1:], skip_special_tokens=True)
     assert greedy.strip() == together[0]
+
+
+def test_no_answer_is_longer_than_the_decoder_has_positions(opened: OpenedLanguage) -> None:
+    limit = getattr(opened.model.config, "max_position_embeddings", 30)
+    (answer,) = generate(replace(opened.speaker, encoder=endless(opened)), ["a"], Sampling(30))
+    assert limit in (24, 30) and len(answer.split()) <= limit
+
+
+def endless(opened: OpenedLanguage) -> Any:
+    """The encoder of a run, as if a word that is never written ended answers."""
+    return replace(opened.encoder, ends=("<s>",))
 
 
 def test_scores_are_those_of_the_end_of_training(run: Path, deltaw_command: Command) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deltaw.language.encoding.encoder import Encoder
-from deltaw.train.model import quiet
+from deltaw.train.model import positions, quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,15 @@ def generate(
     sampling: Sampling,
     streamer: Any = None,
 ) -> list[str]:
-    """Return the answer to each rendered prompt, up to the first end of a turn."""
+    """Return the answer to each rendered prompt, up to the first end of a turn.
+
+    No answer is longer than the model has positions for.
+    """
     tokenizer, model = speaker.tokenizer, speaker.model
-    rows = speaker.encoder.prompt_ids(prompts, sampling.max_new_tokens)
     apart = model.config.is_encoder_decoder  # type: ignore[union-attr]
+    limit = positions(model) or sampling.max_new_tokens + 1
+    most = min(sampling.max_new_tokens, limit if apart else limit - 1)
+    rows = speaker.encoder.prompt_ids(prompts, most)
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id
     ids = _padded(rows, pad, left=not apart).to(device)
@@ -51,7 +56,7 @@ def generate(
         found = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=most,
             do_sample=drawn,
             temperature=sampling.temperature if drawn else None,
             top_p=sampling.top_p if drawn else None,
