@@ -187,10 +187,10 @@ def test_every_linear_layer_of_both_stacks_is_adapted_but_the_head(values: dict[
     [
         {"use_dora": True, "r": 2},
         {"init_lora_weights": "pissa", "r": 2},
-        {"init_lora_weights": "lora_ga", "r": 2},
         {"target_modules": ["q", "v", "lm_head"]},
-        {"bf16": True, "gradient_checkpointing": True},
-        {"method": "layernorm"},
+        pytest.param({"init_lora_weights": "lora_ga", "r": 2}, marks=pytest.mark.slow),
+        pytest.param({"bf16": True, "gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param({"method": "layernorm"}, marks=pytest.mark.slow),
     ],
     ids=lambda more: next(iter(more)),
 )

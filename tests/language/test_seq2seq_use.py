@@ -3,19 +3,20 @@
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.language.seq2seq_models import backwards, bart, save, t5, write
+from tests.language.seq2seq_models import backwards, bart, letters, save, t5, write
 from tests.train.conftest import Command
 from transformers import AutoModelForSeq2SeqLM
 
 import deltaw
 from deltaw.language.choosing import train
-from deltaw.language.generating import Sampling, generate
+from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
+from deltaw.language.encoding.templating import choose
+from deltaw.language.generating import Sampling, Speaker, generate
 from deltaw.language.use.chatting import chat
 from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train.recipe import parse
@@ -72,15 +73,13 @@ def test_answers_are_the_models_own_and_padding_changes_none(opened: OpenedLangu
     assert greedy.strip() == together[0]
 
 
-def test_no_answer_is_longer_than_the_decoder_has_positions(opened: OpenedLanguage) -> None:
-    limit = getattr(opened.model.config, "max_position_embeddings", 30)
-    (answer,) = generate(replace(opened.speaker, encoder=endless(opened)), ["a"], Sampling(30))
-    assert limit in (24, 30) and len(answer.split()) <= limit
-
-
-def endless(opened: OpenedLanguage) -> Any:
-    """The encoder of a run, as if a word that is never written ended answers."""
-    return replace(opened.encoder, ends=("<s>",))
+def test_no_answer_is_longer_than_the_decoder_has_positions() -> None:
+    model, tokenizer = bart(), letters(bos=True)
+    model.final_logits_bias[0, tokenizer.convert_tokens_to_ids("a")] = 100
+    template = choose(tokenizer, None, apart=True).template
+    speaker = Speaker(model, tokenizer, Seq2SeqEncoder(tokenizer, template, 24, ("</s>",)))
+    for asked, written in ((7, 7), (100, 24)):
+        assert generate(speaker, ["b"], Sampling(asked)) == [" ".join("a" * written)]
 
 
 def test_scores_are_those_of_the_end_of_training(run: Path, deltaw_command: Command) -> None:
