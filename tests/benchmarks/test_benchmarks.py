@@ -46,6 +46,7 @@ def test_a_step_of_every_contestant(name: str) -> None:
     assert moved == (not name.startswith("floor"))
 
 
+@pytest.mark.slow
 @PEFTS_OWN
 def test_everything_measures_on_a_tiny_model() -> None:
     for case in ("2/0/base", "2/1/deltaw", "2/2/deltaw:x", "2/4/deltaw", "2/2/peft"):

@@ -13,6 +13,7 @@ from deltaw.compare.record import Record
 from deltaw.compare.search import DIVERGED, Trial, rungs
 from deltaw.compare.summary import summarize
 from deltaw.errors import RunError
+from deltaw.train.recipe import Recipe
 
 EVIL = '<script>alert("1")</script> $\\frac$ |'
 RATES = [1e-3, 4e-3, 1.6e-2]
@@ -235,8 +236,15 @@ def test_another_comparison_is_told_apart() -> None:
     with pytest.raises(RunError) as error:
         records.joined(old, new, Path("out"))
     text = str(error.value)
-    assert "model was" in text and "r was null, is now 3" in text
-    assert "the data changed" in text and 'a was {"r": 4}, is now {"r": 8}' in text
+    assert "model was" in text and "r was 8, is now 3" in text
+    assert "the data changed" in text and "a: r was 4, is now 8" in text
+
+
+def test_a_default_may_be_written_out() -> None:
+    old = make({"a": 0.5})
+    shared = old.shared | {"r": 8, "warmup": Recipe.model_fields["warmup"].default}
+    new = make({"a": 0.5}, shared=shared, methods={"a": {"r": 4, "use_dora": False}}, runs={})
+    assert records.joined(old, new, Path("out")).runs == old.runs
 
 
 def test_methods_and_seeds_may_be_added() -> None:

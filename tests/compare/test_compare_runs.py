@@ -57,6 +57,7 @@ class Fake:
                 "trainable": 10,
                 "parameters": 100,
                 "base": "b",
+                "tokenizer": "t",
                 "warnings": ["the pooler is new"],
             }
         values, scored = arguments
@@ -66,6 +67,7 @@ class Fake:
         return "done", {
             "diverged": None,
             "base": "b",
+            "tokenizer": "t",
             "validation": score,
             "validation_loss": 1 - score,
             "test": {"values": {"accuracy": score}, "rows": 9} if scored else None,
@@ -200,6 +202,20 @@ def test_every_method_is_looked_at_before_the_first_run(
     assert fake.ran == [] and not (tmp_path / "out").exists()
 
 
+def test_a_stop_while_seeds_are_added_leaves_no_table_of_fewer(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
+) -> None:
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    assert (tmp_path / TABLE).exists() and (tmp_path / REPORT).exists()
+    fake.after = lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Stopped):
+        compare(task, METHODS, seeds=2, rates="rule", output=tmp_path)
+    assert not (tmp_path / TABLE).exists() and not (tmp_path / REPORT).exists()
+    fake.after = lambda: None
+    compare(task, METHODS, seeds=2, rates="rule", output=tmp_path)
+    assert (tmp_path / TABLE).exists()
+
+
 def test_a_method_that_cannot_go_on_is_named_when_the_others_are_done(
     task: dict[str, Any], fake: Fake, tmp_path: Path
 ) -> None:
@@ -241,11 +257,17 @@ def test_what_is_overwritten_stays_until_all_methods_can_be_run(
     assert (tmp_path / FILE).read_bytes() == before and (tmp_path / REPORT).is_file()
 
 
-def test_another_base_is_refused(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("base", "the base model's weights changed"), ("tokenizer", "the tokenizer changed")],
+)
+def test_another_base_is_refused(
+    task: dict[str, Any], fake: Fake, tmp_path: Path, key: str, message: str
+) -> None:
     compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
     text = (tmp_path / FILE).read_text()
-    (tmp_path / FILE).write_text(text.replace('"base": "b"', '"base": "other"'))
-    with pytest.raises(RunError, match="base model's weights changed"):
+    (tmp_path / FILE).write_text(text.replace(f'"{key}": "{key[0]}"', f'"{key}": "other"'))
+    with pytest.raises(RunError, match=message):
         compare(task, METHODS, seeds=2, rates="rule", output=tmp_path)
 
 

@@ -251,3 +251,15 @@ def test_a_tokenizer_that_does_not_fit_is_the_error_of_training(
     file = write_rows(tmp_path / "a.jsonl", [ask(n) for n in range(4)])
     code, _, err = deltaw_command("data", file, "--model", folder)
     assert code == 1 and "the model embeds 8" in err
+
+
+def test_rows_too_few_to_hold_out_are_shown_all_the_same(
+    deltaw_command: Command, tmp_path: Path
+) -> None:
+    rows = [{"instruction": "Say 1.", "output": "1"}, {"instruction": ["x"], "output": "2"}]
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(rows))
+    code, out, err = deltaw_command("data", path)
+    assert (code, err) == (0, "")
+    assert '"instruction" holds a list, not text' in out
+    assert "validation_share is 0.1, of 1 sample with 1 different prompt: too few" in out

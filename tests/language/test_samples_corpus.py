@@ -122,7 +122,7 @@ def test_more_than_can_be_held_out(tmp_path: Path) -> None:
     path = file(tmp_path, "a.jsonl", say([1, 1, 2]))
     assert "3 samples with 2 different prompts: too few" in refusal(Request(path, val_size=5))
     single = file(tmp_path, "b.jsonl", say([1]))
-    assert "set val_size to 0" in refusal(Request(single))
+    assert "set validation_share=0" in refusal(Request(single))
 
 
 def test_limits_draw_without_replacement_and_keep_the_order(tmp_path: Path) -> None:
@@ -285,3 +285,14 @@ def test_findings(tmp_path: Path) -> None:
         ("prompts", "4 to 14, median 4 characters"),
         ("answers", "6 characters"),
     ]
+
+
+def test_columns_that_play_no_role_are_said(tmp_path: Path) -> None:
+    rows = [row | {"id": 1, "extra": "x"} for row in say(range(4))]
+    (origin,) = load(Request(file(tmp_path, "a.jsonl", rows), val_size=0)).origins
+    assert origin.schema.reasons.endswith('; not read: "id", "extra"')
+    rows = [row | {f"c{n}": 1 for n in range(7)} for row in say(range(4))]
+    (origin,) = load(Request(file(tmp_path, "b.jsonl", rows), val_size=0)).origins
+    assert origin.schema.reasons.endswith('"c4" and 2 more')
+    (origin,) = load(Request(file(tmp_path, "c.jsonl", say(range(4))), val_size=0)).origins
+    assert "not read" not in origin.schema.reasons

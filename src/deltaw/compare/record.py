@@ -1,7 +1,7 @@
 """The file of a comparison: its settings, and every run that is done."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from deltaw.compare.search import DIVERGED, Trial
 from deltaw.errors import RunError, raise_all
 from deltaw.train import staging
 from deltaw.train.escape import printable
+from deltaw.train.recipe import Recipe
 
 FILE = "comparison.json"
 KIND = "deltaw comparison 1"
@@ -97,17 +98,13 @@ def joined(old: Record | None, new: Record, folder: Path) -> Record:
     """
     if old is None:
         return new
-    problems = [
-        f"{key} was {_shown(old.shared.get(key))}, is now {_shown(new.shared.get(key))}"
-        for key in sorted(old.shared.keys() | new.shared.keys())
-        if old.shared.get(key) != new.shared.get(key)
-    ]
+    problems = [f"{key} {change}" for key, change in _changes(old.shared, new.shared)]
     if old.data != new.data:
         problems.append("the data changed (other hashes)")
     problems += [
-        f"{printable(title)} was {_shown(old.methods[title])}, is now {_shown(changes)}"
-        for title, changes in new.methods.items()
-        if old.methods.get(title, changes) != changes
+        f"{printable(title)}: {key} {change}"
+        for title, values in new.methods.items()
+        for key, change in _changes(old.methods.get(title, values), values)
     ]
     raise_all(
         RunError,
@@ -120,5 +117,14 @@ def joined(old: Record | None, new: Record, folder: Path) -> Record:
     return new
 
 
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what differs; a value that is not given is the recipe's default."""
+    for key in sorted(old.keys() | new.keys()):
+        usual = Recipe.model_fields[key].get_default() if key in Recipe.model_fields else None
+        before, now = (values.get(key, usual) for values in (old, new))
+        if before != now:
+            yield key, f"was {_shown(before)}, is now {_shown(now)}"
+
+
 def _shown(value: Any) -> str:
-    return printable(json.dumps(value, ensure_ascii=False), 200)
+    return printable(json.dumps(value, ensure_ascii=False, default=str), 200)

@@ -66,6 +66,9 @@ class Runs:
             Stopped: when a signal came.
         """
         self._write()
+        if any(standing.due for standing in self._standings()):
+            for name in (TABLE, REPORT):
+                (self.folder / name).unlink(missing_ok=True)
         self._run(pool)
         found = summary.summarize(self.record)
         page = report.write(self.record, found, rows_tested)
@@ -141,12 +144,13 @@ class Runs:
 
     def _ended(self, trial: Trial, kind: str, value: Any) -> str:
         """Note what came of a run, and return it as text; what could not go on is kept."""
-        if kind == "done" and value["base"] != self._base():
+        changed = self._changed(value) if kind == "done" else []
+        if changed:
             kind, value = (
                 "refused",
                 (
-                    "the base model's weights changed since the comparison began.\n"
-                    "Fix: restore them, or start over with --overwrite."
+                    f"{' and '.join(changed)} changed since the comparison began.\n"
+                    "Fix: restore what was there, or start over with --overwrite."
                 ),
             )
         if kind not in ("done", "diverged"):
@@ -158,8 +162,11 @@ class Runs:
         shutil.rmtree(self._place(trial), ignore_errors=True)
         return _outcome(entry, self.record.metric)
 
-    def _base(self) -> str:
-        return str(self.record.examined[self.record.compared[0]]["base"])
+    def _changed(self, entry: Mapping[str, Any]) -> list[str]:
+        """Return what a run began from that is not what the first method was looked at with."""
+        known = self.record.examined[self.record.compared[0]]
+        parts = {"base": "the base model's weights", "tokenizer": "the tokenizer"}
+        return [text for key, text in parts.items() if known.get(key) not in (None, entry[key])]
 
     def _write(self) -> None:
         records.write(self.folder, self.record, summary.summarize(self.record).as_data())

@@ -92,6 +92,7 @@ def examine(values: Values) -> dict[str, Any]:
             "trainable": summary.trainable,
             "parameters": summary.total,
             "base": job.recipe.record["base"],
+            "tokenizer": job.recipe.record["tokenizer"],
             "warnings": [*job.warnings, *dict.fromkeys(str(found.message) for found in caught)],
         }
 
@@ -110,10 +111,12 @@ def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
     found = read_results(folder)
     if not found:
         raise RunError(f"{folder} holds no results.")
+    record = read_recipe(folder).record or {}
     steps = [event for event in _events(folder / LOG) if event["event"] == "step"]
     return {
         "diverged": None,
-        "base": (read_recipe(folder).record or {}).get("base"),
+        "base": record.get("base"),
+        "tokenizer": record.get("tokenizer"),
         "validation": found["best_validation"],
         "validation_loss": min(
             (event["eval_loss"] for event in steps if "eval_loss" in event), default=None

@@ -14,7 +14,8 @@ MISSING = " is missing"
 
 def unknown(key: str, known: Sequence[str]) -> str:
     """Return what an unknown key may have meant."""
-    near = SYNONYMS.get(key) or next(iter(difflib.get_close_matches(key, known, 1)), None)
+    near = next(iter(difflib.get_close_matches(key, [*known, *SYNONYMS], 1)), None)
+    near = SYNONYMS.get(near, near)
     hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
     return f"unknown key {printable(key)}{hint}"
 

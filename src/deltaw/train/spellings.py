@@ -22,6 +22,7 @@ SYNONYMS = {
     "lr_scheduler_type": "scheduler",
     "warmup_ratio": "warmup",
     "cutoff_len": "max_length",
+    "val_size": "validation_share",
     "max_seq_length": "max_length",
     "finetuning_type": "method",
     "load_in_4bit": "quantization_bit",

@@ -194,7 +194,7 @@ def _check_left(request: Request, sources: Sequence[Source], sets: list[list[Sam
             DataError,
             "nothing is left to train on",
             [f"{printable(name)}: every sample is held out" for name in empty],
-            "give more rows, a smaller val_size, or other validation data.",
+            "give more rows, a smaller validation_share, or other validation data.",
         )
 
 

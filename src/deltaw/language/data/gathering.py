@@ -1,7 +1,7 @@
 """Every data set that was asked for, read and parsed; the problems of all come together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from deltaw.train.data.decode import UTF8
 from deltaw.train.data.rows import PATH_LIMIT, Table
 from deltaw.train.data.table import Splits
 from deltaw.train.data.wording import counted, some
+
+UNREAD = 5
+"""How many of the columns that play no role are named."""
 
 
 @dataclass(slots=True)
@@ -98,6 +101,7 @@ def _gather(source: Source, encoding: str) -> Gathered:
         schema = given(splits.train, entry.columns, entry.tags, ranking=entry.ranking)
     else:
         schema = detect(splits.train)
+    schema = _with_unread(schema, splits.train)
     notes = list(splits.notes)
     test = splits.test
     if test is not None and missing_columns(test, schema):
@@ -118,6 +122,17 @@ def _gather(source: Source, encoding: str) -> Gathered:
         for table in (splits.train, splits.validation, test)
     )
     return Gathered(source.name, splits, schema, train, validation, tested, notes)
+
+
+def _with_unread(schema: Schema, table: Table) -> Schema:
+    """Return the schema with the columns that play no role among its reasons."""
+    read = set(schema.columns.values())
+    unread = [f'"{printable(name)}"' for name in table.columns if name not in read]
+    if not unread:
+        return schema
+    more = f" and {len(unread) - UNREAD} more" if len(unread) > UNREAD else ""
+    shown = ", ".join(unread[:UNREAD]) + more
+    return replace(schema, reasons=f"{schema.reasons}; not read: {shown}")
 
 
 def _shown(table: Table) -> str:

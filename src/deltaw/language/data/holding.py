@@ -16,11 +16,16 @@ Sets = list[list[Sample]]
 """The samples of each data set."""
 
 
+class TooFewError(DataError):
+    """Holding out as much as was asked for would leave nothing."""
+
+
 def check_size(size: float) -> None:
     """Refuse a size of the held-out part that is neither a share nor a count."""
     if not (0 <= size < 1 or (size >= 1 and float(size).is_integer())):
         raise ConfigError(
-            f"val_size is {size}\nFix: give a share from 0 to below 1, or a number of samples."
+            f"validation_share is {size}\n"
+            "Fix: give a share from 0 to below 1, or a number of samples."
         )
 
 
@@ -29,8 +34,8 @@ def hold_out(sets: Sets, size: float, seed: int) -> tuple[Sets, Sets]:
 
     A `size` below 1 is a share of the distinct prompts; from 1 on it is a number of samples, which
     is exceeded where the last prompt drawn has several. Samples with one prompt stay together, and
-    every data set keeps at least one. Of a single passage the end is held out. Raises `DataError`
-    when there are too few.
+    every data set keeps at least one. Of a single passage the end is held out. Raises
+    `TooFewError`.
     """
     only = sets[0][0] if [len(set_) for set_ in sets] == [1] else None
     if isinstance(only, Passage) and size < 1:
@@ -53,10 +58,10 @@ def hold_out(sets: Sets, size: float, seed: int) -> tuple[Sets, Sets]:
             held_keys.add(key)
             count += 1 if size < 1 else counts[key]
     if count < wanted:
-        raise DataError(
-            f"val_size is {size}, and there are {counted(sum(counts.values()), 'sample')} with "
+        raise TooFewError(
+            f"validation_share is {size}, of {counted(sum(counts.values()), 'sample')} with "
             f"{counted(len(keys), 'different prompt')}: too few to hold so many out\n"
-            "Fix: add rows, give the validation part as a file, or set val_size to 0."
+            "Fix: add rows, give the validation part as a file, or set validation_share=0."
         )
     kept_sets: Sets = [[] for _ in sets]
     held_sets: Sets = [[] for _ in sets]
@@ -129,9 +134,9 @@ def _cut(passage: Passage, share: float) -> tuple[Passage, Passage]:
     at = next((at + 1 for mark in ("\n", " ") if (at := text.rfind(mark, 0, limit)) > 0), limit)
     kept, held = text[:at], text[at:]
     if not kept.strip() or not held.strip():
-        raise DataError(
+        raise TooFewError(
             f'{where(passage)}: too short to hold any of it out: "{printable(text, 40)}"\n'
-            "Fix: give more text, give the validation part as a file, or set val_size to 0."
+            "Fix: give more text, give the validation part as a file, or set validation_share=0."
         )
     return replace(passage, text=kept), replace(
         passage, text=held, line=passage.line + kept.count("\n")

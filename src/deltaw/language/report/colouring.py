@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from os.path import commonprefix
+from itertools import groupby, takewhile
 from typing import Any
 
 from rich.console import Console as Terminal
@@ -41,7 +40,7 @@ def stretches(row: Row, tokenizer: Any) -> list[Stretch]:
     for learnt, labels in groupby(label != MASKED for label in row.labels):
         stop += len(list(labels))
         before = _decoded(tokenizer, row.input_ids[:stop])
-        end = len(whole) if stop == len(row.labels) else len(commonprefix([whole, before]))
+        end = len(whole) if stop == len(row.labels) else _common(whole, before)
         found.append(Stretch(whole[start:end], learnt))
         start = end
     return [stretch for stretch in found if stretch.text]
@@ -107,6 +106,11 @@ def _short(text: str) -> str:
     if left < TAIL:
         return text
     return f"{text[:HEAD]} [… {left:,} more characters …] {text[-TAIL:]}"
+
+
+def _common(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

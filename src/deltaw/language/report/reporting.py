@@ -9,6 +9,7 @@ from deltaw.errors import ConfigError, printable, raise_all
 from deltaw.language.choosing import settle
 from deltaw.language.data.corpus import load
 from deltaw.language.data.findings import facts
+from deltaw.language.data.holding import TooFewError
 from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.reading import request
 from deltaw.language.report import tokenreport
@@ -93,7 +94,12 @@ def report(
 
 def _show_language(console: Console, recipe: Recipe, modelled: bool, detail: Detail) -> None:
     asked = request(recipe)
-    corpus = load(replace(asked, skip_bad_rows=True, allow_leakage=True))
+    every = replace(asked, skip_bad_rows=True, allow_leakage=True)
+    unheld = None
+    try:
+        corpus = load(every)
+    except TooFewError as error:
+        corpus, unheld = load(replace(every, val_size=0)), str(error)
     for name, text in facts(corpus):
         console.field(name, text)
     apart = {*corpus.bad, *corpus.leaked}
@@ -103,7 +109,7 @@ def _show_language(console: Console, recipe: Recipe, modelled: bool, detail: Det
     _show_rows(console, "bad", f"{how}, because they make no sense", corpus.bad, detail)
     how = "left out" if asked.allow_leakage else "refused, unless allow_leakage=true"
     _show_rows(console, "leaked", f"{how}, because they are held out too", corpus.leaked, detail)
-    for warning in corpus.warnings:
+    for warning in (*corpus.warnings, *([unheld] if unheld else [])):
         console.field("warning", warning)
     if not modelled:
         return

@@ -157,5 +157,6 @@ def _doubt(table: Table, role: str, option: str) -> None:
         DataError,
         f"{printable(table.path, PATH_LIMIT)}: cannot tell which column is the {role}",
         [described(name) for name in table.columns],
-        f"name it: {option}.",
+        f"name it: {option}; or, for a language model, what its columns hold: "
+        "columns='{prompt: COLUMN, response: COLUMN}'.",
     )
