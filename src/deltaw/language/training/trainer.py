@@ -68,38 +68,25 @@ class Seq2SeqTrainer(AnswerTrainer):
         self.model_accepts_loss_kwargs = True
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        self, model: Any, inputs: Any, *_: Any, num_items_in_batch: torch.Tensor | None = None
     ) -> Any:
         """Return the loss per learnt token of the whole step.
 
         `L = Σ_b n_b mean_b / Σ_b n_b` over the batches of a step; the model gives the means.
         """
-        loss, outputs = super().compute_loss(model, {**inputs, "use_cache": False}, True)
-        if num_items_in_batch is not None:
-            share = _learnt(inputs) * self.accelerator.num_processes / num_items_in_batch
-            loss = loss * share
-        return (loss, outputs) if return_outputs else loss
+        learnt = (inputs["labels"] != MASKED).sum()
+        mean = super().compute_loss(model, {**inputs, "use_cache": False})
+        if num_items_in_batch is None:
+            return mean
+        return mean * learnt * self.accelerator.num_processes / num_items_in_batch
 
     def padded(self) -> list[int]:
         """Return how many tokens each batch of an epoch has, with the padding of both sides."""
         sides = (padded_tokens(self.order(), side) for side in self._sides())
         return [sum(sizes) for sizes in zip(*sides, strict=True)]
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Return the learnt tokens of a step; of an answer apart the first one is learnt too."""
-        learnt = sum(_learnt(batch) for batch in batch_samples)
-        return self.accelerator.gather(torch.as_tensor(learnt, device=device)).sum()
-
     def _lengths(self) -> list[int]:
         return [sum(sizes) for sizes in zip(*self._sides(), strict=True)]
 
     def _sides(self) -> list[list[int]]:
         return [[len(ids) for ids in self.train_dataset[name]] for name in ("input_ids", "labels")]
-
-
-def _learnt(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return (batch["labels"] != MASKED).sum()
