@@ -1,5 +1,6 @@
 """Packing the linear layers of a model in place, and getting a packed model ready to train."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from deltaw.walking import walk
 
 FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """What reads the weights of its children past their forward."""
+DTYPE_READER = re.compile(r"Dense(Gated)?ActDense$")
+"""Names of transformers' classes, T5's and its kin's, that cast what goes into their child `wo` to
+the dtype of its weight, which for a packed one is that of bytes."""
 DOUBLE = ("nf4", "fp4")
 """The kinds of which the scales can be packed too."""
 
@@ -34,9 +38,9 @@ def quantize(
     """Pack the weights of the linear layers of `model` in place; return their paths.
 
     The layers stay where they are, with their names, biases and hooks. Left as they are: output
-    heads and new heads, which lose most; subclasses of `nn.Linear`; what torch reads past its
-    forward; what is packed already; and layers whose adapter has absorbed its start. Models that
-    transformers quantises while it loads them need no such step.
+    heads and new heads, which lose most; subclasses of `nn.Linear`; what torch or transformers
+    reads past its forward; what is packed already; and layers whose adapter has absorbed its start.
+    Models that transformers quantises while it loads them need no such step.
 
     Args:
         model: the model, with its weights, on the device it will be used on.
@@ -143,7 +147,10 @@ def _linear(
     kept = {path for path in modules for name in exclude if path and ends_with(path, name)}
     kept |= {*output_head(model), *new_heads(model)}
     for path, layer in modules.items():
-        inside = isinstance(modules.get(path.rpartition(".")[0]), FAST_PATH)
+        parent, _, name = path.rpartition(".")
+        inside = isinstance(modules.get(parent), FAST_PATH) or (
+            name == "wo" and DTYPE_READER.search(type(modules[parent]).__name__) is not None
+        )
         left = inside or within(path, kept) or storage_of(layer) is not None
         if type(layer) is nn.Linear and not left:
             yield path, layer

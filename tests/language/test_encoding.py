@@ -204,3 +204,13 @@ def test_names_of_templates_and_their_origin(tmp_path: Any) -> None:
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[0].content }}")
     assert choose(tokenizer, str(file)).template.render([{"content": "x"}])[0] == "x"
+
+
+def test_a_prompt_keeps_half_the_length_however_long_answers_may_be() -> None:
+    tokenizer = byte_level()
+    encoder = Encoder(tokenizer, choose(tokenizer, "alpaca").template, 10, ends(tokenizer))
+    (whole,) = tokenizer(["abcdefghijklmnopqrst"], add_special_tokens=False)["input_ids"]
+    assert len(whole) > 10
+    for answer, kept in ((1, 9), (4, 6), (5, 5), (256, 5)):
+        assert encoder.prompt_ids(["abcdefghijklmnopqrst"], answer) == [whole[-kept:]]
+    assert [encoder.room(length) for length in (1, 9, 12)] == [9, 1, 1]

@@ -7,12 +7,15 @@ import importlib
 from pathlib import Path
 from typing import Protocol, cast
 
-from deltaw.errors import ConfigError, RunError, printable
+from deltaw.errors import ConfigError, FormatError, RunError, printable
 from deltaw.export._card import card
 from deltaw.export._order import Order, Told
-from deltaw.export._source import open_source
+from deltaw.export._source import SEQ2SEQ, open_source
 from deltaw.folder import files_in
 from deltaw.train import staging
+
+APART = ("hf", "peft")
+"""Targets that a sequence-to-sequence model can be taken to."""
 
 
 class Target(Protocol):
@@ -68,6 +71,12 @@ def export(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunError(f"{printable(str(out), 300)} is not empty. Fix: give a new folder.")
     opened = open_source(Path(source), base)
+    if opened.task == SEQ2SEQ and to not in APART:
+        raise FormatError(
+            f"--to {to} is for causal language models, and the adapter in {opened.shown} is for a "
+            f"sequence-to-sequence model ({SEQ2SEQ}): its encoder has no place there.\n"
+            f"Fix: use --to {' or '.join(APART)}, which transformers and PEFT read."
+        )
     target = cast(Target, importlib.import_module(f"{__name__}.{to}"))
     with staging.staged(out) as partial:
         order = Order(opened, partial, out, dtype, ollama_base)

@@ -14,7 +14,11 @@ from deltaw.state import IDS
 from deltaw.train.recipe import Recipe
 
 MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
-PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
+PIPELINES = {
+    "CAUSAL_LM": "text-generation",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "SEQ_CLS": "text-classification",
+}
 LIBRARIES = {"peft": "peft", "vllm": "peft", "hf": "transformers", "mlx": "mlx"}
 PLACES = ("model", "data", "output")
 

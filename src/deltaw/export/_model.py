@@ -8,7 +8,7 @@ from torch import nn
 
 import deltaw
 from deltaw.errors import ConfigError, RunError, printable, raise_all
-from deltaw.export._source import Source
+from deltaw.export._source import SEQ2SEQ, Source
 from deltaw.state import State
 from deltaw.train.model import LOADING, quiet
 from deltaw.train.opened import open_run
@@ -43,9 +43,9 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     """Return the base with the adapter on, in evaluation.
 
     A run is loaded as its recipe says, in float32. Any other adapter decides by its `task_type`:
-    CAUSAL_LM takes a language model, SEQ_CLS a classifier with as many labels as the adapter's
-    head has rows, and none the class that the base's configuration names, or, where the layers are
-    named without its prefix, the model below its head.
+    CAUSAL_LM and SEQ_2_SEQ_LM take a language model, SEQ_CLS a classifier with as many labels as
+    the adapter's head has rows, and none the class that the base's configuration names, or, where
+    the layers are named without its prefix, the model below its head.
 
     Raises:
         ConfigError: if there is no such dtype.
@@ -94,6 +94,8 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
 def _class_for(source: Source, config: Any) -> Any:
     if source.task == "CAUSAL_LM":
         return transformers.AutoModelForCausalLM
+    if source.task == SEQ2SEQ:
+        return transformers.AutoModelForSeq2SeqLM
     if source.task == "SEQ_CLS":
         return transformers.AutoModelForSequenceClassification
     kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)

@@ -24,7 +24,10 @@ def probe_tokens(config: Any) -> Tensor:
 @torch.no_grad()
 def answers(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the logits, or without a head the last hidden states, in float32."""
-    output: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))[0]
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        batch["decoder_input_ids"] = tokens
+    output: Tensor = model(**batch)[0]
     return output.float()
 
 

@@ -12,7 +12,8 @@ from deltaw.train.methods import IN_PLACE
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import RECIPE, read_recipe, read_results
 
-TASKS = ("CAUSAL_LM", "SEQ_CLS", None)
+SEQ2SEQ = "SEQ_2_SEQ_LM"
+TASKS = ("CAUSAL_LM", SEQ2SEQ, "SEQ_CLS", None)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def open_source(folder: Path, base: str | None = None) -> Source:
     if task not in TASKS:
         raise RunError(
             f"{printable(str(folder), 300)} is for {task}; only adapters of language models "
-            "(CAUSAL_LM) and of classifiers (SEQ_CLS) can be exported."
+            f"(CAUSAL_LM, {SEQ2SEQ}) and of classifiers (SEQ_CLS) can be exported."
         )
     config = replace(config, base_model_name_or_path=name, revision=revision)
     return Source(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deltaw.language.encoding.encoder import Encoder
-from deltaw.train.model import quiet
+from deltaw.train.model import positions, quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ def answers(
 
     Where prompt and answer together are too long for the model, the answer ends early.
     """
-    encoded = speaker.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    lengths = [len(ids) for ids in speaker.encoder.prompt_ids(prompts, 1)]
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)
     found = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
-        room = max(1, speaker.encoder.max_length - len(encoded[some[-1]]))
+        room = speaker.encoder.room(lengths[some[-1]])
         short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         said = generate(speaker, [prompts[index] for index in some], short)
         for index, answer in zip(some, said, strict=True):
@@ -61,16 +61,18 @@ def generate(
 ) -> list[str]:
     """Return the answer to each rendered prompt, up to the first end of a turn.
 
-    A prompt that leaves no room for the answer loses its beginning.
+    No answer is longer than the model has positions for.
     """
     tokenizer, model = speaker.tokenizer, speaker.model
-    room = max(1, speaker.encoder.max_length - sampling.max_new_tokens)
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"][-room:] for text in prompts]
-    longest = max(map(len, rows))
+    apart = model.config.is_encoder_decoder  # type: ignore[union-attr]
+    rows = speaker.encoder.prompt_ids(prompts, sampling.max_new_tokens)
+    most, limit = sampling.max_new_tokens, positions(model)
+    if limit is not None:
+        most = min(most, limit if apart else max(1, limit - max(map(len, rows))))
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
+    ids = _padded(rows, pad, left=not apart).to(device)
+    mask = _padded([[1] * len(row) for row in rows], 0, left=not apart).to(device)
     drawn = sampling.temperature > 0
     training = model.training
     model.eval()
@@ -78,7 +80,7 @@ def generate(
         found = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=most,
             do_sample=drawn,
             temperature=sampling.temperature if drawn else None,
             top_p=sampling.top_p if drawn else None,
@@ -92,4 +94,13 @@ def generate(
             streamer=streamer,
         )
     model.train(training)
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, longest:]]
+    begin = 1 if apart else ids.shape[1]
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, begin:]]
+
+
+def _padded(rows: Sequence[list[int]], value: int, *, left: bool) -> torch.Tensor:
+    """Return rows as one tensor, filled up on the left where they are gone on with."""
+    longest = max(map(len, rows))
+    filled = [[value] * (longest - len(row)) for row in rows]
+    pairs = zip(filled, rows, strict=True)
+    return torch.tensor([[*more, *row] if left else [*row, *more] for more, row in pairs])

@@ -1,4 +1,4 @@
-"""Loading a pretrained causal language model with its tokenizer."""
+"""Loading a pretrained language model, causal or sequence-to-sequence, with its tokenizer."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from deltaw.errors import RunError
+from deltaw.errors import ConfigError, RunError
 from deltaw.train.escape import printable
 from deltaw.train.methods import IN_PLACE
 from deltaw.train.model import LOADING, cannot_load, load_tokenizer, quiet, refuse_gaps
@@ -30,6 +30,7 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
     float32.
 
     Raises:
+        ConfigError: if the recipe's task is not for this kind of model.
         RunError: if either cannot be loaded, the weights have gaps, or the tokenizer has more
             tokens than the model, or no token that ends a text.
     """
@@ -39,11 +40,12 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
         "trust_remote_code": recipe.trust_remote_code,
     }
     frozen = recipe.method not in IN_PLACE
+    config = _load_config(name, **where)
+    kind = _class_for(config, recipe)
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(name, **where)
             torch.manual_seed(recipe.seed)
-            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            model, loading = kind.from_pretrained(
                 name,
                 config=config,
                 dtype=torch.bfloat16 if recipe.bf16 and frozen else torch.float32,
@@ -52,7 +54,7 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
                 **where,
             )
     except LOADING as error:
-        raise cannot_load(name, error, "AutoModelForCausalLM") from error
+        raise cannot_load(name, error, kind.__name__) from error
     refuse_gaps(model, name, loading, ())
     tokenizer = load_tokenizer(name, config, **where)
     _require_fit(tokenizer, model, name)
@@ -63,21 +65,20 @@ def outline(recipe: Recipe) -> Loaded:
     """Return the recipe's model on the meta device, of which no weight is read, and its tokenizer.
 
     Raises:
-        RunError: if either cannot be loaded, or the tokenizer does not fit, as in `load`.
+        ConfigError, RunError: as in `load`, but for gaps in the weights.
     """
     name = recipe.model
     where: dict[str, Any] = {
         "revision": recipe.revision,
         "trust_remote_code": recipe.trust_remote_code,
     }
+    config = _load_config(name, **where)
+    kind = _class_for(config, recipe)
     try:
         with quiet(), torch.device("meta"):
-            config = transformers.AutoConfig.from_pretrained(name, **where)
-            model = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=recipe.trust_remote_code
-            )
+            model = kind.from_config(config, trust_remote_code=recipe.trust_remote_code)
     except LOADING as error:
-        raise cannot_load(name, error, "AutoModelForCausalLM") from error
+        raise cannot_load(name, error, kind.__name__) from error
     with quiet(), suppress(OSError):  # few models have no such file
         model.generation_config = transformers.GenerationConfig.from_pretrained(
             name, revision=recipe.revision or "main"
@@ -85,6 +86,38 @@ def outline(recipe: Recipe) -> Loaded:
     tokenizer = load_tokenizer(name, config, **where)
     _require_fit(tokenizer, model, name)
     return Loaded(model, tokenizer)
+
+
+def _load_config(name: str, **where: Any) -> Any:
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(name, **where)
+    except LOADING as error:
+        raise cannot_load(name, error, "AutoModelForCausalLM or AutoModelForSeq2SeqLM") from error
+
+
+def _class_for(config: Any, recipe: Recipe) -> Any:
+    """Return the class that loads the model, by whether it encodes before it decodes."""
+    if not config.is_encoder_decoder:
+        return transformers.AutoModelForCausalLM
+    shown = printable(recipe.model, 200)
+    if recipe.task != "sft":
+        raise ConfigError(
+            f"task={recipe.task}: {shown} is a sequence-to-sequence model ({config.model_type}), "
+            "which learns answers alone; comparisons and ratings need a causal one.\n"
+            "Fix: task=sft with columns.response naming the answer to learn, or a causal model."
+        )
+    absent = [
+        key
+        for key in ("decoder_start_token_id", "pad_token_id")
+        if getattr(config, key, None) is None
+    ]
+    if absent:
+        raise RunError(
+            f"The configuration of {shown} does not say what its decoder begins with or is padded "
+            f"with: no {' and no '.join(absent)}.\nFix: set it in its config.json."
+        )
+    return transformers.AutoModelForSeq2SeqLM
 
 
 def _require_fit(tokenizer: Any, model: Any, name: str) -> None:
@@ -102,7 +135,7 @@ def _require_fit(tokenizer: Any, model: Any, name: str) -> None:
             f"The tokenizer of {shown} has no token that ends a text, so the model could never "
             "learn to stop.\nFix: set eos_token in its tokenizer_config.json."
         )
-    if not tokenizer.is_fast:
+    if not tokenizer.is_fast and not model.config.is_encoder_decoder:
         raise RunError(
             f"The tokenizer of {shown} does not say where its tokens stand in a text.\n"
             "Fix: save it as a fast one (tokenizer.json)."

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deltaw.errors import ConfigError, DataError
+from deltaw.errors import ConfigError, DataError, raise_all
 from deltaw.language.data.corpus import Corpus, Request
 from deltaw.language.data.samples import Completion, Conversation, Passage
 from deltaw.language.encoding.encoder import Encoder, Rows
-from deltaw.language.encoding.templating import Chosen, ends
+from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
+from deltaw.language.encoding.templating import Chosen, choose, ends
+from deltaw.train.escape import printable
 from deltaw.train.model import positions
 from deltaw.train.recipe import Recipe
 
@@ -35,9 +37,23 @@ def request(recipe: Recipe) -> Request:
     )
 
 
+def template_of(recipe: Recipe, tokenizer: Any, model: Any) -> Chosen:
+    """Return the template of the recipe, or what this model and its tokenizer go without one."""
+    return choose(tokenizer, recipe.template, apart=model.config.is_encoder_decoder)
+
+
 def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:
-    """Return how the recipe's samples become tokens of this model."""
-    return Encoder(
+    """Return how the recipe's samples become tokens of this model.
+
+    Raises:
+        ConfigError: listing every setting that has no meaning for a sequence-to-sequence model, or
+            if more tokens are asked for than the model has positions.
+    """
+    kind = Encoder
+    if model.config.is_encoder_decoder:
+        _require_apart(recipe)
+        kind = Seq2SeqEncoder
+    return kind(
         tokenizer,
         template.template,
         _room(recipe, positions(model)),
@@ -46,6 +62,35 @@ def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> 
         recipe.too_long,
         recipe.separator,
         recipe.default_system,
+    )
+
+
+def _require_apart(recipe: Recipe) -> None:
+    """Refuse what cannot be asked of a model that reads prompts and writes answers."""
+    checks = {
+        "packing=True: prompts that share a row would be read as one; rows of similar length are "
+        "batched together anyway": recipe.packing,
+        "train_on=all: prompts are read, not foretold, so there is nothing of them to learn": (
+            recipe.train_on == "all"
+        ),
+        "too_long=split: an answer belongs to its whole prompt; use truncate, drop or raise": (
+            recipe.too_long == "split"
+        ),
+        "separator: prompt and answer stand apart, with nothing between them": (
+            "separator" in recipe.changed
+        ),
+        "method=freeze: it counts the layers of one stack, and this model has two": (
+            recipe.method == "freeze"
+        ),
+        "lr_layer_decay: it counts the layers of one stack, and this model has two": (
+            recipe.lr_layer_decay is not None
+        ),
+    }
+    raise_all(
+        ConfigError,
+        f"{printable(recipe.model, 200)} is a sequence-to-sequence model, which these do not fit:",
+        [problem for problem, found in checks.items() if found],
+        "leave them out.",
     )
 
 

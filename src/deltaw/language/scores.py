@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaw.errors import DivergedError
-from deltaw.language.encoding.batches import Padding
+from deltaw.language.encoding.batches import Batch, Padding
 from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.train.metrics import REPLICAS, Score
 
@@ -31,7 +31,7 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].labels), len(rows[i].input_ids)))
     found = np.zeros((len(rows), 3))
     training = model.training
     model.eval()
@@ -41,10 +41,9 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
             some = _fitting(rows, order, at, vocabulary)
             at += len(some)
             batch = padding([_as_row(rows[index]) for index in some])
-            labels = batch.pop("labels")[:, 1:].to(device)
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            logits = model(**inputs, use_cache=False)["logits"][:, :-1].float()
-            found[some] = torch.stack(_sums(logits, labels), -1).double().cpu().numpy()
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            logits, labels = _foretold(model, batch)
+            found[some] = torch.stack(_sums(logits.float(), labels), -1).double().cpu().numpy()
     model.train(training)
     broken = int((~np.isfinite(found[:, 0])).sum())
     if broken:
@@ -106,7 +105,7 @@ def _fitting(rows: Sequence[Row], order: Sequence[int], at: int, vocabulary: int
     """Return the next rows whose logits fit in memory together, one at least."""
     some: list[int] = []
     for index in order[at : at + ROWS]:
-        if some and (len(some) + 1) * len(rows[index].input_ids) * vocabulary > NUMBERS:
+        if some and (len(some) + 1) * len(rows[index].labels) * vocabulary > NUMBERS:
             break
         some.append(index)
     return some
@@ -114,6 +113,14 @@ def _fitting(rows: Sequence[Row], order: Sequence[int], at: int, vocabulary: int
 
 def _as_row(row: Row) -> dict[str, list[int]]:
     return {"input_ids": row.input_ids, "labels": row.labels}
+
+
+def _foretold(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return logits and the labels that they are for; of a causal model the next token's."""
+    if model.config.is_encoder_decoder:
+        return model(**batch, use_cache=False)["logits"], batch["labels"]
+    labels = batch.pop("labels")
+    return model(**batch, use_cache=False)["logits"][:, :-1], labels[:, 1:]
 
 
 def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -82,11 +82,15 @@ class SteadyBatches(EpochSampler):
         return iter([row for batch in [*ordered, *last] for row in batch])
 
 
-def padded_tokens(order: EpochSampler) -> list[int]:
-    """Return how many tokens each batch of an epoch has, with its padding."""
+def padded_tokens(order: EpochSampler, lengths: Sequence[int] | None = None) -> list[int]:
+    """Return how many tokens each batch of an epoch has, with its padding.
+
+    `lengths` are those of the rows where the order goes by others.
+    """
     rows, size = list(order), order.batch_size
-    lengths = [[order.lengths[i] for i in rows[at : at + size]] for at in range(0, len(rows), size)]
-    return [max(batch) * len(batch) for batch in lengths]
+    every = order.lengths if lengths is None else lengths
+    batches = [[every[i] for i in rows[at : at + size]] for at in range(0, len(rows), size)]
+    return [max(batch) * len(batch) for batch in batches]
 
 
 class Collator:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from deltaw.train.batches import EpochSampler
+from deltaw.train.batches import EpochSampler, padded_tokens
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
 from deltaw.train.rates import TrainingPlan
@@ -65,6 +65,10 @@ class RecipeTrainer(ExactCheckpoints):
             bucketed=self.recipe.group_by_length,
             longest_first=self.longest_first,
         )
+
+    def padded(self) -> list[int]:
+        """Return how many tokens each batch of an epoch has, with its padding."""
+        return padded_tokens(self.order())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order()

@@ -104,6 +104,8 @@ def prepare(
     generator = torch.Generator().manual_seed(recipe.seed)
     random = {name for name, _ in model.named_parameters() if within(name, untrained)}
     config = lora_config(recipe)
+    if recipe.is_language and model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        config = replace(config, task_type="SEQ_2_SEQ_LM")
     norms = norms_of(model) if recipe.method == "layernorm" else []
     if (untrained or norms) and config.modules_to_save is None:
         config = replace(config, modules_to_save=[*new_heads(model), *untrained])

@@ -232,7 +232,8 @@ def positions(model: nn.Module) -> int | None:
 
     Where positions have a padding index (RoBERTa and its kin) the first token has the one after.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    names = ("max_position_embeddings", "max_decoder_position_embeddings")
+    limit = next((n for name in names if (n := getattr(model.config, name, None))), None)
     for path, module in model.named_modules():
         padding = module.padding_idx if isinstance(module, nn.Embedding) else None
         if path.endswith(".position_embeddings") and padding is not None:

@@ -10,7 +10,6 @@ import torch
 import transformers
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from deltaw.train.batches import padded_tokens
 from deltaw.train.loop import Pace, RecipeTrainer
 from deltaw.train.progress import ProgressBar, duration
 
@@ -84,7 +83,7 @@ def probe(trainer: RecipeTrainer) -> Probed:
     trainer.add_callback(first)
     transformers.set_seed(recipe.seed)
     trainer.train()
-    batches = padded_tokens(trainer.order())
+    batches = trainer.padded()
     size = recipe.gradient_accumulation
     steps = [sum(batches[at : at + size]) for at in range(0, len(batches), size)]
     made = [steps[number % len(steps)] for number in range(len(first.seconds))]

@@ -13,7 +13,7 @@ Batch = dict[str, Tensor]
 
 
 class Padding:
-    """Pads rows to the longest of their batch.
+    """Pads rows to the longest of their batch, labels by themselves where they are a target.
 
     Where rows have `position_ids`, which begin anew with every document, these keep documents
     apart and there is no mask; the padding is a document of its own.
@@ -24,12 +24,13 @@ class Padding:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Return `input_ids`, `labels` and a mask or positions, each (rows, longest)."""
-        longest = max(len(row["input_ids"]) for row in rows)
 
         def padded(name: str, value: int) -> Tensor:
+            longest = max(len(row[name]) for row in rows)
             return torch.tensor([[*r[name], *[value] * (longest - len(r[name]))] for r in rows])
 
         batch = {"input_ids": padded("input_ids", self.pad), "labels": padded("labels", MASKED)}
+        longest = batch["input_ids"].shape[1]
         if "position_ids" in rows[0]:
             positions = [
                 [*row["position_ids"], *range(longest - len(row["input_ids"]))] for row in rows

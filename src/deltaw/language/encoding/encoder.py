@@ -23,7 +23,10 @@ Sample = Conversation | Completion | Passage
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A sequence of tokens; a label is the token itself where it is learnt, -100 elsewhere."""
+    """A sequence of tokens; a label is the token itself where it is learnt, -100 elsewhere.
+
+    For a sequence-to-sequence model `input_ids` is the prompt, and `labels` is the answer.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -33,6 +36,10 @@ class Row:
     def learnt(self) -> int:
         """How many tokens are learnt."""
         return sum(label != MASKED for label in self.labels)
+
+    def holds(self, token: int) -> bool:
+        """Tell whether a token is read or learnt."""
+        return token in self.input_ids or token in self.labels
 
 
 def samples_of(rows: Sequence[Row]) -> list[Sample]:
@@ -85,16 +92,10 @@ class Encoder:
         problems: list[str] = []
         unknown = self.tokenizer.unk_token_id
         for start in range(0, len(samples), BATCH):
-            kept, texts = [], []
-            for sample in samples[start : start + BATCH]:
-                try:
-                    texts.append(self._text(sample))
-                    kept.append(sample)
-                except Refused as error:
-                    problems.append(f"{place(sample.file, sample.line)}: {error}")
-            for sample, row, joined in self._rows(kept, texts):
+            some = samples[start : start + BATCH]
+            for sample, row, joined in self._rows(some, problems):
                 found.joined += joined
-                found.unknown += unknown is not None and unknown in row.input_ids
+                found.unknown += unknown is not None and row.holds(unknown)
                 self._add(found, sample, row, problems)
         raise_all(
             DataError,
@@ -139,16 +140,36 @@ class Encoder:
             return messages
         return (Message("system", self.system), *messages)
 
+    def prompt_ids(self, prompts: Sequence[str], answer: int) -> list[list[int]]:
+        """Return the tokens of rendered prompts; `answer` tokens fit behind each.
+
+        A prompt that leaves no room for them, or for half the length, loses its beginning.
+        """
+        room = self.max_length - min(answer, self.max_length // 2)
+        return [self.tokenizer(p, add_special_tokens=False)["input_ids"][-room:] for p in prompts]
+
+    def room(self, prompt: int) -> int:
+        """Return how many tokens an answer may have behind a prompt of so many."""
+        return max(1, self.max_length - prompt)
+
     def _rows(
-        self, samples: Sequence[Sample], texts: Sequence[tuple[str, list[Span]]]
+        self, samples: Sequence[Sample], problems: list[str]
     ) -> Iterator[tuple[Sample, Row, bool]]:
-        if not samples:
+        """Yield each sample's row, and whether a token of it spans prompt and answer."""
+        kept, texts = [], []
+        for sample in samples:
+            try:
+                texts.append(self._text(sample))
+                kept.append(sample)
+            except Refused as error:
+                problems.append(f"{place(sample.file, sample.line)}: {error}")
+        if not kept:
             return
         before, after = self._around()
         encoded = self.tokenizer(
             [text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True
         )
-        parts = zip(samples, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        parts = zip(kept, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         for sample, (_, spans), ids, offsets in parts:
             labels, joined = _labels(ids, offsets, spans)
             if not isinstance(sample, Conversation):

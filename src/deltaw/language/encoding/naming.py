@@ -21,6 +21,13 @@ SAME = {
 """Other names of the same template."""
 WITHOUT = "alpaca"
 """What is used where neither tokenizer nor recipe has a template: it needs no special words."""
+APART = """\
+{%- if tools -%}{{- raise_exception('it has no place for tools') -}}{%- endif -%}
+{%- for message in messages -%}
+{{- message['content'] + ('' if loop.last else '\\n') -}}
+{%- endfor -%}
+"""
+"""The same where a prompt is read apart from its answer: the turns as they are, a line each."""
 
 
 def known() -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.errors import ConfigError
-from deltaw.language.encoding.naming import WITHOUT, source
+from deltaw.language.encoding.naming import APART, WITHOUT, source
 from deltaw.language.encoding.rendering import Template
 from deltaw.train.escape import printable
 
@@ -18,8 +18,10 @@ class Chosen:
     origin: str
 
 
-def choose(tokenizer: Any, name: str | None) -> Chosen:
+def choose(tokenizer: Any, name: str | None, *, apart: bool = False) -> Chosen:
     """Return the template of a name or a .jinja file, else the tokenizer's own, else `alpaca`.
+
+    Where prompts are read `apart` from answers, the last is the turns as they are.
 
     Raises:
         ConfigError: if there is none of that name, or it cannot be read.
@@ -39,6 +41,8 @@ def choose(tokenizer: Any, name: str | None) -> Chosen:
         return _made(tokenizer, source(name), f"{name} (asked for{other})")
     if own:
         return _made(tokenizer, own, "the tokenizer's own")
+    if apart:
+        return _made(tokenizer, APART, "none, a prompt as it is (template=NAME asks for one)")
     return _made(
         tokenizer,
         source(WITHOUT),

@@ -46,6 +46,12 @@ def stretches(row: Row, tokenizer: Any) -> list[Stretch]:
     return [stretch for stretch in found if stretch.text]
 
 
+def sides(row: Row, tokenizer: Any) -> list[Stretch]:
+    """Return the text of a prompt and of its answer apart, special tokens included."""
+    prompt, answer = (_decoded(tokenizer, ids) for ids in (row.input_ids, row.labels))
+    return [Stretch(f"{prompt}\n", False), Stretch(answer, True)]
+
+
 def shortened(parts: Sequence[Stretch]) -> list[Stretch]:
     """Return the stretches with the middle of long ones, and of a long row of them, left out."""
     left = len(parts) - 2 * ENDS

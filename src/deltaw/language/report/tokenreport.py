@@ -7,13 +7,13 @@ from deltaw.errors import printable
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.batches import as_data, packed
 from deltaw.language.encoding.encoder import Encoder, Row, Rows
-from deltaw.language.encoding.templating import choose
+from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.loading import outline
-from deltaw.language.reading import encoder_of, require_rows
+from deltaw.language.reading import encoder_of, require_rows, template_of
 from deltaw.language.report import colouring
 from deltaw.language.report.listing import listed
 from deltaw.language.report.vocabulary import control_tokens, unknown_characters
-from deltaw.language.training.receipt import Tokens
+from deltaw.language.training.receipt import tokens_of
 from deltaw.train.batches import EpochSampler, padded_tokens
 from deltaw.train.console import INDENT, Console
 from deltaw.train.data.rows import place
@@ -34,7 +34,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     """
     loaded = outline(recipe)
     tokenizer = loaded.tokenizer
-    template = choose(tokenizer, recipe.template)
+    template = template_of(recipe, tokenizer, loaded.model)
     encoder = encoder_of(recipe, tokenizer, template, loaded.model)
     everything = [*corpus.train, *corpus.validation, *corpus.test]
     console.field("template", template.origin)
@@ -43,8 +43,9 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     require_rows(found, corpus)
     encoder.encode(everything[len(corpus.train) :])  # type: ignore[arg-type]
     data = packed(found.rows, encoder.max_length) if recipe.packing else as_data(found.rows)
-    lengths = [len(ids) for ids in data["input_ids"]]
-    tokens = Tokens(found, encoder, len(lengths) if recipe.packing else None)
+    apart = isinstance(encoder, Seq2SeqEncoder)
+    sides = [[len(ids) for ids in data[side]] for side in ("input_ids", "labels")[: 1 + apart]]
+    tokens = tokens_of(found, encoder, len(sides[0]) if recipe.packing else None)
     console.field("tokens", "\n".join(tokens.lines()))
     console.field("longest", "\n".join(_longest(found, encoder, every)))
     if found.skipped:
@@ -53,8 +54,8 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
         console.field("empty", "\n".join([title, *lines]))
     console.field("ends", tokens.ending())
     console.field("unknown", unknown(tokenizer, found.rows))
-    console.field("epoch", _epoch(recipe, lengths))
-    _show_samples(console, found.rows, tokenizer, samples)
+    console.field("epoch", _epoch(recipe, sides))
+    _show_samples(console, found.rows, tokenizer, samples, apart=apart)
 
 
 def control(tokenizer: Any, samples: Sequence[Any], every: bool) -> list[str]:
@@ -75,7 +76,7 @@ def control(tokenizer: Any, samples: Sequence[Any], every: bool) -> list[str]:
 
 
 def _longest(found: Rows, encoder: Encoder, every: bool) -> list[str]:
-    fitting = [(row.sample, len(row.input_ids)) for row in found.rows]
+    fitting = [(row.sample, max(len(row.input_ids), len(row.labels))) for row in found.rows]
     pieces = {id(sample) for sample, _ in found.long}
     all_sizes = [*found.long, *(pair for pair in fitting if id(pair[0]) not in pieces)]
     all_sizes.sort(key=lambda pair: -pair[1])
@@ -94,7 +95,7 @@ def unknown(tokenizer: Any, rows: Sequence[Row]) -> str:
     number = tokenizer.unk_token_id
     if number is None:
         return "none: the tokenizer can write every character"
-    some = {id(row.sample): row.sample for row in rows if number in row.input_ids}
+    some = {id(row.sample): row.sample for row in rows if row.holds(number)}
     if not some:
         return "none: the tokenizer knows every character"
     characters = unknown_characters(tokenizer, list(some.values())).most_common()
@@ -103,7 +104,8 @@ def unknown(tokenizer: Any, rows: Sequence[Row]) -> str:
     return f"in {counted(len(some), 'sample')}: {named}{more}"
 
 
-def _epoch(recipe: Recipe, lengths: Sequence[int]) -> str:
+def _epoch(recipe: Recipe, sides: Sequence[Sequence[int]]) -> str:
+    lengths = [sum(sizes) for sizes in zip(*sides, strict=True)]
     order = EpochSampler(
         lengths,
         recipe.batch_size,
@@ -111,7 +113,7 @@ def _epoch(recipe: Recipe, lengths: Sequence[int]) -> str:
         bucketed=recipe.group_by_length,
         longest_first=True,
     )
-    total = sum(padded_tokens(order))
+    total = sum(sum(padded_tokens(order, side)) for side in sides)
     padding = total - sum(lengths)
     return (
         f"{total:,} tokens go through the model, {padding / total:.0%} of them padding, "
@@ -119,7 +121,9 @@ def _epoch(recipe: Recipe, lengths: Sequence[int]) -> str:
     )
 
 
-def _show_samples(console: Console, rows: Sequence[Row], tokenizer: Any, count: int) -> None:
+def _show_samples(
+    console: Console, rows: Sequence[Row], tokenizer: Any, count: int, *, apart: bool
+) -> None:
     count = min(count, len(rows))
     if not count:
         return
@@ -128,8 +132,9 @@ def _show_samples(console: Console, rows: Sequence[Row], tokenizer: Any, count: 
     for number in range(count):
         row = rows[round(number * (len(rows) - 1) / max(1, count - 1))]
         size, sample = len(row.input_ids), row.sample
-        console.field(
-            f"sample {number + 1}",
-            f"{place(sample.file, sample.line)}: {row.learnt:,} of {size:,} tokens learnt",
-        )
-        colouring.show(colouring.shortened(colouring.stretches(row, tokenizer)), INDENT)
+        what = f"{row.learnt:,} of {size:,} tokens learnt"
+        if apart:
+            what = f"a prompt of {size:,} tokens, an answer of {row.learnt:,}"
+        console.field(f"sample {number + 1}", f"{place(sample.file, sample.line)}: {what}")
+        marked = colouring.sides if apart else colouring.stretches
+        colouring.show(colouring.shortened(marked(row, tokenizer)), INDENT)

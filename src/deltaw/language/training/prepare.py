@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from deltaw.language import scores
@@ -14,7 +15,7 @@ from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.encoding.batches import Padding, as_data, packed, require_apart
 from deltaw.language.encoding.encoder import Row, samples_of
-from deltaw.language.encoding.templating import Chosen, choose
+from deltaw.language.encoding.templating import Chosen
 from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load
@@ -26,10 +27,11 @@ from deltaw.language.reading import (
     require_rows,
     require_turns,
     require_validation,
+    template_of,
 )
 from deltaw.language.training.foreseeing import foresee
-from deltaw.language.training.receipt import Tokens, show_corpus
-from deltaw.language.training.trainer import LanguageTrainer
+from deltaw.language.training.receipt import Tokens, show_corpus, tokens_of
+from deltaw.language.training.trainer import AnswerTrainer, LanguageTrainer, Seq2SeqTrainer
 from deltaw.language.training.trying import Tries
 from deltaw.train import methods
 from deltaw.train.batches import EpochSampler
@@ -90,18 +92,7 @@ class LanguageJob(Job):
 
     def trainer(self, folder: Path, interrupt: Interrupt, progress: ProgressBar) -> RecipeTrainer:
         """Return the Trainer, its optimiser built."""
-        metric = self.plan.metric if self.validated else None
-        args = arguments(SFTConfig, self.recipe, folder, self.plan, metric)
-        args.dataset_kwargs = {"skip_prepare_dataset": True}
-        args.max_length = None
-        trainer = LanguageTrainer(
-            model=self.model,
-            args=args,
-            train_dataset=self.data,
-            eval_dataset=Dataset.from_dict(as_data(self.validation)) if metric else None,
-            data_collator=self.padding,
-            processing_class=self.tokenizer,
-        )
+        trainer = self._bare_trainer(folder, self.plan.metric if self.validated else None)
         trainer.judged = self.validation
         trainer.examination = self.examinations.validation
         few = samples_of(self.held_out)[: self.recipe.samples]
@@ -110,13 +101,29 @@ class LanguageJob(Job):
         trainer.made_for(self.recipe, interrupt, progress)
         return trainer
 
+    def _bare_trainer(self, folder: Path, metric: str | None) -> AnswerTrainer:
+        """Return the Trainer of this kind of model."""
+        args = arguments(SFTConfig, self.recipe, folder, self.plan, metric)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.max_length = None
+        return LanguageTrainer(args=args, **self._parts(metric))
+
+    def _parts(self, metric: str | None) -> dict[str, Any]:
+        """Return what every Trainer is given."""
+        return {
+            "model": self.model,
+            "train_dataset": self.data,
+            "eval_dataset": Dataset.from_dict(as_data(self.validation)) if metric else None,
+            "data_collator": self.padding,
+            "processing_class": self.tokenizer,
+        }
+
     def probe(self, trainer: RecipeTrainer) -> dict[str, Any]:
         """Return a few rows on which the adapters are tried, computed as in training."""
-        assert isinstance(trainer, LanguageTrainer)
         rows = [self.data[index] for index in range(min(PROBE, len(self.data)))]
-        return {**self.padding(rows), "use_cache": False} | (
-            {} if trainer.through_logits else {"fused_lm_head": True}
-        )
+        fused = isinstance(trainer, LanguageTrainer) and not trainer.through_logits
+        batch: dict[str, Any] = {**self.padding(rows), "use_cache": False}
+        return batch | ({"fused_lm_head": True} if fused else {})
 
     def score(self) -> Score | None:
         """Return the model's score on the held-out rows, if there are any."""
@@ -143,6 +150,14 @@ class LanguageJob(Job):
         return [f"deltaw chat {run}", f"deltaw eval {run}", f"deltaw export {run} OUT --to hf"]
 
 
+class Seq2SeqJob(LanguageJob):
+    """Prompts and answers for a sequence-to-sequence model."""
+
+    def _bare_trainer(self, folder: Path, metric: str | None) -> AnswerTrainer:
+        args = arguments(TrainingArguments, self.recipe, folder, self.plan, metric)
+        return Seq2SeqTrainer(args=args, **self._parts(metric))
+
+
 def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
 
@@ -158,7 +173,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     require_metric(recipe, ("loss", *METRICS))
     loaded = load(recipe)
     model, tokenizer = loaded.model, loaded.tokenizer
-    template = choose(tokenizer, recipe.template)
+    template = template_of(recipe, tokenizer, model)
     tokenizer.chat_template = template.template.source
     encoder = encoder_of(recipe, tokenizer, template, model)
     train = encoder.encode(corpus.train)
@@ -181,7 +196,8 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         tokenizer=tokenizer_digest(tokenizer),
     )
     held_out = test.rows or validation.rows
-    return LanguageJob(
+    kind = Seq2SeqJob if model.config.is_encoder_decoder else LanguageJob  # type: ignore[union-attr]
+    return kind(
         recipe=recorded,
         model=model,
         tokenizer=tokenizer,
@@ -195,7 +211,7 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
         held_out=held_out,
         data=rows,
         padding=padding,
-        tokens=Tokens(train, encoder, len(rows) if recipe.packing else None),
+        tokens=tokens_of(train, encoder, len(rows) if recipe.packing else None),
         template=template,
         console=console,
         examinations=_examinations(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.encoder import Encoder, Rows
+from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
@@ -45,17 +46,7 @@ class Tokens:
 
     def lines(self) -> list[str]:
         """Return what is said of the rows, without those that were left out."""
-        rows = self.found.rows
-        total = sum(len(row.input_ids) for row in rows)
-        learnt = sum(row.learnt for row in rows)
-        lengths = [len(row.input_ids) for row in rows]
-        ends = " or ".join(printable(end) for end in self.encoder.ends)
-        drawn = Lengths(self.encoder.max_length, max(lengths), 0.0, histogram(lengths))
-        lines = [
-            f"{learnt:,} of {total:,} learnt: {LEARNT[self.encoder.learnt]}, with its end {ends}",
-            *str(drawn).splitlines()[:-1],
-            f"longest {self._longest():,} of {self.encoder.max_length:,}; {self._long()}",
-        ]
+        lines = self._sizes()
         if self.packed is not None:
             lines.append(f"packed into {counted(self.packed, 'row')}, which do not see each other")
         if self.found.joined:
@@ -69,6 +60,25 @@ class Tokens:
                 "not know"
             )
         return lines
+
+    def _sizes(self) -> list[str]:
+        """Return how many tokens are learnt, and how long the rows are."""
+        rows = self.found.rows
+        total = sum(len(row.input_ids) for row in rows)
+        learnt = sum(row.learnt for row in rows)
+        return [
+            f"{learnt:,} of {total:,} learnt: {self._what()}",
+            *self._drawn([len(row.input_ids) for row in rows]),
+            f"longest {self._longest():,} of {self.encoder.max_length:,}; {self._long()}",
+        ]
+
+    def _what(self) -> str:
+        ends = " or ".join(printable(end) for end in self.encoder.ends)
+        return f"{LEARNT[self.encoder.learnt]}, with its end {ends}"
+
+    def _drawn(self, lengths: list[int]) -> list[str]:
+        drawn = Lengths(self.encoder.max_length, max(lengths), 0.0, histogram(lengths))
+        return str(drawn).splitlines()[:-1]
 
     def ending(self) -> str:
         """Say how many rows teach the model to stop, and what became of the others."""
@@ -90,3 +100,27 @@ class Tokens:
         parts = [f"{counted(found.cut, 'sample')} cut"] if found.cut else []
         parts += [f"{counted(found.split, 'sample')} split"] if found.split else []
         return " and ".join(parts) or "none cut"
+
+
+class TokensApart(Tokens):
+    """How many tokens a sequence-to-sequence model reads of prompts and learns of answers."""
+
+    def _sizes(self) -> list[str]:
+        prompts = [len(row.input_ids) for row in self.found.rows]
+        answers = [len(row.labels) for row in self.found.rows]
+        return [
+            f"{sum(answers):,} of answers learnt: {self._what()}",
+            f"{sum(prompts):,} of prompts read",
+            "prompts",
+            *self._drawn(prompts),
+            "answers",
+            *self._drawn(answers),
+            f"longest {max(prompts):,} and {max(answers):,}, {self.encoder.max_length:,} fit each; "
+            f"{self._long()}",
+        ]
+
+
+def tokens_of(found: Rows, encoder: Encoder, packed: int | None = None) -> Tokens:
+    """Return what is said of rows by this encoder."""
+    kind = TokensApart if isinstance(encoder, Seq2SeqEncoder) else Tokens
+    return kind(found, encoder, packed)

@@ -1,43 +1,30 @@
-"""TRL's trainer of language models with our checkpoints, order of rows, optimiser and scores."""
+"""Trainers of language models with our checkpoints, order of rows, optimiser and scores."""
 
 import time
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from deltaw.language import scores
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.language.examining import Examination
 from deltaw.layer import AdaptedLayer
+from deltaw.train.batches import padded_tokens
+from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import RecipeTrainer
+from deltaw.train.recipe import Recipe
 
 
-class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
-    """`trl.SFTTrainer` by a recipe; the validation loss is a mean over tokens, not over batches."""
+class AnswerTrainer(RecipeTrainer):
+    """A Trainer by a recipe whose validation loss is a mean over tokens, not over batches."""
 
     judged: list[Row]
     examination: Examination | None = None
     longest_first = True
-
-    @property
-    def through_logits(self) -> bool:
-        """Whether the output head has an adapter, past which TRL's fused loss would read."""
-        return isinstance(self.model.get_output_embeddings(), AdaptedLayer)
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss per learnt token of the whole step."""
-        if self.through_logits:
-            return Trainer.compute_loss(
-                self, model, {**inputs, "use_cache": False}, *args, **kwargs
-            )
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def _lengths(self) -> list[int]:
-        return [len(ids) for ids in self.train_dataset["input_ids"]]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; raise `DivergedError` on a loss that is no number."""
@@ -55,3 +42,56 @@ class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
                 metrics[f"{prefix}_{name}"] = tally.value
         metrics[f"{prefix}_runtime"] = round(time.perf_counter() - began, 4)
         return EvalLoopOutput(None, None, metrics, len(self.judged))
+
+
+class LanguageTrainer(AnswerTrainer, SFTTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer` by a recipe."""
+
+    @property
+    def through_logits(self) -> bool:
+        """Whether the output head has an adapter, past which TRL's fused loss would read."""
+        return isinstance(self.model.get_output_embeddings(), AdaptedLayer)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss per learnt token of the whole step."""
+        if self.through_logits:
+            return Trainer.compute_loss(
+                self, model, {**inputs, "use_cache": False}, *args, **kwargs
+            )
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _lengths(self) -> list[int]:
+        return [len(ids) for ids in self.train_dataset["input_ids"]]
+
+
+class Seq2SeqTrainer(AnswerTrainer):
+    """`transformers.Trainer` by a recipe, of prompts that are read and answers that are learnt."""
+
+    def made_for(self, recipe: Recipe, interrupt: Interrupt, progress: TrainerCallback) -> None:
+        """Follow this recipe; losses are scaled here, whatever the model's own forward takes."""
+        super().made_for(recipe, interrupt, progress)
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self, model: Any, inputs: Any, *_: Any, num_items_in_batch: torch.Tensor | None = None
+    ) -> Any:
+        """Return the loss per learnt token of the whole step.
+
+        `L = Σ_b n_b mean_b / Σ_b n_b` over the batches of a step; the model gives the means.
+        """
+        learnt = (inputs["labels"] != MASKED).sum()
+        mean = super().compute_loss(model, {**inputs, "use_cache": False})
+        if num_items_in_batch is None:
+            return mean
+        return mean * learnt * self.accelerator.num_processes / num_items_in_batch
+
+    def padded(self) -> list[int]:
+        """Return how many tokens each batch of an epoch has, with the padding of both sides."""
+        sides = (padded_tokens(self.order(), side) for side in self._sides())
+        return [sum(sizes) for sizes in zip(*sides, strict=True)]
+
+    def _lengths(self) -> list[int]:
+        return [sum(sizes) for sizes in zip(*self._sides(), strict=True)]
+
+    def _sides(self) -> list[list[int]]:
+        return [[len(ids) for ids in self.train_dataset[name]] for name in ("input_ids", "labels")]
