@@ -1,10 +1,11 @@
 """What every test stands on: no network, the shared data, and a count of what was skipped."""
 
+import gc
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,20 @@ def pytest_configure() -> None:
         )
 
 
+def pytest_collection_finish() -> None:
+    """Training runs collect garbage, which is slow among the objects of thousands of tests."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """No test depends on which ones ran before it."""
+def alone() -> Iterator[None]:
+    """No test depends on which ones ran before it, nor on how many threads they asked for."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,11 @@
 """One tiny model, one table and one finished run, shared by the tests of runs."""
 
-import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.train.models import make_model, messages, write_csv
-
-gc.freeze()  # every run collects garbage, which is slow among a test run's many objects
 
 Command = Callable[..., tuple[int, str, str]]
 
