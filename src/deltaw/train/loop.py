@@ -11,11 +11,11 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from deltaw.train.batches import EpochSampler
+from deltaw.train.guarded import Guarded
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
 from deltaw.train.rates import TrainingPlan
 from deltaw.train.recipe import Recipe
-from deltaw.train.trainer import ExactCheckpoints
 
 LOGS = 100
 """Losses logged over a whole run, at most every step."""
@@ -26,7 +26,7 @@ CHECKPOINTING = next(name for name in _NAMES if name in _FIELDS)
 """What this release of transformers calls it; the second name is the older one."""
 
 
-class RecipeTrainer(ExactCheckpoints):
+class RecipeTrainer(Guarded):
     """A Trainer with the optimiser, the order of rows and the best state of a recipe."""
 
     recipe: Recipe
@@ -38,6 +38,8 @@ class RecipeTrainer(ExactCheckpoints):
         self.remove_callback(PrinterCallback)
         self.add_callback(Flow(interrupt, recipe.early_stopping))
         self.add_callback(progress)
+        if recipe.watchdog:
+            self.guard()
         self.create_optimizer()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -54,6 +56,7 @@ class RecipeTrainer(ExactCheckpoints):
             else:
                 chosen, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 self.optimizer = chosen(groups, **options)
+            self.rates = tuple(group["lr"] for group in self.optimizer.param_groups)
         return self.optimizer
 
     def order(self) -> EpochSampler:

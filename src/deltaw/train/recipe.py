@@ -39,6 +39,17 @@ class RecordedScore(BaseModel):
     rows: int
 
 
+class RecordedRollback(BaseModel):
+    """Where a run went wrong, the step it went back to, and the factor on its rates since."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wrong: int
+    to: int
+    factor: float
+    why: str
+
+
 class Record(BaseModel):
     """What a run notes about itself, which nobody sets."""
 
@@ -49,6 +60,7 @@ class Record(BaseModel):
     tokenizer: str | None = None
     labels: list[str] = []
     before: RecordedScore | None = None
+    rollbacks: list[RecordedRollback] = []
 
 
 class Recipe(LanguageKeys):
@@ -127,6 +139,7 @@ class Recipe(LanguageKeys):
     eval_every: int | None = Field(None, ge=1)
     metric: Metric | None = None
     early_stopping: int | None = Field(None, ge=1)
+    watchdog: bool = True
     keep: Literal["best", "last"] = "best"
     report_to: list[str] = Field(default_factory=list)
     trust_remote_code: bool = False

@@ -11,11 +11,13 @@ from typing import Any
 import transformers
 
 import deltaw
+from deltaw.errors import DivergedError
 from deltaw.train import staging, yamlfile
-from deltaw.train.checkpoint import read_state, restore
+from deltaw.train.checkpoint import read_state, restore, step_of
 from deltaw.train.console import Console
 from deltaw.train.data import wording
 from deltaw.train.escape import printable
+from deltaw.train.guarded import rolled_back
 from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.job import Job
 from deltaw.train.loop import Pace, RecipeTrainer, is_done
@@ -125,6 +127,7 @@ class _Run:
         self.pace = Pace()
         self.trainer.add_callback(self.pace)
         self.resumed = folder.started
+        self.record: dict[str, Any] = dict(job.recipe.record or {})
         self.best_validation: float | None = None
 
     def finish(self) -> None:
@@ -145,17 +148,19 @@ class _Run:
 
     def _begin(self) -> Score | None:
         """Score the untrained model and save the recipe, or take both from the run begun before."""
-        recipe = self.job.recipe
-        assert recipe.record is not None
         if self.resumed:
-            record = read_recipe(self.folder.path).record or {}
-            self._announce_resumption(record.get("versions", {}))
-            before = record.get("before")
+            self.record |= read_recipe(self.folder.path).record or {}
+            self._announce_resumption(self.record["versions"])
+            self.trainer.slowed = len(self.record.get("rollbacks", ()))
+            before = self.record.get("before")
             return None if before is None else Score(**before)
         before = self._evaluate("before")
-        scores = {} if before is None else {"before": _as_data(before)}
-        self.folder.write_recipe(recipe.model_copy(update={"record": {**recipe.record, **scores}}))
+        self.record |= {} if before is None else {"before": _as_data(before)}
+        self._write_recipe()
         return before
+
+    def _write_recipe(self) -> None:
+        self.folder.write_recipe(self.job.recipe.model_copy(update={"record": self.record}))
 
     def _announce_resumption(self, versions: dict[str, str]) -> None:
         checkpoints = self.folder.checkpoints()
@@ -178,10 +183,8 @@ class _Run:
         newest = checkpoints[-1] if checkpoints else None
         patience = self.job.recipe.early_stopping
         if newest is None or not is_done(read_state(newest), self.job.plan.steps, patience):
-            transformers.set_seed(self.job.recipe.seed)
             self.interrupt.waiting = True
-            with self.progress:
-                self.trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+            self._steps(newest)
             self.interrupt.waiting = False
             if self.interrupt.number is not None:
                 raise Stopped(
@@ -194,6 +197,32 @@ class _Run:
         self.best_validation = state.best_metric
         best = state.best_global_step if self.job.recipe.keep == "best" else None
         restore(self.job.model, self.folder.path / f"checkpoint-{best or state.global_step}")
+
+    def _steps(self, newest: Path | None) -> None:
+        """Run the training loop, and again from an earlier state where it went wrong."""
+        while True:
+            transformers.set_seed(self.job.recipe.seed)
+            try:
+                with self.progress:
+                    self.trainer.train(resume_from_checkpoint=newest and str(newest))
+            except DivergedError as error:
+                newest = self._go_back(error)
+            else:
+                return
+
+    def _go_back(self, error: DivergedError) -> Path:
+        """Return the checkpoint to go on from, noted in the record; raise the error without one."""
+        back = rolled_back(self.trainer, error)
+        for checkpoint in self.folder.checkpoints():
+            if step_of(checkpoint) > back.to:
+                staging.remove(checkpoint)
+        self.record["rollbacks"] = [*self.record.get("rollbacks", ()), back.as_data()]
+        self._write_recipe()
+        self.trainer.slowed += 1
+        self.console.field(
+            "rollback", f"{back}, at most {back.factor * self.job.plan.rate.value:g}"
+        )
+        return self.folder.checkpoints()[-1]
 
     def _evaluate(self, moment: str) -> Score | None:
         return self.job.score() if moment in self.scored else None
@@ -226,6 +255,7 @@ class _Run:
             "seconds": round(seconds, 1),
             "seconds_per_step": self.pace.median,
             "resumed": self.resumed,
+            "rollbacks": self.record.get("rollbacks", []),
         }
 
     def _report(self, before: Score | None, after: Score | None, size: int, seconds: float) -> None:

@@ -29,6 +29,7 @@ from deltaw.train.checkpoint import (
     reading,
     require_complete,
     restore,
+    step_of,
     trained,
 )
 from deltaw.train.escape import printable
@@ -69,7 +70,7 @@ class ExactCheckpoints(Trainer):
         """Delete all checkpoints but the newest and the best, oldest first."""
         keep = {self.state.global_step, self.state.best_global_step}
         limit = self.args.save_total_limit
-        steps = sorted(int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*"))
+        steps = sorted(step_of(path) for path in folder.glob("checkpoint-*"))
         if limit:
             spare = [step for step in steps if step not in keep]
             for step in spare[: max(0, len(steps) - max(limit, len(keep & set(steps))))]:
@@ -135,7 +136,7 @@ class ExactCheckpoints(Trainer):
             return
         saved = sorted(
             Path(self.args.output_dir).glob("checkpoint-*"),
-            key=lambda path: int(path.name.removeprefix("checkpoint-")),
+            key=step_of,
         )
         kept = (
             f"The last good state is in {printable(str(saved[-1]), 300)}."
@@ -144,7 +145,7 @@ class ExactCheckpoints(Trainer):
         )
         clip = "a smaller max_grad_norm" if self.args.max_grad_norm else "max_grad_norm=1"
         raise DivergedError(
-            f"{what} became {broken[0].item()} in step {step}, so the run was stopped. {kept}\n"
+            f"{what} became {broken[0].item()} in step {step}.\nThe run was stopped. {kept}\n"
             f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), more "
             f"warmup, bf16 off, or {clip}, with --overwrite."
         )
