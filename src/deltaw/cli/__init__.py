@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import NoReturn
 
 from deltaw.errors import DeltawError
@@ -15,12 +16,21 @@ LONGEST = 4000
 def main() -> None:
     """Run the command line; a known error becomes one message and exit code 1, a signal 128 + n."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def command() -> None:
+        from deltaw.cli.app import app
+
+        app()
+
+    reported(command)
+
+
+def reported(command: Callable[[], object]) -> None:
+    """Call what may raise; a known error becomes one message and exit code 1, a signal 128 + n."""
     try:
         with Interrupt("Stopped."), warnings.catch_warnings():
             warnings.showwarning = _warn
-            from deltaw.cli.app import app
-
-            app()
+            command()
     except DeltawError as error:
         _fail(f"error: {error}", 1)
     except Stopped as stop:
@@ -38,5 +48,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _warn(message: Warning | str, *place: object) -> None:
     """Show a warning as one line, without the place in the code that Python would add."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     text = " ".join(str(message).split())
     print(f"warning: {printable(text, LONGEST)}", file=sys.stderr)

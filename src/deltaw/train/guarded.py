@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deltaw.errors import DivergedError
+from deltaw.train import processes
 from deltaw.train.checkpoint import step_of
 from deltaw.train.trainer import ExactCheckpoints
 from deltaw.train.watchdog import Watchdog
@@ -73,7 +74,8 @@ class Guarded(ExactCheckpoints):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        loss, self._step_loss = float(self._step_loss), 0.0
+        loss = processes.summed(float(self._step_loss)) / processes.count()
+        self._step_loss = 0.0
         if self.watchdog is not None:
             self._watch(self.watchdog, loss)
         return norm

@@ -121,6 +121,12 @@ class RunFolder:
         ]
         return [path for _, path in sorted(found)]
 
+    def remove_checkpoints(self, after: int = -1) -> None:
+        """Delete the checkpoints of later steps, by default all."""
+        for path in self.checkpoints():
+            if int(path.name.removeprefix("checkpoint-")) > after:
+                staging.remove(path)
+
     def refuse(self, recipe: Recipe, overwrite: bool) -> None:
         """Raise, touching nothing, if the run of `recipe` must not go here."""
         sources = {"model": recipe.model, "data": recipe.data}

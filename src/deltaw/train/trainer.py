@@ -8,6 +8,7 @@ base; a model with adapters also gets their PEFT files. Resuming from it goes on
 """
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from deltaw.errors import DivergedError
 from deltaw.saving import save_all
 from deltaw.switching import configs
-from deltaw.train import staging
+from deltaw.train import processes, randomness, staging
 from deltaw.train.checkpoint import (
     STATE,
     TRAINED,
@@ -44,21 +45,24 @@ class ExactCheckpoints(Trainer):
         self.store_flos()
         folder = Path(self._get_output_dir(trial))
         final = folder / f"checkpoint-{self.state.global_step}"
-        if not final.exists():
+        states = processes.gathered(randomness.current())
+        if processes.first() and not final.exists():
             with staging.staged(final) as partial:
-                self._write_checkpoint(partial)
+                self._write_checkpoint(partial, states)
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(
                 folder / f"checkpoint-{self.state.best_global_step}"
             )
-        self._rotate(folder)
+        if processes.first():
+            self._rotate(folder)
+        processes.from_first(lambda: None)  # all go on when it is written
 
-    def _write_checkpoint(self, folder: Path) -> None:
+    def _write_checkpoint(self, folder: Path, states: Sequence[dict[str, Any]]) -> None:
         self._save(str(folder))
         try:
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
+            randomness.write(states, folder)
         except RuntimeError as error:  # what torch.save raises when the disk is full
             raise OSError(errno.EIO, f"torch cannot write (is the disk full?): {error}") from error
         for callback in [*self.callback_handler.callbacks, self.control]:
@@ -88,7 +92,7 @@ class ExactCheckpoints(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        require_complete(Path(resume_from_checkpoint), self.args.process_index)
+        require_complete(Path(resume_from_checkpoint))
         restore(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -96,8 +100,9 @@ class ExactCheckpoints(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(checkpoint):
-            super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            with reading(checkpoint):
+                randomness.restore(Path(checkpoint), processes.rank())
 
     def _load_best_model(self) -> None:
         restore(self.model, Path(self.state.best_model_checkpoint))
@@ -112,7 +117,8 @@ class ExactCheckpoints(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one forward and backward pass; raise `DivergedError` on a loss that is no number."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self.require_finite(loss, "The loss", self.state.global_step + 1)
+        if processes.count() == 1:  # else the others would wait for this one: see the gradient
+            self.require_finite(loss, "The loss", self.state.global_step + 1)
         return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

@@ -73,6 +73,7 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):  # type: ignore[misc]
     judged: Judged
     padding: Padding
     longest_first = True
+    loss_over = "rows"
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset

@@ -13,6 +13,7 @@ from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Row
 from deltaw.layer import AdaptedLayer
 from deltaw.train.loop import RecipeTrainer
+from deltaw.train.shares import WEIGHT
 
 
 class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
@@ -20,6 +21,7 @@ class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
 
     judged: list[Row]
     longest_first = True
+    loss_over = "items"
 
     @property
     def through_logits(self) -> bool:
@@ -29,9 +31,9 @@ class LanguageTrainer(RecipeTrainer, SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss per learnt token of the whole step."""
         if self.through_logits:
-            return Trainer.compute_loss(
-                self, model, {**inputs, "use_cache": False}, *args, **kwargs
-            )
+            weight = inputs.pop(WEIGHT, 1.0)
+            inputs["use_cache"] = False
+            return weight * Trainer.compute_loss(self, model, inputs, *args, **kwargs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _lengths(self) -> list[int]:
