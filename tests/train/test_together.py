@@ -1,4 +1,4 @@
-"""Two processes train what one does: the same losses, weights and files, and go on from each other."""
+"""Two processes train what one does, to the same weights and files, and each goes on for one."""
 
 import signal
 from pathlib import Path
@@ -50,6 +50,8 @@ def assert_equal(run: Path, whole: Path, weights: str = ADAPTER) -> None:
     for part in ("before", "after"):
         ours, theirs = read_results(run)[part], read_results(whole)[part]
         assert ours["values"] == pytest.approx(theirs["values"], rel=1e-5)
+    if (whole / "config.json").exists():
+        assert (run / "config.json").read_bytes() == (whole / "config.json").read_bytes()
     names = [sorted(path.name for path in folder.iterdir()) for folder in (run, whole)]
     assert names[0] == names[1]
     assert (run / "recipe.yaml").read_text().count("\n") == (
@@ -141,6 +143,18 @@ def test_every_way_of_training(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"method": "full"}, {"use_dora": True, "bf16": True, "gradient_accumulation": 1}],
+    ids=["lora", "full", "bf16"],
+)
+def test_weights_that_are_shared_out(
+    talking: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    both(talking, tmp_path, monkeypatch, fsdp=True, **more)
+
+
+@pytest.mark.slow
 def test_preferences(
     talking: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +171,7 @@ def test_preferences(
 def test_labelled_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     rows = messages(28)
     if task == "regression":
-        rows = [{**row, "label": len(row["text"]) / 9} for row in rows]
+        rows = [(text, str(len(text) / 9)) for text, _ in rows]
     values = {
         "model": str(make_model(tmp_path / "model")),
         "data": str(write_csv(tmp_path / "data.csv", rows)),

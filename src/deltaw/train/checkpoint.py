@@ -12,6 +12,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from deltaw.errors import RunError, raise_all
+from deltaw.train import sharding
 from deltaw.train.escape import printable
 from deltaw.train.randomness import file_name
 
@@ -98,4 +99,4 @@ def restore(model: nn.Module, checkpoint: Path) -> None:
     )
     with torch.no_grad():
         for name, tensor in ours.items():
-            tensor.copy_(tensors[name])
+            sharding.copy(tensors[name], tensor)

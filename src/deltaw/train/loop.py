@@ -3,24 +3,21 @@
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from deltaw.errors import ConfigError, RunError, raise_all
 from deltaw.train import processes
 from deltaw.train.batches import EpochSampler
-from deltaw.train.guarded import Guarded
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
 from deltaw.train.rates import TrainingPlan
 from deltaw.train.recipe import Recipe
-from deltaw.train.shares import WEIGHT, ShareSampler, loader
+from deltaw.train.shared import SharedTraining
+from deltaw.train.shares import WEIGHT
 
 LOGS = 100
 """Losses logged over a whole run, at most every step."""
@@ -31,28 +28,17 @@ CHECKPOINTING = next(name for name in _NAMES if name in _FIELDS)
 """What this release of transformers calls it; the second name is the older one."""
 
 
-NOTHING = -100
-"""A label that is not learnt."""
-
-
-class RecipeTrainer(Guarded):
+class RecipeTrainer(SharedTraining):
     """A Trainer with the optimiser, the order of rows and the best state of a recipe."""
 
     recipe: Recipe
     longest_first = False
-    loss_over: Literal["items", "rows"] | None = None
-    """What the loss of a step is a mean over: all that is counted, or each batch's rows; without
-    it processes cannot share a batch."""
 
     def made_for(self, recipe: Recipe, interrupt: Interrupt, progress: TrainerCallback) -> None:
         """Follow this recipe: its stops, its progress and its optimiser."""
         self.recipe = recipe
-        check_shares(recipe, self.loss_over)
-        if self.args.world_size != processes.count():
-            raise RunError(
-                f"WORLD_SIZE says {processes.count()} processes, and {self.args.world_size} found "
-                "each other.\nFix: start them with torchrun or --processes, one for each GPU."
-            )
+        if processes.count() > 1:
+            self.share()
         self.remove_callback(PrinterCallback)
         self.add_callback(Flow(interrupt, recipe.early_stopping))
         self.add_callback(progress)
@@ -76,36 +62,6 @@ class RecipeTrainer(Guarded):
                 self.optimizer = chosen(groups, **options)
             self.rates = tuple(group["lr"] for group in self.optimizer.param_groups)
         return self.optimizer
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches of an epoch, or this process's share of them."""
-        if processes.count() == 1:
-            return super().get_train_dataloader()  # type: ignore[no-any-return]
-        mean = self.loss_over == "rows"
-        shares = ShareSampler(self.order(), processes.rank(), processes.count(), mean=mean)
-        batches = loader(self.train_dataset, shares, self.data_collator)
-        return prepare_data_loader(batches, num_processes=1, process_index=0)
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss by the weight of this process's share."""
-        weight = inputs.pop(WEIGHT, None)
-        found = super().compute_loss(model, inputs, *args, **kwargs)
-        return found if weight is None else found * weight
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        counted = [
-            batch
-            if batch.get(WEIGHT, 1) or "labels" not in batch
-            # counted in, and so all processes exchange their numbers, but as nothing
-            else {**batch, "labels": torch.full_like(batch["labels"], NOTHING)}
-            for batch in batch_samples
-        ]
-        return super()._get_num_items_in_batch(counted, device)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; what the first process finds decides in all."""
-        found = super().evaluate(*args, **kwargs)
-        return processes.from_first(lambda: found)
 
     def order(self) -> EpochSampler:
         """Return what orders the rows of every epoch."""
@@ -155,29 +111,6 @@ def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: int | None = No
     if labels.is_floating_point():
         return nn.functional.mse_loss(logits.squeeze(-1), labels, reduction="sum") / rows
     return nn.functional.cross_entropy(logits, labels, reduction="sum") / rows
-
-
-def check_shares(recipe: Recipe, loss_over: str | None) -> None:
-    """Raise `ConfigError` for a recipe whose batches several processes cannot share."""
-    several = processes.count()
-    if several == 1:
-        return
-    problems = []
-    if loss_over is None:
-        problems.append(f"task={recipe.task} is trained by one process")
-    if recipe.batch_size < several:
-        problems.append(
-            f"batch_size={recipe.batch_size} counts the rows of all processes together and gives "
-            f"some of them none; give {several} or more, and less gradient_accumulation"
-        )
-    if recipe.updates_in_backward:
-        problems.append(f"optim={recipe.optim} updates weights before gradients are exchanged")
-    raise_all(
-        ConfigError,
-        f"{several} processes cannot share this training:",
-        problems,
-        "change the recipe, or train with --processes 1.",
-    )
 
 
 class Pace(TrainerCallback):  # type: ignore[misc]

@@ -32,6 +32,7 @@ from deltaw.train.receipt import show_job
 from deltaw.train.recipe import Recipe, filled
 from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
 from deltaw.train.scores import table
+from deltaw.train.sharding import weights, whole
 
 
 def train(
@@ -140,7 +141,8 @@ class _Run:
         self._train()
         seconds = time.monotonic() - began
         after = self._evaluate("after")
-        size = processes.from_first(self._save)
+        with whole(self.job.model):
+            size = processes.from_first(self._save)
         results = self._results(before, after, size, seconds)
         self.folder.write_results(results)
         self.folder.remove_checkpoints()
@@ -180,6 +182,7 @@ class _Run:
     def _train(self) -> None:
         """Train from the newest checkpoint to the end, and go back to the state that is kept."""
         self.console.line()
+        self.trainer.share_out()
         checkpoints = processes.from_first(self.folder.checkpoints)
         newest = checkpoints[-1] if checkpoints else None
         patience = self.job.recipe.early_stopping
@@ -231,12 +234,12 @@ class _Run:
         model = self.job.model
         with staging.staged_into(self.folder.path) as partial:
             if self.job.recipe.method in IN_PLACE:
-                model.save_pretrained(partial)
+                model.save_pretrained(partial, state_dict=weights(model))
             else:
                 deltaw.save(model, partial, ADAPTER)
-            weights = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
+            size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
             save_tokenizer(self.job.tokenizer, partial)
-        return weights
+        return size
 
     def _results(
         self, before: Score | None, after: Score | None, size: int, seconds: float

@@ -37,7 +37,7 @@ WRITTEN = re.compile(
     r"|vocab\.(json|txt)|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
 """Names of the files that a run writes; a tokenizer's are those of transformers."""
-FREE = {"output", "name", "report_to", "trust_remote_code", "record", "data", "watchdog"}
+FREE = {"output", "name", "report_to", "trust_remote_code", "record", "data", "watchdog", "fsdp"}
 """Keys that may differ between a run and its resumption; the data are compared by their hashes."""
 
 

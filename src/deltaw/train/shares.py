@@ -25,7 +25,7 @@ class Place:
 
 
 class ShareSampler(Sampler[list[Place]]):
-    """Every so many rows of each batch of `sampler`; the weight is 1 where all shares are equal.
+    """Every so many rows of `joined` batches of `sampler`, with their weight, 1 for equal shares.
 
     For a mean over rows the weight is n_p P / n, with n_p of the n rows of a batch in this one of P
     processes, so that the mean over processes is that over all rows. A loss that is divided by what
@@ -50,6 +50,16 @@ class ShareSampler(Sampler[list[Place]]):
             own = batch[self.process :: self.processes]
             weight = len(own) * self.processes / len(batch) if self.mean else float(bool(own))
             yield [Place(row, weight) for row in own or batch[:1]]
+
+
+def joined(processes: int, rows: int, batches: int, *, mean: bool) -> int | None:
+    """Return how many of the `batches` of a step to join so that each process has a row of them.
+
+    None where there is no such divisor. Means over rows are not joined: short batches count whole.
+    """
+    most = 1 if mean else batches
+    fitting = (n for n in range(1, most + 1) if not batches % n and rows * n >= processes)
+    return next(fitting, None)
 
 
 class _Placed(Dataset[tuple[Any, float]]):

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -34,21 +35,24 @@ from deltaw.train.checkpoint import (
     trained,
 )
 from deltaw.train.escape import printable
+from deltaw.train.sharding import full, whole
 
 
 class ExactCheckpoints(Trainer):
     """Atomic checkpoints of the trainable tensors only, exact resume, and a watch on NaN."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        for name, tensor in changing(self.model).items():
-            self.require_finite(tensor, printable(name), self.state.global_step)
         self.store_flos()
         folder = Path(self._get_output_dir(trial))
         final = folder / f"checkpoint-{self.state.global_step}"
         states = processes.gathered(randomness.current())
-        if processes.first() and not final.exists():
-            with staging.staged(final) as partial:
-                self._write_checkpoint(partial, states)
+        optimizer = self.optimizer.state_dict()
+        with whole(self.model):
+            for name, tensor in changing(self.model).items():
+                self.require_finite(tensor, printable(name), self.state.global_step)
+            if processes.first() and not final.exists():
+                with staging.staged(final) as partial:
+                    self._write_checkpoint(partial, optimizer, states)
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(
                 folder / f"checkpoint-{self.state.best_global_step}"
@@ -57,10 +61,13 @@ class ExactCheckpoints(Trainer):
             self._rotate(folder)
         processes.from_first(lambda: None)  # all go on when it is written
 
-    def _write_checkpoint(self, folder: Path, states: Sequence[dict[str, Any]]) -> None:
+    def _write_checkpoint(
+        self, folder: Path, optimizer: dict[str, Any], states: Sequence[dict[str, Any]]
+    ) -> None:
         self._save(str(folder))
         try:
-            self._save_optimizer_and_scheduler(str(folder))
+            torch.save(optimizer, folder / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
             self._save_scaler(str(folder))
             randomness.write(states, folder)
         except RuntimeError as error:  # what torch.save raises when the disk is full
@@ -130,7 +137,7 @@ class ExactCheckpoints(Trainer):
         return found
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = full(super()._get_grad_norm(model, grad_norm))
         if norm is not None and self.accelerator.scaler is None:
             self.require_finite(torch.as_tensor(norm), "The gradient", self.state.global_step + 1)
         return norm
