@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch.distributed as dist
@@ -34,10 +34,18 @@ def run(tasks: Sequence[Task], count: int = 2) -> list[list[str]]:
     for process, (_, sender) in zip(processes, pipes, strict=True):
         process.start()
         sender.close()
-    found = [receiver.recv() for receiver, _ in pipes]
-    for process in processes:
-        process.join()
-    return found
+    try:
+        waiting = {receiver: rank for rank, (receiver, _) in enumerate(pipes)}
+        found: dict[int, list[str]] = {}
+        while waiting:
+            for receiver in wait(list(waiting)):
+                assert isinstance(receiver, Connection)
+                found[waiting.pop(receiver)] = receiver.recv()  # of one that crashed: EOFError
+        return [found[rank] for rank in range(count)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def _work(

@@ -32,9 +32,17 @@ class ShareSampler(Sampler[list[Place]]):
     all processes count has the weight 1, or 0 without a row.
     """
 
-    def __init__(self, sampler: EpochSampler, process: int, processes: int, *, mean: bool) -> None:
+    def __init__(
+        self,
+        sampler: EpochSampler,
+        process: int,
+        processes: int,
+        *,
+        mean: bool = False,
+        joined: int = 1,
+    ) -> None:
         self.sampler = sampler
-        self.batch_size = sampler.batch_size
+        self.batch_size = sampler.batch_size * joined
         self.drop_last = False
         self.process = process
         self.processes = processes
