@@ -40,16 +40,16 @@ def steps(run: Path) -> dict[tuple[str, int], float]:
     }
 
 
-def assert_equal(run: Path, whole: Path, weights: str = ADAPTER) -> None:
-    """Within 1e-5, losses and scores relatively."""
+def assert_equal(run: Path, whole: Path, weights: str = ADAPTER, close: float = 1e-5) -> None:
+    """Weights by distance, losses and scores relatively."""
     found, wanted = load_file(run / weights), load_file(whole / weights)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
-    assert steps(run) == pytest.approx(steps(whole), rel=1e-5)
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=close, msg=name)
+    assert steps(run) == pytest.approx(steps(whole), rel=close)
     for part in ("before", "after"):
         ours, theirs = read_results(run)[part], read_results(whole)[part]
-        assert ours["values"] == pytest.approx(theirs["values"], rel=1e-5)
+        assert ours["values"] == pytest.approx(theirs["values"], rel=close)
     if (whole / "config.json").exists():
         assert (run / "config.json").read_bytes() == (whole / "config.json").read_bytes()
     names = [sorted(path.name for path in folder.iterdir()) for folder in (run, whole)]
@@ -100,6 +100,7 @@ def both(
     16 rows in batches of 5 leave a last one of a single row, of which the second process has none.
     """
     weights = "model.safetensors" if more.get("method") == "full" else ADAPTER
+    close = 0.03 if more.get("bf16") else 1e-5
     made = {
         name: values | more | {"output": str(folder / name)}
         for name in ("whole", "two", "stopped", "begun")
@@ -111,11 +112,11 @@ def both(
     )
     assert [end[0] for end in ends] == ["", ""] and [end[2] for end in ends] == ["", ""]
     assert sorted(end[1] for end in ends) == [STOPPED, "ended with 143"]
-    assert_equal(folder / "two", whole, weights)
-    assert_equal(folder / "begun", whole, weights)
+    assert_equal(folder / "two", whole, weights, close)
+    assert_equal(folder / "begun", whole, weights, close)
     held = load_file(folder / "stopped" / "checkpoint-3" / "trained.safetensors")
     assert all(t.isfinite().all() and t.dtype == torch.float32 for t in held.values())
-    assert_equal(start(made["stopped"]), whole, weights)
+    assert_equal(start(made["stopped"]), whole, weights, close)
 
 
 def test_two_processes_are_one(
@@ -163,7 +164,8 @@ def test_preferences(
         for row in conversations(18)
     ]
     data = {"data": str(write_json(tmp_path / "pairs.json", rows))}
-    both(talking, tmp_path, monkeypatch, **data)
+    values = {key: value for key, value in talking.items() if key != "samples"}
+    both(values, tmp_path, monkeypatch, **data)
 
 
 @pytest.mark.slow
@@ -181,6 +183,6 @@ def test_labelled_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: s
         "batch_size": 5,
         "gradient_accumulation": 2,
         "learning_rate": 1e-2,
-        "validation_share": 7,
+        "validation_share": 0.25,
     }
     both(values, tmp_path, monkeypatch)

@@ -9,6 +9,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from deltaw.cli.reporting import reported
 from deltaw.errors import ConfigError
 from deltaw.train.interrupt import Interrupt
 
@@ -89,9 +90,8 @@ def _code(processes: Sequence[BaseProcess], interrupt: Interrupt) -> int:
         if interrupt.number is not None and not passed_on:
             passed_on = True
             for process in running:
-                process.terminate() if interrupt.number == signal.SIGTERM else os.kill(
-                    process.pid or 0, interrupt.number
-                )
+                assert process.pid is not None
+                os.kill(process.pid, interrupt.number)
     return code
 
 
@@ -111,8 +111,6 @@ def _work(
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    from deltaw.cli import reported
-
     reported(lambda: target(**options))
 
 
