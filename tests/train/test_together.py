@@ -105,13 +105,22 @@ def both(
         name: values | more | {"output": str(folder / name)}
         for name in ("whole", "two", "stopped", "begun")
     }
+    few = values | {"output": str(folder / "few"), "batch_size": 1, "gradient_accumulation": 1}
     whole = start(made["whole"])
     interrupted(made["begun"], monkeypatch)
     ends = together.run(
-        [Task(made["two"]), Task(made["stopped"], stopped=(1, 3)), Task(made["begun"])]
+        [
+            Task(made["two"]),
+            Task(made["stopped"], stopped=(1, 3)),
+            Task(made["begun"]),
+            Task(few),
+        ]
     )
     assert [end[0] for end in ends] == ["", ""] and [end[2] for end in ends] == ["", ""]
     assert sorted(end[1] for end in ends) == [STOPPED, "ended with 143"]
+    silent, said = sorted((end[3] for end in ends), key=len)
+    assert silent == "ended with 1" and "batch_size=1 counts the rows of all processes" in said
+    assert not (folder / "few").exists()
     assert_equal(folder / "two", whole, weights, close)
     assert_equal(folder / "begun", whole, weights, close)
     held = load_file(folder / "stopped" / "checkpoint-3" / "trained.safetensors")
@@ -165,7 +174,7 @@ def test_preferences(
     ]
     data = {"data": str(write_json(tmp_path / "pairs.json", rows))}
     values = {key: value for key, value in talking.items() if key != "samples"}
-    both(values, tmp_path, monkeypatch, **data)
+    both(values, tmp_path, monkeypatch, **data, batch_size=6)
 
 
 @pytest.mark.slow
@@ -175,7 +184,7 @@ def test_labelled_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: s
     if task == "regression":
         rows = [(text, str(len(text) / 9)) for text, _ in rows]
     values = {
-        "model": str(make_model(tmp_path / "model")),
+        "model": str(make_model(tmp_path / "model", dropout=0)),
         "data": str(write_csv(tmp_path / "data.csv", rows)),
         "task": task,
         "max_steps": 6,

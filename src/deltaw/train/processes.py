@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from deltaw.errors import ConfigError
 from deltaw.train.interrupt import Stopped
 
 Found = TypeVar("Found")
@@ -29,6 +30,20 @@ def rank() -> int:
 def first() -> bool:
     """Tell whether this is the process that writes and prints."""
     return rank() == 0
+
+
+def shared_out() -> bool:
+    """Tell whether `accelerate launch` asks for FSDP, which is ours to do then.
+
+    Raises:
+        ConfigError: if it asks for DeepSpeed.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError(
+            "DeepSpeed is not used here.\n"
+            "Fix: accelerate launch --use_fsdp shares out weights, gradients and optimiser as ZeRO-3."
+        )
+    return os.environ.pop("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 @contextmanager

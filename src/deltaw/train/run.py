@@ -57,6 +57,8 @@ def train(
     """
     console = Console(silent=silent or not processes.first())
     path = default_path(recipe)
+    if processes.shared_out():
+        recipe = recipe.model_copy(update={"fsdp": True})
     with processes.together(), Interrupt() as interrupt, quiet():
         if dry_run:
             with rehearsal(recipe, prepare, console, interrupt, overwrite) as (job, _):

@@ -39,16 +39,17 @@ class SharedTraining(Guarded):
             ConfigError, RunError: if that cannot be, or the processes have not found each other.
         """
         recipe = self.recipe
-        several, mean = processes.count(), self.loss_over == "rows"
+        several, equal = processes.count(), self.loss_over == "rows"
         accumulated = recipe.gradient_accumulation
-        together = joined(several, recipe.batch_size, accumulated, mean=mean)
+        together = joined(several, recipe.batch_size, accumulated, equal=equal)
         problems = []
         if self.loss_over is None:
             problems.append(f"task={recipe.task} is trained by one process")
         if together is None:
             problems.append(
                 f"batch_size={recipe.batch_size} counts the rows of all processes together, and "
-                f"leaves some without any; give {several} or more, and less gradient_accumulation"
+                f"they cannot share so many; give a multiple of {several}, and less "
+                "gradient_accumulation"
             )
         if recipe.updates_in_backward:
             problems.append(f"optim={recipe.optim} updates weights before gradients are exchanged")
@@ -76,7 +77,7 @@ class SharedTraining(Guarded):
             self.order(),
             processes.rank(),
             processes.count(),
-            mean=self.loss_over == "rows",
+            equal=self.loss_over == "rows",
             joined=self._joined,
         )
         batches = loader(self.train_dataset, shares, self.data_collator)

@@ -1,7 +1,8 @@
 """The same batches on any number of processes: each computes its share of the rows of a batch.
 
 A process without a row in a short batch computes the batch's first row with weight 0, so that all
-take part in every step.
+take part in every step. A loss that is a mean over rows is the mean over processes only of equal
+shares; a batch that has none is computed whole by each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,18 +19,17 @@ WEIGHT = "share"
 
 @dataclass(frozen=True)
 class Place:
-    """A row, and the weight of its batch: how many rows of the whole one a process has."""
+    """A row, and the weight of the batch that it is in: 0 for one that another process has."""
 
     row: int
     weight: float
 
 
 class ShareSampler(Sampler[list[Place]]):
-    """Every so many rows of `joined` batches of `sampler`, with their weight, 1 for equal shares.
+    """Every so many rows of `joined` batches of `sampler`, or all if `equal` shares are not to be.
 
-    For a mean over rows the weight is n_p P / n, with n_p of the n rows of a batch in this one of P
-    processes, so that the mean over processes is that over all rows. A loss that is divided by what
-    all processes count has the weight 1, or 0 without a row.
+    The weights are for a loss that is divided by what all processes count, or a mean over `equal`
+    shares.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ShareSampler(Sampler[list[Place]]):
         process: int,
         processes: int,
         *,
-        mean: bool = False,
+        equal: bool = False,
         joined: int = 1,
     ) -> None:
         self.sampler = sampler
@@ -46,7 +46,7 @@ class ShareSampler(Sampler[list[Place]]):
         self.drop_last = False
         self.process = process
         self.processes = processes
-        self.mean = mean
+        self.equal = equal
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
@@ -56,22 +56,28 @@ class ShareSampler(Sampler[list[Place]]):
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
             own = batch[self.process :: self.processes]
-            weight = len(own) * self.processes / len(batch) if self.mean else float(bool(own))
+            if self.equal and len(batch) % self.processes:
+                own = batch
+            weight = float(bool(own))
             yield [Place(row, weight) for row in own or batch[:1]]
 
 
-def joined(processes: int, rows: int, batches: int, *, mean: bool) -> int | None:
+def joined(processes: int, rows: int, batches: int, *, equal: bool) -> int | None:
     """Return how many of the `batches` of a step to join so that each process has a row of them.
 
-    None where there is no such divisor. Means over rows are not joined: short batches count whole.
+    None where there is no such divisor. Means over `equal` shares are not joined: the mean of a
+    short batch counts as much as others.
     """
-    most = 1 if mean else batches
-    fitting = (n for n in range(1, most + 1) if not batches % n and rows * n >= processes)
+    if equal:
+        return None if rows % processes else 1
+    fitting = (n for n in range(1, batches + 1) if not batches % n and rows * n >= processes)
     return next(fitting, None)
 
 
 class _Placed(Dataset[tuple[Any, float]]):
     """Rows by their places."""
+
+    total_dataset_length = 0  # by which accelerate drops rows that it would have repeated
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = rows
