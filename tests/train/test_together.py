@@ -170,7 +170,7 @@ def test_preferences(
 ) -> None:
     rows = [
         {"prompt": row["instruction"], "chosen": row["output"], "rejected": "I do not know that."}
-        for row in conversations(18)
+        for row in conversations(19)
     ]
     data = {"data": str(write_json(tmp_path / "pairs.json", rows))}
     values = {key: value for key, value in talking.items() if key != "samples"}

@@ -41,7 +41,7 @@ def shared_out() -> bool:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError(
             "DeepSpeed is not used here.\n"
-            "Fix: accelerate launch --use_fsdp shares out weights, gradients and optimiser as ZeRO-3."
+            "Fix: accelerate launch --use_fsdp, which shares out what ZeRO-3 does."
         )
     return os.environ.pop("ACCELERATE_USE_FSDP", "").lower() == "true"
 

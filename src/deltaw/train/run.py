@@ -71,8 +71,9 @@ def train(
                 folder.clear()
             if folder.started:
                 folder.refuse_other(filled(job.recipe))
+            run = _Run(job, folder, console, interrupt, scored)
             console.log_to(path / LOG if processes.first() else Path(os.devnull))
-            _Run(job, folder, console, interrupt, scored).finish()
+            run.finish()
     return path
 
 

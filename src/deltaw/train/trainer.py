@@ -46,10 +46,10 @@ class ExactCheckpoints(Trainer):
         folder = Path(self._get_output_dir(trial))
         final = folder / f"checkpoint-{self.state.global_step}"
         states = processes.gathered(randomness.current())
-        optimizer = self.optimizer.state_dict()
         with whole(self.model):
             for name, tensor in changing(self.model).items():
                 self.require_finite(tensor, printable(name), self.state.global_step)
+            optimizer = self.optimizer.state_dict()
             if processes.first() and not final.exists():
                 with staging.staged(final) as partial:
                     self._write_checkpoint(partial, optimizer, states)
