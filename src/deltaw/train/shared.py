@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
 
 from deltaw.errors import ConfigError, RunError, raise_all
 from deltaw.train import processes
@@ -17,6 +18,10 @@ from deltaw.train.shares import WEIGHT, ShareSampler, joined, loader
 
 NOTHING = -100
 """A label that is not learnt."""
+
+
+def _as_it_is(values: Any) -> Any:
+    return values
 
 
 class SharedTraining(Guarded):
@@ -82,6 +87,20 @@ class SharedTraining(Guarded):
         )
         batches = loader(self.train_dataset, shares, self.data_collator)
         return prepare_data_loader(batches, num_processes=1, process_index=0)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return all rows that are evaluated, in every process."""
+        if processes.count() == 1:
+            return super().get_eval_dataloader(eval_dataset)  # type: ignore[no-any-return]
+        rows, size = eval_dataset or self.eval_dataset, self.args.eval_batch_size
+        batches: DataLoader[Any] = DataLoader(rows, size, collate_fn=self.data_collator)
+        return prepare_data_loader(batches, num_processes=1, process_index=0)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate all rows in this process."""
+        if processes.count() > 1:
+            self.gather_function = _as_it_is
+        return super().evaluation_loop(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss by the weight of this process's share."""
