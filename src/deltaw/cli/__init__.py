@@ -1,42 +1,17 @@
 """The command line: `deltaw COMMAND ...`; a command imports what it needs only when it runs."""
 
 import os
-import sys
-import warnings
-from typing import NoReturn
 
-from deltaw.errors import DeltawError
-from deltaw.train.escape import printable
-from deltaw.train.interrupt import Interrupt, Stopped
-
-LONGEST = 4000
+from deltaw.cli.reporting import reported
 
 
 def main() -> None:
     """Run the command line; a known error becomes one message and exit code 1, a signal 128 + n."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        with Interrupt("Stopped."), warnings.catch_warnings():
-            warnings.showwarning = _warn
-            from deltaw.cli.app import app
 
-            app()
-    except DeltawError as error:
-        _fail(f"error: {error}", 1)
-    except Stopped as stop:
-        _fail(str(stop), stop.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    def command() -> None:
+        from deltaw.cli.app import app
 
+        app()
 
-def _fail(message: str, code: int) -> NoReturn:
-    for line in message.split("\n"):
-        print(printable(line, LONGEST), file=sys.stderr)
-    sys.exit(code)
-
-
-def _warn(message: Warning | str, *place: object) -> None:
-    """Show a warning as one line, without the place in the code that Python would add."""
-    text = " ".join(str(message).split())
-    print(f"warning: {printable(text, LONGEST)}", file=sys.stderr)
+    reported(command)

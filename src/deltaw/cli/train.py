@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deltaw.cli.launching import launch, wanted
 from deltaw.cli.options import TrustRemoteCode, announce_loading, targets
 from deltaw.errors import ConfigError, raise_all
 
@@ -85,6 +86,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random (0).")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16", help="Compute in bfloat16.")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share every batch (one for each GPU)."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show receipt and recipe, train nothing.")
     ] = False,
@@ -137,7 +142,12 @@ def train(
 
     reading = read(file, given)
     recipe = parse(reading.values, origin, names=reading.names, problems=reading.problems)
-    run(recipe, dry_run=dry_run, overwrite=overwrite, said=reading.said)
+    more = {"dry_run": dry_run, "overwrite": overwrite, "said": reading.said}
+    count = 1 if dry_run else wanted(processes)
+    if count == 1:
+        run(recipe, **more)
+    else:
+        raise typer.Exit(launch(count, run, {"recipe": recipe, **more}))
 
 
 def recipe_values(

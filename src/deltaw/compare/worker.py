@@ -98,8 +98,11 @@ def examine(values: Values) -> dict[str, Any]:
 
 
 def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
-    """Do one run, or what is left of it, and return its scores, costs and curves."""
-    recipe = parse(values)
+    """Do one run, or what is left of it, and return its scores, costs and curves.
+
+    Its rate is never lowered on the way: one that is too high is to show.
+    """
+    recipe = parse({"watchdog": False} | values)
     assert recipe.output is not None
     folder = Path(recipe.output)
     before = most_memory()

@@ -12,11 +12,12 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from deltaw.errors import RunError, raise_all
+from deltaw.train import sharding
 from deltaw.train.escape import printable
+from deltaw.train.randomness import file_name
 
 TRAINED = "trained.safetensors"
 STATE = "trainer_state.json"
-RANDOM = "rng_state.pth"
 FIX = (
     "delete this checkpoint and any newer one; the same command then goes on from the one before, "
     "or from the first step."
@@ -44,13 +45,10 @@ def reading(checkpoint: Path | str | None) -> Iterator[None]:
         ) from error
 
 
-def require_complete(checkpoint: Path, process: int = 0) -> None:
+def require_complete(checkpoint: Path) -> None:
     """Raise `RunError` with all files that going on exactly from `checkpoint` needs and lacks."""
-    names = [TRAINED, STATE, OPTIMIZER_NAME, SCHEDULER_NAME]
-    states = (RANDOM, f"rng_state_{process}.pth")
+    names = [TRAINED, STATE, OPTIMIZER_NAME, SCHEDULER_NAME, file_name(0)]
     missing = [name for name in names if not (checkpoint / name).is_file()]
-    if not any((checkpoint / name).is_file() for name in states):
-        missing.append(RANDOM)
     raise_all(RunError, f"{printable(str(checkpoint), 300)} lacks files:", missing, FIX)
 
 
@@ -59,6 +57,11 @@ def read_state(checkpoint: Path) -> TrainerState:
     with reading(checkpoint):
         state: TrainerState = TrainerState.load_from_json(str(checkpoint / STATE))
     return state
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written, by its name."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -96,4 +99,4 @@ def restore(model: nn.Module, checkpoint: Path) -> None:
     )
     with torch.no_grad():
         for name, tensor in ours.items():
-            tensor.copy_(tensors[name])
+            sharding.copy(tensors[name], tensor)

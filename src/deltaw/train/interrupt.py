@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a training loop ends at the next step with a checkpoint, all else at once."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -21,8 +22,9 @@ class Interrupt:
     """Catches SIGINT and SIGTERM while its `with` block lasts.
 
     While `waiting` is true the first signal only sets `number`; otherwise, and the second time, it
-    raises `Stopped(number, message)` where the program is. A library that makes an error of its own
-    of that (an import that was cut short) does not hide it: `Stopped` leaves the block.
+    raises `Stopped(number, message)` where the program is. One of several processes that wait never
+    raises: their launcher repeats signals, and ends them itself. A library that makes an error of
+    its own of that (an import that was cut short) does not hide it: `Stopped` leaves the block.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Interrupt:
             raise Stopped(self.number, self.message) from error
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        again = self.number is not None
+        again = self.number is not None and "WORLD_SIZE" not in os.environ
         self.number = number
         if again or not self.waiting:
             raise Stopped(number, self.message)

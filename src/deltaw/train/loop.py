@@ -10,12 +10,14 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from deltaw.train import processes
 from deltaw.train.batches import EpochSampler, padded_tokens
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
 from deltaw.train.rates import TrainingPlan
 from deltaw.train.recipe import Recipe
-from deltaw.train.trainer import ExactCheckpoints
+from deltaw.train.shared import SharedTraining
+from deltaw.train.shares import WEIGHT
 
 LOGS = 100
 """Losses logged over a whole run, at most every step."""
@@ -26,7 +28,7 @@ CHECKPOINTING = next(name for name in _NAMES if name in _FIELDS)
 """What this release of transformers calls it; the second name is the older one."""
 
 
-class RecipeTrainer(ExactCheckpoints):
+class RecipeTrainer(SharedTraining):
     """A Trainer with the optimiser, the order of rows and the best state of a recipe."""
 
     recipe: Recipe
@@ -35,9 +37,13 @@ class RecipeTrainer(ExactCheckpoints):
     def made_for(self, recipe: Recipe, interrupt: Interrupt, progress: TrainerCallback) -> None:
         """Follow this recipe: its stops, its progress and its optimiser."""
         self.recipe = recipe
+        if processes.count() > 1:
+            self.share()
         self.remove_callback(PrinterCallback)
         self.add_callback(Flow(interrupt, recipe.early_stopping))
         self.add_callback(progress)
+        if recipe.watchdog:
+            self.guard()
         self.create_optimizer()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -54,6 +60,7 @@ class RecipeTrainer(ExactCheckpoints):
             else:
                 chosen, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 self.optimizer = chosen(groups, **options)
+            self.rates = tuple(group["lr"] for group in self.optimizer.param_groups)
         return self.optimizer
 
     def order(self) -> EpochSampler:
@@ -90,8 +97,11 @@ class RecipeTrainer(ExactCheckpoints):
 class TextTrainer(RecipeTrainer):
     """A Trainer for sequence classification and regression."""
 
+    loss_over = "items"
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
-        return sum(len(batch["labels"]) for batch in batch_samples)
+        rows = sum(len(batch["labels"]) for batch in batch_samples if batch.get(WEIGHT, 1))
+        return int(processes.summed(rows))
 
 
 def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: int | None = None) -> torch.Tensor:
@@ -136,7 +146,8 @@ class Flow(TrainerCallback):  # type: ignore[misc]
         self.patience = patience
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop when a signal came."""
+        """Save and stop when a signal came to any of the processes."""
+        self.interrupt.number = max(processes.gathered(self.interrupt.number or 0)) or None
         if self.interrupt.number is not None:
             control.should_save = True
             control.should_training_stop = True
@@ -183,7 +194,8 @@ def arguments(
         weight_decay=recipe.weight_decay,
         max_grad_norm=0.0 if recipe.updates_in_backward else recipe.max_grad_norm,
         bf16=recipe.bf16,
-        use_cpu=recipe.bf16 and not torch.cuda.is_available(),  # else bf16 is refused on a CPU
+        # else bf16 is refused on a CPU, and processes there do not find each other
+        use_cpu=not torch.cuda.is_available() and (recipe.bf16 or processes.count() > 1),
         seed=recipe.seed,
         eval_strategy="steps" if metric else "no",
         eval_steps=plan.every,

@@ -51,6 +51,17 @@ class RecordedScore(BaseModel):
     rows: int
 
 
+class RecordedRollback(BaseModel):
+    """Where a run went wrong, the step it went back to, and the factor on its rates since."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wrong: int
+    to: int
+    factor: float
+    why: str
+
+
 class Record(BaseModel):
     """What a run notes about itself, which nobody sets."""
 
@@ -61,6 +72,7 @@ class Record(BaseModel):
     tokenizer: str | None = None
     labels: list[str] = []
     before: RecordedScore | None = None
+    rollbacks: list[RecordedRollback] = []
 
 
 class Recipe(LanguageKeys):
@@ -134,11 +146,13 @@ class Recipe(LanguageKeys):
     group_by_length: bool = True
     bf16: bool = False
     gradient_checkpointing: bool = False
+    fsdp: bool = False
     seed: int = Field(0, ge=0, lt=2**31)
 
     eval_every: int | None = Field(None, ge=1)
     metric: Metric | None = None
     early_stopping: int | None = Field(None, ge=1)
+    watchdog: bool = True
     keep: Literal["best", "last"] = "best"
     report_to: list[str] = Field(default_factory=list)
     trust_remote_code: bool = False

@@ -1,5 +1,6 @@
 """The main job: from a recipe to a trained, evaluated and reloadable adapter."""
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -11,11 +12,14 @@ from typing import Any
 import transformers
 
 import deltaw
-from deltaw.train import staging, yamlfile
+from deltaw.errors import DivergedError
+from deltaw.train import processes, staging, yamlfile
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
 from deltaw.train.data import wording
 from deltaw.train.escape import printable
+from deltaw.train.followed import FollowedFolder
+from deltaw.train.guarded import rolled_back
 from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.job import Job
 from deltaw.train.loop import Pace, RecipeTrainer, is_done
@@ -28,6 +32,7 @@ from deltaw.train.receipt import show_job
 from deltaw.train.recipe import Recipe, filled
 from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
 from deltaw.train.scores import table
+from deltaw.train.sharding import weights, whole
 
 
 def train(
@@ -50,22 +55,25 @@ def train(
         DeltawError: whatever is wrong, before anything is written.
         Stopped: on Ctrl-C or SIGTERM, with a checkpoint once training had begun.
     """
-    console = Console(silent=silent)
+    console = Console(silent=silent or not processes.first())
     path = default_path(recipe)
-    with Interrupt() as interrupt, quiet():
+    if processes.shared_out():
+        recipe = recipe.model_copy(update={"fsdp": True})
+    with processes.together(), Interrupt() as interrupt, quiet():
         if dry_run:
             with rehearsal(recipe, prepare, console, interrupt, overwrite) as (job, _):
                 _show_recipe(job.recipe, console)
             return path
-        with RunFolder(path) as folder:
+        with RunFolder(path) if processes.first() else FollowedFolder(path) as folder:
             folder.refuse(recipe, overwrite)
             job = prepare(recipe, console)
             if overwrite:
                 folder.clear()
             if folder.started:
                 folder.refuse_other(filled(job.recipe))
-            console.log_to(path / LOG)
-            _Run(job, folder, console, interrupt, scored).finish()
+            run = _Run(job, folder, console, interrupt, scored)
+            console.log_to(path / LOG if processes.first() else Path(os.devnull))
+            run.finish()
     return path
 
 
@@ -124,7 +132,8 @@ class _Run:
         self.trainer = job.trainer(folder.path, interrupt, self.progress)
         self.pace = Pace()
         self.trainer.add_callback(self.pace)
-        self.resumed = folder.started
+        self.resumed = processes.from_first(lambda: folder.started)
+        self.record: dict[str, Any] = dict(job.recipe.record or {})
         self.best_validation: float | None = None
 
     def finish(self) -> None:
@@ -135,30 +144,32 @@ class _Run:
         self._train()
         seconds = time.monotonic() - began
         after = self._evaluate("after")
-        size = self._save()
+        with whole(self.job.model):
+            size = processes.from_first(self._save)
         results = self._results(before, after, size, seconds)
         self.folder.write_results(results)
-        for checkpoint in self.folder.checkpoints():
-            staging.remove(checkpoint)
+        self.folder.remove_checkpoints()
         self.console.record("results", **results)
         self._report(before, after, size, seconds)
 
     def _begin(self) -> Score | None:
         """Score the untrained model and save the recipe, or take both from the run begun before."""
-        recipe = self.job.recipe
-        assert recipe.record is not None
         if self.resumed:
-            record = read_recipe(self.folder.path).record or {}
-            self._announce_resumption(record.get("versions", {}))
-            before = record.get("before")
+            self.record |= processes.from_first(lambda: read_recipe(self.folder.path).record or {})
+            self._announce_resumption(self.record["versions"])
+            self.trainer.slowed = len(self.record.get("rollbacks", ()))
+            before = self.record.get("before")
             return None if before is None else Score(**before)
         before = self._evaluate("before")
-        scores = {} if before is None else {"before": _as_data(before)}
-        self.folder.write_recipe(recipe.model_copy(update={"record": {**recipe.record, **scores}}))
+        self.record |= {} if before is None else {"before": _as_data(before)}
+        self._write_recipe()
         return before
 
+    def _write_recipe(self) -> None:
+        self.folder.write_recipe(self.job.recipe.model_copy(update={"record": self.record}))
+
     def _announce_resumption(self, versions: dict[str, str]) -> None:
-        checkpoints = self.folder.checkpoints()
+        checkpoints = processes.from_first(self.folder.checkpoints)
         step = read_state(checkpoints[-1]).global_step if checkpoints else 0
         where = f"from step {step} of {self.job.plan.steps}" if step else "from the first step"
         self.console.field("resume", f"an interrupted run goes on {where}")
@@ -174,14 +185,13 @@ class _Run:
     def _train(self) -> None:
         """Train from the newest checkpoint to the end, and go back to the state that is kept."""
         self.console.line()
-        checkpoints = self.folder.checkpoints()
+        self.trainer.share_out()
+        checkpoints = processes.from_first(self.folder.checkpoints)
         newest = checkpoints[-1] if checkpoints else None
         patience = self.job.recipe.early_stopping
         if newest is None or not is_done(read_state(newest), self.job.plan.steps, patience):
-            transformers.set_seed(self.job.recipe.seed)
             self.interrupt.waiting = True
-            with self.progress:
-                self.trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+            self._steps(newest)
             self.interrupt.waiting = False
             if self.interrupt.number is not None:
                 raise Stopped(
@@ -189,11 +199,35 @@ class _Run:
                     f"Stopped in step {self.trainer.state.global_step} of {self.job.plan.steps}; "
                     "the checkpoint is saved.\nThe same command goes on from there.",
                 )
-            newest = self.folder.checkpoints()[-1]
+            newest = processes.from_first(self.folder.checkpoints)[-1]
         state = read_state(newest)
         self.best_validation = state.best_metric
         best = state.best_global_step if self.job.recipe.keep == "best" else None
         restore(self.job.model, self.folder.path / f"checkpoint-{best or state.global_step}")
+
+    def _steps(self, newest: Path | None) -> None:
+        """Run the training loop, and again from an earlier state where it went wrong."""
+        while True:
+            transformers.set_seed(self.job.recipe.seed + processes.rank())
+            try:
+                with self.progress:
+                    self.trainer.train(resume_from_checkpoint=newest and str(newest))
+            except DivergedError as error:
+                newest = self._go_back(error)
+            else:
+                return
+
+    def _go_back(self, error: DivergedError) -> Path:
+        """Return the checkpoint to go on from, noted in the record; raise the error without one."""
+        back = rolled_back(self.trainer, error)
+        self.folder.remove_checkpoints(after=back.to)
+        self.record["rollbacks"] = [*self.record.get("rollbacks", ()), back.as_data()]
+        self._write_recipe()
+        self.trainer.slowed += 1
+        self.console.field(
+            "rollback", f"{back}, at most {back.factor * self.job.plan.rate.value:g}"
+        )
+        return processes.from_first(self.folder.checkpoints)[-1]
 
     def _evaluate(self, moment: str) -> Score | None:
         return self.job.score() if moment in self.scored else None
@@ -203,12 +237,12 @@ class _Run:
         model = self.job.model
         with staging.staged_into(self.folder.path) as partial:
             if self.job.recipe.method in IN_PLACE:
-                model.save_pretrained(partial)
+                model.save_pretrained(partial, state_dict=weights(model))
             else:
                 deltaw.save(model, partial, ADAPTER)
-            weights = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
+            size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
             save_tokenizer(self.job.tokenizer, partial)
-        return weights
+        return size
 
     def _results(
         self, before: Score | None, after: Score | None, size: int, seconds: float
@@ -226,6 +260,7 @@ class _Run:
             "seconds": round(seconds, 1),
             "seconds_per_step": self.pace.median,
             "resumed": self.resumed,
+            "rollbacks": self.record.get("rollbacks", []),
         }
 
     def _report(self, before: Score | None, after: Score | None, size: int, seconds: float) -> None:

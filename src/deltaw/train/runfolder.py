@@ -39,7 +39,7 @@ WRITTEN = re.compile(
     r"|vocab\.(json|txt)|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
 """Names of the files that a run writes; a tokenizer's are those of transformers."""
-FREE = {"output", "name", "report_to", "trust_remote_code", "record", "data"}
+FREE = {"output", "name", "report_to", "trust_remote_code", "record", "data", "watchdog", "fsdp"}
 """Keys that may differ between a run and its resumption; the data are compared by their hashes."""
 
 
@@ -122,6 +122,12 @@ class RunFolder:
             if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
         ]
         return [path for _, path in sorted(found)]
+
+    def remove_checkpoints(self, after: int = -1) -> None:
+        """Delete the checkpoints of later steps, by default all."""
+        for path in self.checkpoints():
+            if int(path.name.removeprefix("checkpoint-")) > after:
+                staging.remove(path)
 
     def refuse(self, recipe: Recipe, overwrite: bool) -> None:
         """Raise, touching nothing, if the run of `recipe` must not go here."""

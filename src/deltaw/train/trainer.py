@@ -8,6 +8,7 @@ base; a model with adapters also gets their PEFT files. Resuming from it goes on
 """
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import safetensors.torch
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from deltaw.errors import DivergedError
 from deltaw.saving import save_all
 from deltaw.switching import configs
-from deltaw.train import staging
+from deltaw.train import processes, randomness, staging
 from deltaw.train.checkpoint import (
     STATE,
     TRAINED,
@@ -29,35 +31,45 @@ from deltaw.train.checkpoint import (
     reading,
     require_complete,
     restore,
+    step_of,
     trained,
 )
 from deltaw.train.escape import printable
+from deltaw.train.sharding import full, whole
 
 
 class ExactCheckpoints(Trainer):
     """Atomic checkpoints of the trainable tensors only, exact resume, and a watch on NaN."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        for name, tensor in changing(self.model).items():
-            self.require_finite(tensor, printable(name), self.state.global_step)
         self.store_flos()
         folder = Path(self._get_output_dir(trial))
         final = folder / f"checkpoint-{self.state.global_step}"
-        if not final.exists():
-            with staging.staged(final) as partial:
-                self._write_checkpoint(partial)
+        states = processes.gathered(randomness.current())
+        with whole(self.model):
+            for name, tensor in changing(self.model).items():
+                self.require_finite(tensor, printable(name), self.state.global_step)
+            optimizer = self.optimizer.state_dict()
+            if processes.first() and not final.exists():
+                with staging.staged(final) as partial:
+                    self._write_checkpoint(partial, optimizer, states)
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(
                 folder / f"checkpoint-{self.state.best_global_step}"
             )
-        self._rotate(folder)
+        if processes.first():
+            self._rotate(folder)
+        processes.from_first(lambda: None)  # all go on when it is written
 
-    def _write_checkpoint(self, folder: Path) -> None:
+    def _write_checkpoint(
+        self, folder: Path, optimizer: dict[str, Any], states: Sequence[dict[str, Any]]
+    ) -> None:
         self._save(str(folder))
         try:
-            self._save_optimizer_and_scheduler(str(folder))
+            torch.save(optimizer, folder / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
             self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
+            randomness.write(states, folder)
         except RuntimeError as error:  # what torch.save raises when the disk is full
             raise OSError(errno.EIO, f"torch cannot write (is the disk full?): {error}") from error
         for callback in [*self.callback_handler.callbacks, self.control]:
@@ -69,7 +81,7 @@ class ExactCheckpoints(Trainer):
         """Delete all checkpoints but the newest and the best, oldest first."""
         keep = {self.state.global_step, self.state.best_global_step}
         limit = self.args.save_total_limit
-        steps = sorted(int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*"))
+        steps = sorted(step_of(path) for path in folder.glob("checkpoint-*"))
         if limit:
             spare = [step for step in steps if step not in keep]
             for step in spare[: max(0, len(steps) - max(limit, len(keep & set(steps))))]:
@@ -87,7 +99,7 @@ class ExactCheckpoints(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        require_complete(Path(resume_from_checkpoint), self.args.process_index)
+        require_complete(Path(resume_from_checkpoint))
         restore(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -95,8 +107,9 @@ class ExactCheckpoints(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(checkpoint):
-            super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            with reading(checkpoint):
+                randomness.restore(Path(checkpoint), processes.rank())
 
     def _load_best_model(self) -> None:
         restore(self.model, Path(self.state.best_model_checkpoint))
@@ -111,7 +124,8 @@ class ExactCheckpoints(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one forward and backward pass; raise `DivergedError` on a loss that is no number."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self.require_finite(loss, "The loss", self.state.global_step + 1)
+        if processes.count() == 1:  # else the others would wait for this one: see the gradient
+            self.require_finite(loss, "The loss", self.state.global_step + 1)
         return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -123,7 +137,7 @@ class ExactCheckpoints(Trainer):
         return found
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = full(super()._get_grad_norm(model, grad_norm))
         if norm is not None and self.accelerator.scaler is None:
             self.require_finite(torch.as_tensor(norm), "The gradient", self.state.global_step + 1)
         return norm
@@ -135,7 +149,7 @@ class ExactCheckpoints(Trainer):
             return
         saved = sorted(
             Path(self.args.output_dir).glob("checkpoint-*"),
-            key=lambda path: int(path.name.removeprefix("checkpoint-")),
+            key=step_of,
         )
         kept = (
             f"The last good state is in {printable(str(saved[-1]), 300)}."
@@ -144,7 +158,7 @@ class ExactCheckpoints(Trainer):
         )
         clip = "a smaller max_grad_norm" if self.args.max_grad_norm else "max_grad_norm=1"
         raise DivergedError(
-            f"{what} became {broken[0].item()} in step {step}, so the run was stopped. {kept}\n"
+            f"{what} became {broken[0].item()} in step {step}.\nThe run was stopped. {kept}\n"
             f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), more "
             f"warmup, bf16 off, or {clip}, with --overwrite."
         )

@@ -114,6 +114,8 @@ def test_the_minimum_has_the_defaults_of_its_own_tool() -> None:
         ({"bf16": True}, {"bf16": True}),
         ({"pure_bf16": True, "fp16": False}, {"bf16": True}),
         ({"seed": 3}, {"seed": 3}),
+        ({"fsdp": "full_shard auto_wrap", "fsdp_config": {"min_num_params": 0}}, {"fsdp": True}),
+        ({"fsdp": ""}, {"fsdp": False}),
         ({"quantization_bit": 8}, {"quantization_bit": 8}),
         (
             {
@@ -214,7 +216,7 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"val_size": 1.5}, "val_size=1.5: must be a share below 1, or a whole number"),
         ({"packing": False, "neat_packing": True}, "packing=False and neat_packing=True contra"),
         ({"train_on_prompt": True, "mask_history": True}, "train_on_prompt and mask_history cont"),
-        ({"deepspeed": "ds.json"}, "deepspeed='ds.json': not done here; one process trains"),
+        ({"deepspeed": "ds.json"}, "deepspeed='ds.json': not done here; give fsdp: true"),
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha=5: not done here"),
         ({"adam_beta2": 0.95}, "adam_beta2=0.95: not done here"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: not done here"),

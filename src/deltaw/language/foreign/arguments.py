@@ -23,7 +23,8 @@ SPEED = Ignored("speed or memory only")
 SHOWN = Ignored("what is shown or measured only")
 PLACES = Ignored("a run keeps its own checkpoints until it is finished")
 OFFLINE = Ignored("nothing is uploaded")
-ALONE = "one process trains, with plain PyTorch; leave it out"
+ALONE = "plain PyTorch trains; leave it out"
+SHARED = "give fsdp: true, which shares out weights, gradients and optimiser as ZeRO-3 does"
 KEPT = "it would change what is learnt; leave it out"
 UPLOAD = "nothing is uploaded; leave it out"
 PACE = Joint("`eval_every`, from `eval_steps` where `eval_strategy: steps`, else from `save_steps`")
@@ -86,7 +87,9 @@ KEYS: dict[str, Fate] = {
     **each(("use_liger_kernel", "liger_kernel_config", "torch_compile"), SPEED),
     **each(("torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps"), SPEED),
     **each(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), SPEED),
-    **each(("deepspeed", "fsdp", "fsdp_config"), Refused(ALONE, (False, "", [], {}))),
+    "fsdp": Effect("fsdp", bool),
+    "fsdp_config": Ignored("each of the model's blocks is shared out: memory only"),
+    "deepspeed": Refused(SHARED, (False, "", [], {})),
     **each(("accelerator_config", "parallelism_config"), Refused(ALONE, ({},))),
     **each(("tf32", "use_cpu", "no_cuda", "full_determinism"), Refused(KEPT)),
     **each(("auto_find_batch_size", "dataloader_drop_last", "ignore_data_skip"), Refused(KEPT)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from deltaw.errors import printable
 from deltaw.language.foreign import arguments
-from deltaw.language.foreign.arguments import ALONE, KEPT, PLACES, SHOWN, SPEED, UPLOAD
+from deltaw.language.foreign.arguments import KEPT, PLACES, SHARED, SHOWN, SPEED, UPLOAD
 from deltaw.language.foreign.tool import (
     Effect,
     Fate,
@@ -32,6 +32,8 @@ KINDS = ("alpaca", "chat_template", "sharegpt", "completion")
 ENTRY = ("path", "type", "name", "split", "ds_type")
 BITS = Joint("`quantization_bit`")
 TARGETS = Joint("`target_modules`")
+
+FSDP = Joint("`fsdp: true`; what else it says is about memory only")
 
 KEYS: dict[str, Fate] = {
     "base_model": Effect("model"),
@@ -80,9 +82,10 @@ KEYS: dict[str, Fate] = {
     "seed": Effect("seed"),
     "output_dir": Effect("output"),
     "resume_from_checkpoint": Refused("an interrupted run is always resumed; leave it out"),
-    "deepspeed": Refused(ALONE, ("",)),
-    "fsdp": Refused(ALONE, ([], "")),
-    "fsdp_config": Refused(ALONE, ({}, "")),
+    "deepspeed": Refused(SHARED, ("",)),
+    "fsdp": FSDP,
+    "fsdp_config": FSDP,
+    "fsdp_version": SPEED,
     "special_tokens": Refused(VOCABULARY, ({},)),
     "tokens": Refused(VOCABULARY, ([],)),
     "neftune_noise_alpha": Refused(KEPT, (0,)),
@@ -146,6 +149,8 @@ def join(given: Values, found: Found) -> None:
         on = found.read(given, name, lambda value: value == "auto" or truth(value))
         if on is not None:
             found.give("bf16", on, name)
+    if given.get("fsdp") or given.get("fsdp_config"):
+        found.give("fsdp", True, "fsdp" if given.get("fsdp") else "fsdp_config")
     _data(given, found)
 
 

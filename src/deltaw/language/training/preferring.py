@@ -28,6 +28,8 @@ from deltaw.train.recipe import Recipe
 class PreferenceTrainer(JudgedTrainer, DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` by a recipe, over pairs whose reference is known."""
 
+    loss_over = "rows"
+
     def _lengths(self) -> list[int]:
         columns = [self.train_dataset[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")]
         sizes = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]

@@ -17,6 +17,7 @@ from deltaw.train.batches import padded_tokens
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import RecipeTrainer
 from deltaw.train.recipe import Recipe
+from deltaw.train.shares import WEIGHT
 
 
 class AnswerTrainer(RecipeTrainer):
@@ -25,6 +26,7 @@ class AnswerTrainer(RecipeTrainer):
     judged: list[Row]
     examination: Examination | None = None
     longest_first = True
+    loss_over = "items"
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; raise `DivergedError` on a loss that is no number."""
@@ -55,9 +57,9 @@ class LanguageTrainer(AnswerTrainer, SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss per learnt token of the whole step."""
         if self.through_logits:
-            return Trainer.compute_loss(
-                self, model, {**inputs, "use_cache": False}, *args, **kwargs
-            )
+            weight = inputs.pop(WEIGHT, 1.0)
+            inputs["use_cache"] = False
+            return weight * Trainer.compute_loss(self, model, inputs, *args, **kwargs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _lengths(self) -> list[int]:

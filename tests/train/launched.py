@@ -1,0 +1,38 @@
+"""What launched processes do in tests."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from deltaw.errors import ConfigError
+from deltaw.train.interrupt import Interrupt, Stopped
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
+
+
+def note(folder: Path) -> None:
+    """Write down by what this process finds the others."""
+    rank = os.environ["RANK"]
+    (folder / rank).write_text(" ".join(os.environ[name] for name in NAMES))
+
+
+def fail(folder: Path) -> None:
+    """Fail as the second process, and wait for ever as the first."""
+    if os.environ["RANK"] == "1":
+        raise ConfigError("no")
+    time.sleep(600)
+
+
+def stop(folder: Path) -> None:
+    """Have the second process told to stop that started both, and wait for the signal."""
+    with Interrupt("Stopped.") as interrupt:
+        interrupt.waiting = True
+        (folder / os.environ["RANK"]).touch()
+        while os.environ["RANK"] == "1" and len(list(folder.iterdir())) < 2:
+            time.sleep(0.05)
+        if os.environ["RANK"] == "1":
+            os.kill(os.getppid(), signal.SIGINT)
+        while interrupt.number is None:
+            time.sleep(0.05)
+    raise Stopped(interrupt.number, f"{os.environ['RANK']} stopped")
