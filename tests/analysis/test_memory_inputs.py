@@ -74,7 +74,7 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     asked: list[str] = []
 
-    def metadata(name: str) -> Any:
+    def metadata(name: str, revision: str | None) -> Any:
         asked.append(name)
         return SimpleNamespace(files_metadata={"one": SimpleNamespace(tensors=tensors)})
 

@@ -15,6 +15,7 @@ from deltaw.analysis.memory import Training, estimate
 from deltaw.analysis.memory.fakes import empty
 from deltaw.analysis.memory.headers import read_headers
 from deltaw.analysis.memory.rehearsal import rehearse
+from deltaw.analysis.memory.runs import TrainerRun
 from deltaw.analysis.memory.trace import Record
 from deltaw.optim import galore
 
@@ -29,7 +30,7 @@ def asked(**settings: Any) -> Training:
 def rehearsed(folder: Path, training: Training) -> Record:
     weights = read_headers(str(folder))
     dtype = weights.dtype
-    return rehearse(empty(str(folder), training, dtype), training, weights)
+    return rehearse(empty(str(folder), training, dtype), TrainerRun(training), weights)
 
 
 def held(record: Record, part: str, *, until: str = "") -> int:

@@ -1,6 +1,6 @@
 """How well a language model foretells held-out texts: loss, perplexity, tokens right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,20 +31,15 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     found = np.zeros((len(rows), 3))
     training = model.training
     model.eval()
     with torch.no_grad():
-        at = 0
-        while at < len(order):
-            some = _fitting(rows, order, at, vocabulary)
-            at += len(some)
+        for some in batches([len(row.input_ids) for row in rows], vocabulary):
             batch = padding([_as_row(rows[index]) for index in some])
             labels = batch.pop("labels")[:, 1:].to(device)
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            logits = model(**inputs, use_cache=False)["logits"][:, :-1].float()
-            found[some] = torch.stack(_sums(logits, labels), -1).double().cpu().numpy()
+            found[some] = of_batch(model, inputs, labels).double().cpu().numpy()
     model.train(training)
     broken = int((~np.isfinite(found[:, 0])).sum())
     if broken:
@@ -54,6 +49,29 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
             "Fix: train again with a smaller learning rate, or take another model."
         )
     return found
+
+
+def batches(lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
+    """Return the numbers of all rows, shortest first, cut where logits would be too many."""
+    found: list[list[int]] = [[]]
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = found[-1]
+        full = (len(last) + 1) * lengths[index] * vocabulary > NUMBERS or len(last) == ROWS
+        if last and full:
+            found.append([])
+        found[-1].append(index)
+    return found if lengths else []
+
+
+def of_batch(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """Return the same of each row of a batch, (rows, 3); `labels` begin with the second token."""
+    logits = model(**inputs, use_cache=False)["logits"][:, :-1].float()
+    learnt = labels != MASKED
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
+    ).view_as(labels)
+    right = (logits.argmax(-1) == labels) & learnt
+    return torch.stack([losses.sum(-1), learnt.sum(-1).float(), right.sum(-1).float()], -1)
 
 
 def score(found: Sums, seed: int = 0) -> Score:
@@ -101,24 +119,5 @@ def ratios(sums: NDArray[np.float64]) -> dict[str, Any]:
     return {"loss": loss, "perplexity": perplexity, "tokens_right": sums[..., 2] / sums[..., 1]}
 
 
-def _fitting(rows: Sequence[Row], order: Sequence[int], at: int, vocabulary: int) -> list[int]:
-    """Return the next rows whose logits fit in memory together, one at least."""
-    some: list[int] = []
-    for index in order[at : at + ROWS]:
-        if some and (len(some) + 1) * len(rows[index].input_ids) * vocabulary > NUMBERS:
-            break
-        some.append(index)
-    return some
-
-
 def _as_row(row: Row) -> dict[str, list[int]]:
     return {"input_ids": row.input_ids, "labels": row.labels}
-
-
-def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    learnt = labels != MASKED
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
-    ).view_as(labels)
-    right = (logits.argmax(-1) == labels) & learnt
-    return losses.sum(-1), learnt.sum(-1).float(), right.sum(-1).float()

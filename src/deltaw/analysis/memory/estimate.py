@@ -4,15 +4,15 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from deltaw.analysis.memory.fakes import empty, require_fit
-from deltaw.analysis.memory.headers import read_headers
+from deltaw.analysis.memory.headers import Weights, read_headers
 from deltaw.analysis.memory.machine import Machine
 from deltaw.analysis.memory.peak import peak
 from deltaw.analysis.memory.rehearsal import rehearse
+from deltaw.analysis.memory.runs import Run, TrainerRun
 from deltaw.analysis.memory.training import DTYPES, Training
 from deltaw.errors import ConfigError
 
@@ -77,18 +77,26 @@ def estimate(model: str | os.PathLike[str] | nn.Module, training: Training) -> E
         TargetError: if the adapters fit nothing in the model.
     """
     if isinstance(model, nn.Module):
-        _require_empty(model)
-        return _estimate(copy.deepcopy(model), training, None)
+        return estimate_run(model, TrainerRun(training), None)
     name = os.fspath(model)
     weights = read_headers(name)
     dtype = weights.dtype if training.dtype is None else DTYPES[training.dtype]
     made = empty(name, training, dtype)
     require_fit(made, weights)
-    return _estimate(made, training, weights)
+    return Estimate(peak(rehearse(made, TrainerRun(training), weights)) | {"runtime": RUNTIME})
 
 
-def _estimate(model: nn.Module, training: Training, weights: Any) -> Estimate:
-    return Estimate(peak(rehearse(model, training, weights)) | {"runtime": RUNTIME})
+def estimate_run(model: nn.Module, run: Run, weights: Weights | None) -> Estimate:
+    """Return the peak memory of any run of training a model, which is on the meta device.
+
+    Raises:
+        ConfigError: for a model that has memory already.
+        FormatError: if the weights have other shapes than the model's own.
+    """
+    _require_empty(model)
+    if weights is not None:
+        require_fit(model, weights)
+    return Estimate(peak(rehearse(copy.deepcopy(model), run, weights)) | {"runtime": RUNTIME})
 
 
 def _require_empty(model: nn.Module) -> None:

@@ -91,6 +91,8 @@ class LanguageJob(Job):
             processing_class=self.tokenizer,
         )
         trainer.judged = self.validation
+        if self.recipe.gradient_checkpointing:  # before the first step, for the probe
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         held = [row.sample for row in self.held_out]
         few = list({id(sample): sample for sample in held}.values())[: self.recipe.samples]
         speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)
@@ -99,9 +101,11 @@ class LanguageJob(Job):
         return trainer
 
     def probe(self, trainer: RecipeTrainer) -> dict[str, Any]:
-        """Return a few rows on which the adapters are tried, computed as in training."""
+        """Return a few rows, the shortest, on which the adapters are tried, as in training."""
         assert isinstance(trainer, LanguageTrainer)
-        rows = [self.data[index] for index in range(min(PROBE, len(self.data)))]
+        lengths = trainer._lengths()
+        shortest = sorted(range(len(lengths)), key=lengths.__getitem__)
+        rows = [self.data[index] for index in shortest[: min(PROBE, self.recipe.batch_size)]]
         return {**self.padding(rows), "use_cache": False} | (
             {} if trainer.through_logits else {"fused_lm_head": True}
         )
