@@ -26,9 +26,6 @@ class Loaded:
 def load(recipe: Recipe, source: str | None = None) -> Loaded:
     """Return the recipe's base model, or the one in `source`, and its tokenizer.
 
-    Weights that stay frozen are loaded in bfloat16 where the recipe computes in it, all others in
-    float32.
-
     Raises:
         RunError: if either cannot be loaded, the weights have gaps, or the tokenizer has more
             tokens than the model, or no token that ends a text.
@@ -38,7 +35,6 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
         "revision": recipe.revision,
         "trust_remote_code": recipe.trust_remote_code,
     }
-    frozen = recipe.method not in IN_PLACE
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(name, **where)
@@ -46,7 +42,7 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 name,
                 config=config,
-                dtype=torch.bfloat16 if recipe.bf16 and frozen else torch.float32,
+                dtype=weight_dtype(recipe),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **where,
@@ -57,6 +53,12 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
     tokenizer = load_tokenizer(name, config, **where)
     _require_fit(tokenizer, model, name)
     return Loaded(model, tokenizer)
+
+
+def weight_dtype(recipe: Recipe) -> torch.dtype:
+    """Return bfloat16 for weights that stay frozen where the recipe computes in it, or float32."""
+    frozen = recipe.method not in IN_PLACE
+    return torch.bfloat16 if recipe.bf16 and frozen else torch.float32
 
 
 def outline(recipe: Recipe) -> Loaded:

@@ -33,6 +33,7 @@ class LanguageKeys(BaseModel):
     separator: str = "\n"
     packing: bool = False
     samples: int = Field(1, ge=0, le=20)
+    allow_overcommit: bool = False
     pref_beta: float = Field(0.1, gt=0)
     pref_loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5)

@@ -10,7 +10,7 @@ from torch import nn
 from deltaw.analysis.memory.fakes import empty, require_fit
 from deltaw.analysis.memory.headers import Weights, read_headers
 from deltaw.analysis.memory.machine import Machine
-from deltaw.analysis.memory.peak import peak
+from deltaw.analysis.memory.peak import most, peak
 from deltaw.analysis.memory.rehearsal import rehearse
 from deltaw.analysis.memory.runs import Run, TrainerRun
 from deltaw.analysis.memory.training import DTYPES, Training
@@ -82,12 +82,15 @@ def estimate(model: str | os.PathLike[str] | nn.Module, training: Training) -> E
     weights = read_headers(name)
     dtype = weights.dtype if training.dtype is None else DTYPES[training.dtype]
     made = empty(name, training, dtype)
-    require_fit(made, weights)
-    return Estimate(peak(rehearse(made, TrainerRun(training), weights)) | {"runtime": RUNTIME})
+    return estimate_run(made, TrainerRun(training), weights)
 
 
-def estimate_run(model: nn.Module, run: Run, weights: Weights | None) -> Estimate:
+def estimate_run(
+    model: nn.Module, run: Run, weights: Weights | None, device: str = "cpu"
+) -> Estimate:
     """Return the peak memory of any run of training a model, which is on the meta device.
+
+    On a GPU the tensors are counted that there would be on a CPU, without any heap.
 
     Raises:
         ConfigError: for a model that has memory already.
@@ -96,7 +99,10 @@ def estimate_run(model: nn.Module, run: Run, weights: Weights | None) -> Estimat
     _require_empty(model)
     if weights is not None:
         require_fit(model, weights)
-    return Estimate(peak(rehearse(copy.deepcopy(model), run, weights)) | {"runtime": RUNTIME})
+    record = rehearse(copy.deepcopy(model), run, weights)
+    if device != "cpu":
+        return Estimate(most(record))
+    return Estimate(peak(record) | {"runtime": RUNTIME})
 
 
 def _require_empty(model: nn.Module) -> None:

@@ -36,6 +36,7 @@ class Heap:
         self.mapped = 0
         self._threshold = THRESHOLD
         self._blocks: dict[int, tuple[int, int]] = {}
+        self._apart: dict[int, tuple[int, int]] = {}
         self._holes: list[tuple[int, int]] = []
         self._starts: dict[int, int] = {}
         self._ends: dict[int, int] = {}
@@ -49,16 +50,25 @@ class Heap:
         return self.top + self.mapped
 
     def allocate(
-        self, number: int, size: int, *, mapped: bool = False, graph: bool = False
+        self,
+        number: int,
+        size: int,
+        untouched: int = 0,
+        *,
+        mapped: bool = False,
+        graph: bool = False,
     ) -> None:
-        """Find room for a block; in pages of its own if `mapped`, while a `graph` is built."""
+        """Find room for a block; in pages of its own if `mapped`, while a `graph` is built.
+
+        Of `size + untouched` bytes that are asked for only the first are written to.
+        """
         if size <= SMALL:
             return
         need = -(-(size + PADDING) // 16) * 16
-        if mapped or need >= self._threshold:
+        if mapped or need + untouched >= self._threshold:
             need = -(-need // PAGE) * PAGE
             self.mapped += need
-            self._blocks[number] = -1, need
+            self._apart[number] = need, need + untouched
             return
         start = self._room(need)
         self._due += self._share * graph
@@ -70,13 +80,13 @@ class Heap:
 
     def free(self, number: int) -> None:
         """Give a block back."""
-        start, size = self._blocks.pop(number, (0, 0))
-        if start >= 0:
-            self._leave(start, size)
+        if number in self._blocks:
+            self._leave(*self._blocks.pop(number))
             return
+        size, asked = self._apart.pop(number, (0, 0))
         self.mapped -= size
-        if size <= MOST:
-            self._threshold = max(self._threshold, size)
+        if asked <= MOST:
+            self._threshold = max(self._threshold, asked)
 
     def free_graph(self) -> None:
         """Give back what the objects of the graph took."""

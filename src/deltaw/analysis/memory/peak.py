@@ -31,7 +31,9 @@ def peak(record: Record) -> dict[str, int]:
         if event.born:
             live[block.part] += block.size
             graph = event.phase == "forward"
-            heap.allocate(event.number, block.size, mapped=block.mapped, graph=graph)
+            heap.allocate(
+                event.number, block.size, block.untouched, mapped=block.mapped, graph=graph
+            )
             again = event.number >= len(blocks)
             if heap.taken > most and (again or event.phase in ONCE):
                 most = heap.taken
@@ -41,6 +43,17 @@ def peak(record: Record) -> dict[str, int]:
             heap.free(event.number)
         if event.phase == "backward" != following.phase:
             heap.free_graph()
+    return found
+
+
+def most(record: Record) -> dict[str, int]:
+    """Return the bytes of every part when all tensors together are the most, after loading."""
+    live, found, total = Counter(dict.fromkeys(PARTS, 0)), dict[str, int](), -1
+    for event in [*record.events, *_again(record)]:
+        block = record.blocks[event.number % len(record.blocks)]
+        live[block.part] += block.size if event.born else -block.size
+        if event.phase not in ONCE and live.total() > total:
+            total, found = live.total(), dict(live)
     return found
 
 

@@ -31,11 +31,15 @@ PARTS = (
 
 @dataclass
 class Block:
-    """A piece of memory: its bytes, what for, and whether it lies in pages of its own."""
+    """A piece of memory: its bytes, what for, and whether it lies in pages of its own.
+
+    `untouched` counts bytes that were asked for beside these, and never written.
+    """
 
     size: int
     part: str
     mapped: bool = False
+    untouched: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,10 @@ class Trace(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
         if func is torch.ops.aten.empty.memory_format:
-            self._written[out.untyped_storage()._cdata] = set()
-            self.blocks[self._numbers[out.untyped_storage()._cdata]].size = 0
+            storage = out.untyped_storage()
+            block = self.blocks[self._numbers[storage._cdata]]
+            self._written[storage._cdata] = set()
+            block.size, block.untouched = 0, block.size
         elif self._written and func._schema.is_mutable:
             self._write(func, args, kwargs or {})
         return out
@@ -149,7 +155,8 @@ class Trace(TorchDispatchMode):
                 if views is not None and view not in views:
                     views.add(view)
                     block = self.blocks[self._numbers[storage._cdata]]
-                    block.size = min(block.size + tensor.nbytes, storage.nbytes())
+                    more = min(tensor.nbytes, block.untouched)
+                    block.size, block.untouched = block.size + more, block.untouched - more
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

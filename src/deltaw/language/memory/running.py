@@ -107,7 +107,9 @@ class RecipeRun(Run):
     def loss(self, model: Any) -> Tensor:
         """Return the loss of the largest batch; pairs of answers are two rows each."""
         shape = self.batches.trained
-        batch = self._batch(model, Shape(shape.rows * (1 + (self.recipe.task == "dpo")), shape.tokens))
+        batch = self._batch(
+            model, Shape(shape.rows * (1 + (self.recipe.task == "dpo")), shape.tokens)
+        )
         if isinstance(model.get_output_embeddings(), AdaptedLayer):
             loss: Tensor = model(**batch, use_cache=False)["loss"]
             return loss

@@ -24,7 +24,9 @@ from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.templating import Chosen, choose
-from deltaw.language.loading import load
+from deltaw.language.loading import load, outline
+from deltaw.language.memory.outlook import outlook
+from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.reading import encoder_of, request, require_validation
 from deltaw.language.training.pairs import Floats, Pair, encode, preferred, score
 from deltaw.language.training.prepare import first_batches, loss_of
@@ -168,8 +170,10 @@ class PreferenceJob(Job):
         return [f"deltaw chat {run}", f"deltaw inspect {run}"]
 
 
-def prepare(recipe: Recipe, console: Console) -> PreferenceJob:
+def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> PreferenceJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    `weigh` says what memory it takes, before any weight is read.
 
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
@@ -179,14 +183,18 @@ def prepare(recipe: Recipe, console: Console) -> PreferenceJob:
     corpus = load_corpus(request(recipe))
     show_corpus(console, corpus)
     require_validation(recipe, corpus)
-    loaded = load(recipe)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    seen = outline(recipe)
+    tokenizer = seen.tokenizer
     template = choose(tokenizer, recipe.template)
     tokenizer.chat_template = template.template.source
-    encoder = encoder_of(recipe, tokenizer, template, model)
+    encoder = encoder_of(recipe, tokenizer, template, seen.model)
     parts = [encode(encoder, _preferences(part, corpus)) for part in _parts(corpus)]
     if not parts[0].pairs:
         raise DataError("\n".join(["No pair can be trained on.", *skips(parts[0].skipped)]))
+    sides = [(pair.chosen, pair.rejected) for pair in parts[0].pairs]
+    lengths = [max(len(row.input_ids) for row in pair) for pair in sides]
+    weigh(console, outlook(recipe, seen.model, lengths, lengths))
+    model = load(recipe).model
     base = base_digest(model)
     padding = Padding(tokenizer.pad_token_id)
     better = [pair.chosen for pair in parts[0].pairs]

@@ -16,7 +16,9 @@ from deltaw.language.encoding.batches import Padding, as_data, packed, require_a
 from deltaw.language.encoding.encoder import Row
 from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.generating import Speaker
-from deltaw.language.loading import load
+from deltaw.language.loading import load, outline
+from deltaw.language.memory.outlook import outlook
+from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.reading import (
     encoder_of,
     request,
@@ -131,8 +133,10 @@ class LanguageJob(Job):
         return [f"deltaw chat {run}", f"deltaw eval {run}", f"deltaw export {run} OUT --to hf"]
 
 
-def prepare(recipe: Recipe, console: Console) -> LanguageJob:
+def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> LanguageJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    `weigh` says what memory it takes, before any weight is read.
 
     Raises:
         ConfigError, TargetError, RunError: whatever is wrong with its part.
@@ -143,19 +147,23 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     show_corpus(console, corpus)
     require_turns(corpus.train, corpus)
     require_validation(recipe, corpus)
-    loaded = load(recipe)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    seen = outline(recipe)
+    tokenizer = seen.tokenizer
     template = choose(tokenizer, recipe.template)
     tokenizer.chat_template = template.template.source
-    encoder = encoder_of(recipe, tokenizer, template, model)
+    encoder = encoder_of(recipe, tokenizer, template, seen.model)
     train = encoder.encode(corpus.train)
     validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
     require_rows(train, corpus)
-    base = base_digest(model)
-    padding = Padding(tokenizer.pad_token_id)
+    data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
+    lengths = [len(ids) for ids in data["input_ids"]]
+    held_out = [len(row.input_ids) for row in (*validation.rows, *test.rows)]
+    weigh(console, outlook(recipe, seen.model, lengths, held_out))
+    model = load(recipe).model
     if recipe.packing:
         require_apart(model, train.rows)
-    data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
+    base = base_digest(model)
+    padding = Padding(tokenizer.pad_token_id)
     rows = Dataset.from_dict(data)
     first = first_batches(recipe, train.rows, padding)
     adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
