@@ -87,6 +87,21 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["some/model"]
 
 
+def test_a_model_that_was_downloaded_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(llama(), tmp_path)
+    asked: list[tuple[str, str, str | None]] = []
+
+    def cached(name: str, file: str, *, revision: str | None) -> str:
+        asked.append((name, file, revision))
+        return str(folder / file)
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    assert read_headers("some/model", "v1") == read_headers(str(folder))
+    assert asked == [("some/model", "model.safetensors", "v1")]
+
+
 def test_the_hub_that_does_not_answer() -> None:
     with pytest.raises(RunError, match=r"headers of some/\\x1bmodel cannot be read[^§]*Fix: give"):
         read_headers("some/\x1bmodel")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from memory_models import VOCABULARY, bert, gpt2, llama, saved
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import deltaw
 from deltaw.analysis.memory import Training, estimate
@@ -16,7 +17,7 @@ from deltaw.analysis.memory.fakes import empty
 from deltaw.analysis.memory.headers import read_headers
 from deltaw.analysis.memory.rehearsal import rehearse
 from deltaw.analysis.memory.runs import TrainerRun
-from deltaw.analysis.memory.trace import Record
+from deltaw.analysis.memory.trace import Record, Trace
 from deltaw.optim import galore
 
 ROWS, TOKENS = 5, 23
@@ -216,3 +217,16 @@ def test_other_dtypes_are_converted(tmp_path: Path) -> None:
     assert in_place.parts["weights"] == 2 * numbers
     assert converted.parts["weights"] == 4 * numbers + frequencies
     assert in_place.parts["adapters"] == converted.parts["adapters"] > 0
+
+
+def test_an_empty_tensor_is_memory_where_it_is_written() -> None:
+    with FakeTensorMode(), Trace() as trace:
+        held = torch.empty((8, 100))
+        torch.mm(torch.ones(8, 3), torch.ones(3, 10), out=held[:, :10])
+        held[:, :10].add_(1)
+        held[:, 50:60].copy_(torch.ones(8, 10))
+        torch.empty((2, 2)).fill_(1)
+    empty = [block for block in trace.record().blocks if block.size + block.untouched == 3200]
+    assert [(block.size, block.untouched) for block in empty] == [(640, 2560)]
+    assert [b.untouched for b in trace.record().blocks if b.size == 16] == [0]
+    del held

@@ -16,8 +16,6 @@ from deltaw.analysis.memory.runs import Run, TrainerRun
 from deltaw.analysis.memory.training import DTYPES, Training
 from deltaw.errors import ConfigError
 
-RUNTIME = 25 << 20
-"""What torch and a trainer make once, in their first step; measured."""
 ABOUT = {
     "weights": "the model's own",
     "adapters": "trained beside frozen weights",
@@ -102,7 +100,7 @@ def estimate_run(
     record = rehearse(copy.deepcopy(model), run, weights)
     if device != "cpu":
         return Estimate(most(record))
-    return Estimate(peak(record) | {"runtime": RUNTIME})
+    return Estimate(peak(record) | {"runtime": run.runtime})
 
 
 def _require_empty(model: nn.Module) -> None:

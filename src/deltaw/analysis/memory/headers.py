@@ -136,11 +136,12 @@ def _hub(name: str, revision: str | None) -> dict[str, Header]:
             f"{printable(name, 200)} is no folder, and the hub needs huggingface_hub, which cannot "
             f"be imported: {error}\nFix: pip install 'deltaw[train]', or give a folder."
         ) from error
-    for file in (WHOLE, INDEX):
-        known = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
-        if isinstance(known, str) and all(part.is_file() for part in _files(Path(known).parent)):
-            return _local(Path(known).parent)
     try:
+        for file in (WHOLE, INDEX):
+            known = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+            folder = Path(known).parent if isinstance(known, str) else None
+            if folder is not None and all(part.is_file() for part in _files(folder)):
+                return _local(folder)
         found = huggingface_hub.get_safetensors_metadata(name, revision=revision)
     except (OSError, ValueError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,13 +16,16 @@ from deltaw.fusing import fuse_loss
 from deltaw.optim import galore
 
 RATE = 1e-4
+RUNTIME = 25 << 20
+"""What torch and a trainer make once, in their first step; measured."""
 
 
 class Run(ABC):
     """What is done to a model; every method is called on one whose tensors have no memory.
 
     `passes` counts the batches of a step, `clips` says whether the gradients' common norm is
-    taken, `restores` whether a checkpoint is read again at the end.
+    taken, `restores` whether a checkpoint is read again at the end; `runtime` is what is made once
+    and beyond what the process has free already.
     """
 
     packs: Packing | None = None
@@ -30,6 +33,7 @@ class Run(ABC):
     clips: bool = True
     autocast: bool = False
     restores: bool = False
+    runtime: int = RUNTIME
 
     @abstractmethod
     def adapt(self, model: nn.Module) -> None:
@@ -43,6 +47,7 @@ class Run(ABC):
     def loss(self, model: nn.Module) -> Tensor:
         """Return the loss of a batch."""
 
+    @abstractmethod
     def between(self, model: nn.Module) -> None:
         """Do what is done between steps, without gradients."""
 
@@ -90,3 +95,6 @@ class TrainerRun(Run):
         labels = ids if asked.labels is None else torch.randint(asked.labels, (asked.rows,))
         loss: Tensor = model(input_ids=ids, labels=labels).loss
         return loss
+
+    def between(self, model: nn.Module) -> None:
+        """Do nothing: the Trainer evaluates nothing here."""

@@ -70,9 +70,11 @@ class RecipeRun(Run):
     """What `deltaw train` does, by the recipe's method, optimiser and precision.
 
     A start that comes from data or packed weights is replaced by the usual one, which is as large.
+    Reading data has left holes in the heap that hold what the first step makes once.
     """
 
     restores = True
+    runtime = 0
 
     def __init__(self, recipe: Recipe, batches: Batches) -> None:
         plain = {"absorb": False, "init_lora_weights": True}

@@ -13,7 +13,7 @@ COLUMNS = {
     "batch": ("activations", "logits", "temporaries"),
     "rest": ("allocator", "runtime"),
 }
-LEGEND = "* is this recipe; trained: with gradients and moments; rest: holes, torch"
+LEGEND = "* this recipe; trained: with gradients and moments; rest: heap, torch"
 RANK = 128
 
 

@@ -53,7 +53,7 @@ def compare(console: Console, outlook: Outlook) -> None:
     shape, recipe = outlook.batches.trained, outlook.recipe
     batch = f"{counted(shape.rows, 'row')} of {counted(shape.tokens, 'token')}"
     with_it = ", gradient checkpointing" * recipe.gradient_checkpointing + ", bf16" * recipe.bf16
-    title = f"estimated before loading, with a largest batch of {batch}{with_it}:"
+    title = f"estimated before loading; largest batch {batch}{with_it}:"
     verdict = "" if own is None else "fits: " if own.fits(machine) else "does not fit: "
     lines = [title, *table.lines(found), table.LEGEND, f"{verdict}{_has(machine)}"]
     console.field("memory", "\n".join(lines), whole=True)
