@@ -175,8 +175,8 @@ def report(results: Results) -> str:
             "What `deltaw train` and `deltaw check` say of a recipe's memory before they read a "
             "weight, beside the largest resident set of a fresh process that runs `deltaw train` "
             f"on it for {STEPS} steps, with scores of {HELD_OUT} held-out rows before and after "
-            "and a checkpoint, less that of the process just before it reads the weights; one thread, "
-            "malloc as it comes. Adapters have r=16; padded batches have rows of different "
+            "and a checkpoint, less that of the process just before it reads the weights; one "
+            "thread, malloc as it comes. Adapters have r=16; padded batches have rows of different "
             f"lengths, packed rows several documents. {' and '.join(FITTED)} were in view when the "
             "estimate was made; the other shapes were measured afterwards. "
             f"The largest error is {worst:.1%}.",

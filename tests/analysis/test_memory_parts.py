@@ -18,6 +18,7 @@ from deltaw.analysis.memory.headers import read_headers
 from deltaw.analysis.memory.rehearsal import rehearse
 from deltaw.analysis.memory.runs import TrainerRun
 from deltaw.analysis.memory.trace import Record, Trace
+from deltaw.errors import TargetError
 from deltaw.optim import galore
 
 ROWS, TOKENS = 5, 23
@@ -195,6 +196,12 @@ def test_packed_weights(tmp_path: Path) -> None:
     found = held(record, "weights", until="load") - file
     codes = 4 * (16 + 256) * 2  # one table of values per process
     assert own + scales <= found <= own + scales + codes * len(packed)
+
+
+def test_nothing_to_pack(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(TargetError, match="GPT2LMHeadModel has no linear layer to pack in 4 bits"):
+        rehearsed(saved(gpt2(), tmp_path), asked(method="qlora"))
 
 
 def test_layerwise_updates_free_gradients(tmp_path: Path) -> None:

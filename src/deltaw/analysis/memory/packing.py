@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaw.errors import TargetError
 from deltaw.heads import new_heads, output_head
 from deltaw.patterns import ends_with, within
 from deltaw.quant import _bnb
@@ -40,12 +41,18 @@ def pack(model: nn.Module, like: nn.Module, packing: Packing) -> None:
 
     bitsandbytes' own class of packed weights takes no fake tensors, so a plain parameter holds what
     is packed; layer, state and products are bitsandbytes' own.
+
+    Raises:
+        TargetError: if there is nothing to pack.
     """
-    kept = {*output_head(model), *new_heads(model)}
+    kept, packed = {*output_head(model), *new_heads(model)}, 0
     for path, layer in walk(model):
         left_out = any(ends_with(path, name) for name in packing.exclude_modules)
         if type(layer) is nn.Linear and not within(path, kept) and not left_out:
             _pack(layer, like, packing)
+            packed += 1
+    if not packed:
+        raise TargetError(f"{type(model).__name__} has no linear layer to pack in 4 bits")
 
 
 def _pack(layer: nn.Linear, like: nn.Module, packing: Packing) -> None:

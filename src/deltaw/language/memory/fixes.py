@@ -23,16 +23,17 @@ def fixes(outlook: Outlook, limit: int) -> list[str]:
                 break
     if found:
         return found
-    texts = []
+    texts, least = [], _estimate(outlook)
     for kind in (_smaller_batches, _checkpointing, _adapters, _packed):
         for text, changed in [*kind(last)][-1:]:
-            texts.append(text)
-            last = changed
-    estimated = _estimate(last) if texts else None
-    if estimated is None:
+            estimated = _estimate(changed)
+            if estimated is not None and (least is None or estimated.total < least.total):
+                texts.append(text)
+                last, least = changed, estimated
+    if not texts or least is None:
         return ["take a smaller model, or a machine with more memory"]
-    together = f"{' '.join(texts)}, about {size(estimated.total)}"
-    if estimated.total <= limit:
+    together = f"{' '.join(texts)}, about {size(least.total)}"
+    if least.total <= limit:
         return [together]
     return [f"take a smaller model, or a machine with more memory: even {together}"]
 
