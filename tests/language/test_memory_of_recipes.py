@@ -133,16 +133,19 @@ def test_a_run_that_cannot_fit_is_refused_before_it_reads_a_weight(
 
 
 @pytest.mark.parametrize(
-    ("total", "asked"), [(90, {}), (50, {"allow_overcommit": True})], ids=["close", "forced"]
+    ("total", "swap", "asked"),
+    [(90, 0, {}), (60, 30, {}), (50, 0, {"allow_overcommit": True})],
+    ids=["close", "swap", "forced"],
 )
 def test_a_run_that_may_not_fit_is_warned_of(
     talker: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     total: int,
+    swap: int,
     asked: dict[str, Any],
 ) -> None:
-    machine(monkeypatch, total * MB, 50 * MB)
+    machine(monkeypatch, total * MB, 50 * MB, swap * MB)
     guessed(monkeypatch, lambda recipe, batches: 6 * batches.trained.rows * MB)
     preparing.prepare(recipe_of(talker, **asked), preparing.Console())
     out = capsys.readouterr().out
