@@ -179,7 +179,7 @@ def report(results: Results) -> str:
             "thread, malloc as it comes. Adapters have r=16; padded batches have rows of different "
             f"lengths, packed rows several documents. Peaks of {' and '.join(FITTED)} decided what "
             "the model of the heap gives back between steps, and that nothing is added for what "
-            "torch makes once; those of the other shapes, of which some were known by then, decided "
+            "torch makes once; those of other shapes, of which some were known by then, decided "
             "nothing. Each peak was measured once. "
             f"The largest error is {worst:.1%}.",
             table(
