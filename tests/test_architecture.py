@@ -59,6 +59,7 @@ ROWS = (
         "planning",
         "plans",
         "quantizing",
+        "recomputing",
         "root",
         "saving",
         "serving",

@@ -13,6 +13,7 @@ from deltaw.heads import new_heads, output_head
 from deltaw.layer import AdaptedLayer
 from deltaw.patterns import ends_with, within
 from deltaw.quant import kinds, storage_of
+from deltaw.recomputing import recompute
 from deltaw.select import nearest
 from deltaw.storage import Packer
 from deltaw.swap import clear_bound_forward
@@ -186,7 +187,5 @@ def _checkpoint(model: Any) -> None:
             f"checkpointing=True is for models of transformers, not for {type(model).__name__}.\n"
             "Fix: use torch.utils.checkpoint in its forward."
         )
-    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-    enable = next(name for name in names if name in dir(type(model)))
-    getattr(model, enable)({"use_reentrant": False})
+    recompute(model)
     model.enable_input_require_grads()

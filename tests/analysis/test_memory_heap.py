@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaw.analysis.memory.heap import MOST, PADDING, SMALL, THRESHOLD, Heap
-from deltaw.analysis.memory.peak import peak
-from deltaw.analysis.memory.trace import Block, Event, Record
+from deltaw.analysis.memory.peak import most, peak
+from deltaw.analysis.memory.trace import PARTS, Block, Event, Record
 
 MB = 1 << 20
 
@@ -27,7 +27,7 @@ def test_laws(steps: list[tuple[int, bool, bool, int]]) -> None:
             heap.free(gone)
             del sizes[gone]
         assert heap.taken >= sum(sizes.values())
-        spans = sorted(block for block in heap._blocks.values() if block[0] >= 0)
+        spans = sorted(heap._blocks.values())
         spans += [*heap._objects, *((start, size) for size, start in heap._holes)]
         end = 0
         for start, length in sorted(spans):
@@ -97,3 +97,24 @@ def test_a_second_step_is_played() -> None:
     assert found["activations"] == 2 * MB
     assert found["optimiser"] == 5 * MB
     assert 0 <= found["allocator"] < 16384
+
+
+def test_pages_that_are_never_written_count_for_nothing_but_the_threshold() -> None:
+    heap = Heap()
+    heap.allocate(0, MB, 8 * MB)
+    assert heap.top == 0 and MB <= heap.taken < MB + 8192
+    heap.free(0)
+    heap.allocate(1, THRESHOLD)
+    assert heap.mapped == 0 and heap.top > 0, "the freed block had asked for nine times as much"
+
+
+def test_what_comes_after_the_last_step_is_played_once() -> None:
+    blocks = (Block(MB, "activations"), Block(5 * MB, "temporaries", mapped=True))
+    events = (
+        Event(0, True, "forward"),
+        Event(0, False, "backward"),
+        Event(1, True, "end"),
+        Event(1, False, "end"),
+    )
+    assert peak(Record(blocks, events))["temporaries"] == 5 * MB
+    assert most(Record(blocks, events)) == {**dict.fromkeys(PARTS, 0), "activations": MB}

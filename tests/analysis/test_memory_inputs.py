@@ -74,7 +74,7 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     asked: list[str] = []
 
-    def metadata(name: str) -> Any:
+    def metadata(name: str, revision: str | None) -> Any:
         asked.append(name)
         return SimpleNamespace(files_metadata={"one": SimpleNamespace(tensors=tensors)})
 
@@ -85,6 +85,21 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
     assert estimate("some/model", SMALL) == estimate(folder, SMALL)
     assert asked == ["some/model"]
+
+
+def test_a_model_that_was_downloaded_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(llama(), tmp_path)
+    asked: list[tuple[str, str, str | None]] = []
+
+    def cached(name: str, file: str, *, revision: str | None) -> str:
+        asked.append((name, file, revision))
+        return str(folder / file)
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    assert read_headers("some/model", "v1") == read_headers(str(folder))
+    assert asked == [("some/model", "model.safetensors", "v1")]
 
 
 def test_the_hub_that_does_not_answer() -> None:

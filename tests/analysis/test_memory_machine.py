@@ -58,6 +58,17 @@ def test_groups_of_a_container(tmp_path: Path) -> None:
     assert found == Machine(4 * GB, 3 * GB, "its cgroup")
 
 
+def test_swap_counts_where_no_group_limits_memory(tmp_path: Path) -> None:
+    swap = {"proc/meminfo": f"{HOST['proc/meminfo']}SwapTotal: 1000 kB\n"}
+    assert available(root=written(tmp_path, swap)).swap == 1_024_000
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": "4000000000\n",
+        "sys/fs/cgroup/memory.current": "0\n",
+    }
+    assert available(root=written(tmp_path, swap | files)).swap == 0
+
+
 def test_without_proc(tmp_path: Path) -> None:
     found = available(root=tmp_path)
     assert found.total == found.free > GB / 2

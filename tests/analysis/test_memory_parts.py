@@ -9,13 +9,16 @@ import pytest
 import torch
 from memory_models import VOCABULARY, bert, gpt2, llama, saved
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import deltaw
 from deltaw.analysis.memory import Training, estimate
 from deltaw.analysis.memory.fakes import empty
 from deltaw.analysis.memory.headers import read_headers
 from deltaw.analysis.memory.rehearsal import rehearse
-from deltaw.analysis.memory.trace import Record
+from deltaw.analysis.memory.runs import TrainerRun
+from deltaw.analysis.memory.trace import Record, Trace
+from deltaw.errors import TargetError
 from deltaw.optim import galore
 
 ROWS, TOKENS = 5, 23
@@ -29,7 +32,7 @@ def asked(**settings: Any) -> Training:
 def rehearsed(folder: Path, training: Training) -> Record:
     weights = read_headers(str(folder))
     dtype = weights.dtype
-    return rehearse(empty(str(folder), training, dtype), training, weights)
+    return rehearse(empty(str(folder), training, dtype), TrainerRun(training), weights)
 
 
 def held(record: Record, part: str, *, until: str = "") -> int:
@@ -195,6 +198,12 @@ def test_packed_weights(tmp_path: Path) -> None:
     assert own + scales <= found <= own + scales + codes * len(packed)
 
 
+def test_nothing_to_pack(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(TargetError, match="GPT2LMHeadModel has no linear layer to pack in 4 bits"):
+        rehearsed(saved(gpt2(), tmp_path), asked(method="qlora"))
+
+
 def test_layerwise_updates_free_gradients(tmp_path: Path) -> None:
     folder = saved(llama(), tmp_path)
     together, each = (
@@ -215,3 +224,16 @@ def test_other_dtypes_are_converted(tmp_path: Path) -> None:
     assert in_place.parts["weights"] == 2 * numbers
     assert converted.parts["weights"] == 4 * numbers + frequencies
     assert in_place.parts["adapters"] == converted.parts["adapters"] > 0
+
+
+def test_an_empty_tensor_is_memory_where_it_is_written() -> None:
+    with FakeTensorMode(), Trace() as trace:
+        held = torch.empty((8, 100))
+        torch.mm(torch.ones(8, 3), torch.ones(3, 10), out=held[:, :10])
+        held[:, :10].add_(1)
+        held[:, 50:60].copy_(torch.ones(8, 10))
+        torch.empty((2, 2)).fill_(1)
+    empty = [block for block in trace.record().blocks if block.size + block.untouched == 3200]
+    assert [(block.size, block.untouched) for block in empty] == [(640, 2560)]
+    assert [b.untouched for b in trace.record().blocks if b.size == 16] == [0]
+    del held

@@ -11,9 +11,11 @@ from tests.language.models import conversations, make_model, write_json
 from tests.language.rows import write_rows
 from tests.train.conftest import Command, tiny
 
+from deltaw.analysis.memory import Machine
 from deltaw.errors import DivergedError
 from deltaw.language import scores
 from deltaw.language.encoding.batches import Padding
+from deltaw.language.memory import weighing
 from deltaw.language.report.checking import check as run_check
 from deltaw.language.training.capacity import Capacity
 from deltaw.language.training.capacity import shown as bits
@@ -32,6 +34,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose free memory does not change, and no table of methods, which takes time."""
+    monkeypatch.setattr(weighing, "available", lambda _: Machine(10**12, 10**12))
+    monkeypatch.setattr(weighing, "compare", weighing.weigh)
 
 
 def losses(log: Path) -> list[float]:

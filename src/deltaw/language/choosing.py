@@ -1,6 +1,7 @@
 """Is a recipe's data for a language model or for a classifier? What trains follows from it."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,24 @@ def settle(recipe: Recipe) -> Recipe:
     return parse(values | {"task": task}, "the command, with data that are for a language model")
 
 
-def preparation(recipe: Recipe) -> Callable[[Recipe, Console], Job]:
-    """Return what makes the job of a settled recipe."""
+def preparation(recipe: Recipe, *, compared: bool = False) -> Callable[[Recipe, Console], Job]:
+    """Return what makes the job of a settled recipe; methods' memory may be `compared` first."""
     if not recipe.is_language:
         return prepare_texts
+    from deltaw.language.memory.weighing import compare, weigh  # imports TRL
+
+    said = compare if compared else weigh
     if recipe.task == "dpo":
         from deltaw.language.training.preferring import prepare as prepare_pairs  # imports TRL
 
-        return prepare_pairs
+        return partial(prepare_pairs, weigh=said)
     if recipe.task == "kto":
         from deltaw.language.training.rating import prepare as prepare_ratings  # imports TRL
 
-        return prepare_ratings
+        return partial(prepare_ratings, weigh=said)
     from deltaw.language.training.prepare import prepare  # imports TRL
 
-    return prepare
+    return partial(prepare, weigh=said)
 
 
 def _language_task(recipe: Recipe) -> str | None:

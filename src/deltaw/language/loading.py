@@ -26,9 +26,6 @@ class Loaded:
 def load(recipe: Recipe, source: str | None = None) -> Loaded:
     """Return the recipe's base model, or the one in `source`, and its tokenizer.
 
-    Weights that stay frozen are loaded in bfloat16 where the recipe computes in it, all others in
-    float32.
-
     Raises:
         ConfigError: if the recipe's task is not for this kind of model.
         RunError: if either cannot be loaded, the weights have gaps, or the tokenizer has more
@@ -39,7 +36,6 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
         "revision": recipe.revision,
         "trust_remote_code": recipe.trust_remote_code,
     }
-    frozen = recipe.method not in IN_PLACE
     config = _load_config(name, **where)
     kind = _class_for(config, recipe)
     try:
@@ -48,7 +44,7 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
             model, loading = kind.from_pretrained(
                 name,
                 config=config,
-                dtype=torch.bfloat16 if recipe.bf16 and frozen else torch.float32,
+                dtype=weight_dtype(recipe),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **where,
@@ -59,6 +55,12 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
     tokenizer = load_tokenizer(name, config, **where)
     _require_fit(tokenizer, model, name)
     return Loaded(model, tokenizer)
+
+
+def weight_dtype(recipe: Recipe) -> torch.dtype:
+    """Return bfloat16 for weights that stay frozen where the recipe computes in it, or float32."""
+    frozen = recipe.method not in IN_PLACE
+    return torch.bfloat16 if recipe.bf16 and frozen else torch.float32
 
 
 def outline(recipe: Recipe) -> Loaded:

@@ -31,19 +31,15 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].labels), len(rows[i].input_ids)))
     found = np.zeros((len(rows), 3))
     training = model.training
     model.eval()
     with torch.no_grad():
-        at = 0
-        while at < len(order):
-            some = _fitting(rows, order, at, vocabulary)
-            at += len(some)
+        lengths = [max(len(row.input_ids), len(row.labels)) for row in rows]
+        for some in batches(lengths, vocabulary):
             batch = padding([_as_row(rows[index]) for index in some])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            logits, labels = _foretold(model, batch)
-            found[some] = torch.stack(_sums(logits.float(), labels), -1).double().cpu().numpy()
+            found[some] = of_batch(model, batch).double().cpu().numpy()
     model.train(training)
     broken = int((~np.isfinite(found[:, 0])).sum())
     if broken:
@@ -53,6 +49,29 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
             "Fix: train again with a smaller learning rate, or take another model."
         )
     return found
+
+
+def batches(lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
+    """Return the numbers of all rows, shortest first, cut where logits would be too many."""
+    found: list[list[int]] = [[]]
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = found[-1]
+        full = (len(last) + 1) * lengths[index] * vocabulary > NUMBERS or len(last) == ROWS
+        if last and full:
+            found.append([])
+        found[-1].append(index)
+    return found if lengths else []
+
+
+def of_batch(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the same of each row of a batch, (rows, 3)."""
+    logits, labels = _foretold(model, batch)
+    logits, learnt = logits.float(), labels != MASKED
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
+    ).view_as(labels)
+    right = (logits.argmax(-1) == labels) & learnt
+    return torch.stack([losses.sum(-1), learnt.sum(-1).float(), right.sum(-1).float()], -1)
 
 
 def score(found: Sums, seed: int = 0) -> Score:
@@ -101,16 +120,6 @@ def ratios(sums: NDArray[np.float64]) -> dict[str, Any]:
     return {"loss": loss, "perplexity": perplexity, "tokens_right": sums[..., 2] / sums[..., 1]}
 
 
-def _fitting(rows: Sequence[Row], order: Sequence[int], at: int, vocabulary: int) -> list[int]:
-    """Return the next rows whose logits fit in memory together, one at least."""
-    some: list[int] = []
-    for index in order[at : at + ROWS]:
-        if some and (len(some) + 1) * len(rows[index].labels) * vocabulary > NUMBERS:
-            break
-        some.append(index)
-    return some
-
-
 def _as_row(row: Row) -> dict[str, list[int]]:
     return {"input_ids": row.input_ids, "labels": row.labels}
 
@@ -119,14 +128,5 @@ def _foretold(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return logits and the labels that they are for; of a causal model the next token's."""
     if model.config.is_encoder_decoder:
         return model(**batch, use_cache=False)["logits"], batch["labels"]
-    labels = batch.pop("labels")
-    return model(**batch, use_cache=False)["logits"][:, :-1], labels[:, 1:]
-
-
-def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    learnt = labels != MASKED
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
-    ).view_as(labels)
-    right = (logits.argmax(-1) == labels) & learnt
-    return losses.sum(-1), learnt.sum(-1).float(), right.sum(-1).float()
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    return model(**inputs, use_cache=False)["logits"][:, :-1], batch["labels"][:, 1:]

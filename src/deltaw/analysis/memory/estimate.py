@@ -4,20 +4,18 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from deltaw.analysis.memory.fakes import empty, require_fit
-from deltaw.analysis.memory.headers import read_headers
+from deltaw.analysis.memory.headers import Weights, read_headers
 from deltaw.analysis.memory.machine import Machine
-from deltaw.analysis.memory.peak import peak
+from deltaw.analysis.memory.peak import most, peak
 from deltaw.analysis.memory.rehearsal import rehearse
+from deltaw.analysis.memory.runs import Run, TrainerRun
 from deltaw.analysis.memory.training import DTYPES, Training
 from deltaw.errors import ConfigError
 
-RUNTIME = 25 << 20
-"""What torch and a trainer make once, in their first step; measured."""
 ABOUT = {
     "weights": "the model's own",
     "adapters": "trained beside frozen weights",
@@ -77,18 +75,32 @@ def estimate(model: str | os.PathLike[str] | nn.Module, training: Training) -> E
         TargetError: if the adapters fit nothing in the model.
     """
     if isinstance(model, nn.Module):
-        _require_empty(model)
-        return _estimate(copy.deepcopy(model), training, None)
+        return estimate_run(model, TrainerRun(training), None)
     name = os.fspath(model)
     weights = read_headers(name)
     dtype = weights.dtype if training.dtype is None else DTYPES[training.dtype]
     made = empty(name, training, dtype)
-    require_fit(made, weights)
-    return _estimate(made, training, weights)
+    return estimate_run(made, TrainerRun(training), weights)
 
 
-def _estimate(model: nn.Module, training: Training, weights: Any) -> Estimate:
-    return Estimate(peak(rehearse(model, training, weights)) | {"runtime": RUNTIME})
+def estimate_run(
+    model: nn.Module, run: Run, weights: Weights | None, device: str = "cpu"
+) -> Estimate:
+    """Return the peak memory of any run of training a model, which is on the meta device.
+
+    On a GPU the tensors are counted that there would be on a CPU, without any heap.
+
+    Raises:
+        ConfigError: for a model that has memory already.
+        FormatError: if the weights have other shapes than the model's own.
+    """
+    _require_empty(model)
+    if weights is not None:
+        require_fit(model, weights)
+    record = rehearse(copy.deepcopy(model), run, weights)
+    if device != "cpu":
+        return Estimate(most(record))
+    return Estimate(peak(record) | {"runtime": run.runtime})
 
 
 def _require_empty(model: nn.Module) -> None:

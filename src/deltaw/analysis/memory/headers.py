@@ -58,15 +58,17 @@ class Weights:
         return sum(h.numel * _width(h.dtype) for h in self.headers.values())
 
 
-def read_headers(name: str) -> Weights:
+def read_headers(name: str, revision: str | None = None) -> Weights:
     """Return the weights of a folder, or of a name on the hub, without reading any of them.
+
+    A model of the hub that was downloaded before is looked up in the cache.
 
     Raises:
         FormatError: listing every file that is missing or damaged.
         RunError: if the folder has no safetensors files, or the hub cannot be asked.
         ConfigError: for a hub's name without huggingface_hub.
     """
-    headers = _local(Path(name)) if Path(name).is_dir() else _hub(name)
+    headers = _local(Path(name)) if Path(name).is_dir() else _hub(name, revision)
     strange = sorted({h.dtype for h in headers.values()} - {*DTYPES} - {*OTHERS})
     raise_all(
         FormatError,
@@ -125,7 +127,7 @@ def _read(file: Path) -> Iterator[tuple[str, Header]]:
             yield key, Header(part.get_dtype(), tuple(part.get_shape()))
 
 
-def _hub(name: str) -> dict[str, Header]:
+def _hub(name: str, revision: str | None) -> dict[str, Header]:
     try:
         import huggingface_hub
         from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
@@ -135,7 +137,12 @@ def _hub(name: str) -> dict[str, Header]:
             f"be imported: {error}\nFix: pip install 'deltaw[train]', or give a folder."
         ) from error
     try:
-        found = huggingface_hub.get_safetensors_metadata(name)
+        for file in (WHOLE, INDEX):
+            known = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+            folder = Path(known).parent if isinstance(known, str) else None
+            if folder is not None and all(part.is_file() for part in _files(folder)):
+                return _local(folder)
+        found = huggingface_hub.get_safetensors_metadata(name, revision=revision)
     except (OSError, ValueError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(

@@ -10,11 +10,15 @@ import torch
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes of memory in all, and those that are free; `limited` names what caps them."""
+    """Bytes of memory in all, and those that are free; `limited` names what caps them.
+
+    `swap` is what the host could move to a disk beside it, which limits may forbid.
+    """
 
     total: int
     free: int
     limited: str = ""
+    swap: int = 0
 
 
 def available(device: str = "cpu", root: Path = Path("/")) -> Machine:
@@ -34,7 +38,7 @@ def available(device: str = "cpu", root: Path = Path("/")) -> Machine:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         return Machine(pages * size, pages * size)
     total = known["MemTotal"]
-    machine = Machine(total, known.get("MemAvailable", total))
+    machine = Machine(total, known.get("MemAvailable", total), swap=known.get("SwapTotal", 0))
     for limit, used in _limits(root):
         if limit < machine.total:
             free = min(machine.free, max(limit - used, 0))

@@ -8,6 +8,8 @@ from deltaw.analysis.memory.heap import SMALL, Heap
 from deltaw.analysis.memory.trace import PARTS, Event, Record
 
 ALLOCATOR = "allocator"
+ONCE = ("load", "end")
+"""The phases that are no part of a step."""
 NODES, SAVED = 0.35, 0.9
 """How many small objects of a graph outlive the blocks around them: for each block that is made
 while it is built, and for each that it keeps; measured."""
@@ -22,14 +24,18 @@ def peak(record: Record) -> dict[str, int]:
     heap, live = Heap(_objects(record)), Counter(dict.fromkeys(PARTS, 0))
     most, found = -1, dict(live)
     blocks = record.blocks
-    events = [*record.events, *_again(record)]
+    first = [event for event in record.events if event.phase != "end"]
+    events = [*first, *_again(record), *(e for e in record.events if e.phase == "end")]
     for event, following in pairwise([*events, Event(0, False, "")]):
         block = blocks[event.number % len(blocks)]
         if event.born:
             live[block.part] += block.size
             graph = event.phase == "forward"
-            heap.allocate(event.number, block.size, mapped=block.mapped, graph=graph)
-            if heap.taken > most and (event.phase == "load" or event.number >= len(blocks)):
+            heap.allocate(
+                event.number, block.size, block.untouched, mapped=block.mapped, graph=graph
+            )
+            again = event.number >= len(blocks)
+            if heap.taken > most and (again or event.phase in ONCE):
                 most = heap.taken
                 found = {**live, ALLOCATOR: max(heap.taken - live.total(), 0)}
         else:
@@ -40,10 +46,21 @@ def peak(record: Record) -> dict[str, int]:
     return found
 
 
+def most(record: Record) -> dict[str, int]:
+    """Return the bytes of every part when all tensors together are the most, after loading."""
+    live, found, total = Counter(dict.fromkeys(PARTS, 0)), dict[str, int](), -1
+    for event in [*record.events, *_again(record)]:
+        block = record.blocks[event.number % len(record.blocks)]
+        live[block.part] += block.size if event.born else -block.size
+        if event.phase not in ONCE and live.total() > total:
+            total, found = live.total(), dict(live)
+    return found
+
+
 def _again(record: Record) -> Iterator[Event]:
     """Yield the events of a second step, with numbers beyond those of all blocks."""
     dead = {event.number for event in record.events if not event.born}
-    step = [event for event in record.events if event.phase != "load"]
+    step = [event for event in record.events if event.phase not in ONCE]
     made = {event.number for event in step if event.born}
     for event in step:
         if event.number in dead & made:

@@ -2,77 +2,61 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import Optimizer
 
 from deltaw.analysis.memory.fakes import give_memory, quiet
 from deltaw.analysis.memory.headers import Weights
 from deltaw.analysis.memory.packing import pack, template
+from deltaw.analysis.memory.runs import Run
 from deltaw.analysis.memory.trace import Record, Trace
-from deltaw.analysis.memory.training import Training
-from deltaw.attaching import attach
-from deltaw.blocks import fuse_blocks
-from deltaw.fusing import fuse_loss
-from deltaw.optim import galore
 
-RATE = 1e-4
 MAX_NORM = 1.0
 """The Trainer's limit on the norm of all gradients."""
 
 
-def rehearse(model: Any, training: Training, weights: Weights | None) -> Record:
+def rehearse(model: nn.Module, run: Run, weights: Weights | None) -> Record:
     """Return what loading this model, which is on the meta device, and a step allocate.
 
-    The order is that of the Trainer: forward, backward, the norm of the gradients, AdamW in one
-    fused step, gradients dropped. Attention is computed under a mask, as for a batch with padding:
-    transformers does so where it cannot read whether there is any.
+    The order is that of the Trainer: forward and backward, twice where gradients are accumulated,
+    the norm of the gradients, the optimiser's step, gradients dropped, and what comes between
+    steps. Attention is computed under a mask, as for a batch with padding: transformers does so
+    where it cannot read whether there is any.
     """
-    trace = Trace(getattr(model.config.get_text_config(), "vocab_size", 0))
-    packs = training.method == "qlora"
-    like = template() if packs else nn.Module()
+    trace = Trace(getattr(model.config.get_text_config(), "vocab_size", 0))  # type: ignore[operator]
+    like = None if run.packs is None else template(run.packs)
     with warnings.catch_warnings(), quiet(), FakeTensorMode(allow_non_fake_inputs=True), trace:
         warnings.simplefilter("ignore")  # fakes warn of an address, which real tensors have
         with trace.phase("load", "weights"):
             give_memory(model, trace, weights)
-            if packs:
-                pack(model, like)
+            if run.packs is not None and like is not None:
+                pack(model, like, run.packs)
         with trace.phase("load", "adapters"):
-            _prepare(model, training)
+            run.adapt(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(_gradient_of(trace))
-        optimizer = _optimizer(model, training)
-        _step(model, training, trace, trained, optimizer)
-        states = [v for held in optimizer.state.values() for v in held.values()]
-        for state in states:
-            if isinstance(state, Tensor):
-                trace.assign(state, "optimiser")
+        optimizer = run.optimizer(model)
+        for _ in range(min(run.passes, 2)):
+            _pass(model, run, trace)
+        with trace.phase("update", "temporaries"):
+            if run.clips:
+                torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+        with trace.phase("between", "temporaries"), torch.no_grad():
+            run.between(model)
+        for held in optimizer.state.values():
+            for state in held.values():
+                if isinstance(state, Tensor):
+                    trace.assign(state, "optimiser")
+        with trace.phase("end", "temporaries"):
+            if run.restores:
+                size = sum(p.nbytes for p in trained)
+                trace.free(trace.allocate(size, "temporaries", mapped=True))
         return trace.record()
-
-
-def _prepare(model: Any, training: Training) -> None:
-    model.config.use_cache = False
-    model.train()
-    if not training.trains_all:
-        attach(model, training.adapter)
-    if training.fuse_loss:
-        fuse_loss(model)
-    if training.fuse_blocks:
-        fuse_blocks(model)
-    if training.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _optimizer(model: nn.Module, training: Training) -> Optimizer:
-    if training.method == "galore":
-        groups = galore.groups(model, training.galore_rank)
-        return galore.GaLoreAdamW(groups, lr=RATE, layerwise=training.layerwise)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=RATE, fused=True)
 
 
 def _gradient_of(trace: Trace) -> Callable[[Tensor], None]:
@@ -83,33 +67,13 @@ def _gradient_of(trace: Trace) -> Callable[[Tensor], None]:
     return assign
 
 
-def _step(
-    model: Any,
-    training: Training,
-    trace: Trace,
-    trained: list[nn.Parameter],
-    optimizer: Optimizer,
-) -> None:
+def _pass(model: nn.Module, run: Run, trace: Trace) -> None:
     with trace.phase("forward", "temporaries"):
-        batch = _batch(model, training)
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.autocast):
-            loss = model(**batch).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.autocast):
+            loss = run.loss(model)
         for number in trace.alive():
             if trace.blocks[number].part == "temporaries":
                 trace.blocks[number].part = "activations"
     with trace.phase("backward", "temporaries"):
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         del loss
-    with trace.phase("update", "temporaries"):
-        if not training.layerwise:
-            torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def _batch(model: Any, training: Training) -> dict[str, Tensor]:
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (training.rows, training.tokens))
-    if training.labels is None:
-        return {"input_ids": ids, "labels": ids}
-    return {"input_ids": ids, "labels": torch.randint(training.labels, (training.rows,))}

@@ -31,11 +31,15 @@ PARTS = (
 
 @dataclass
 class Block:
-    """A piece of memory: its bytes, what for, and whether it lies in pages of its own."""
+    """A piece of memory: its bytes, what for, and whether it lies in pages of its own.
+
+    `untouched` counts bytes that were asked for beside these, and never written.
+    """
 
     size: int
     part: str
     mapped: bool = False
+    untouched: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Trace(TorchDispatchMode):
         self._phase, self._part = "load", "weights"
         self._free = False
         self._numbers: dict[int, int] = {}
+        self._written: dict[int, set[object]] = {}
 
     @contextmanager
     def phase(self, name: str, part: str) -> Iterator[None]:
@@ -129,7 +134,29 @@ class Trace(TorchDispatchMode):
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
+        if func is torch.ops.aten.empty.memory_format:
+            storage = out.untyped_storage()
+            block = self.blocks[self._numbers[storage._cdata]]
+            self._written[storage._cdata] = set()
+            block.size, block.untouched = 0, block.size
+        elif self._written and func._schema.is_mutable:
+            self._write(func, args, kwargs or {})
         return out
+
+    def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Count what is written of tensors that were made empty: other pages are no memory."""
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | {**kwargs}
+        for argument in func._schema.arguments:
+            tensor = given.get(argument.name)
+            if argument.is_write and isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                views = self._written.get(storage._cdata)
+                view = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+                if views is not None and view not in views:
+                    views.add(view)
+                    block = self.blocks[self._numbers[storage._cdata]]
+                    more = min(tensor.nbytes, block.untouched)
+                    block.size, block.untouched = block.size + more, block.untouched - more
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -143,6 +170,7 @@ class Trace(TorchDispatchMode):
         weakref.finalize(storage, self._end, key).atexit = False
 
     def _end(self, key: int) -> None:
+        self._written.pop(key, None)
         self.free(self._numbers.pop(key))
 
 

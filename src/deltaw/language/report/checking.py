@@ -23,7 +23,10 @@ def check(recipe: Recipe) -> Probed:
     with (
         Interrupt("Stopped.") as interrupt,
         quiet(),
-        rehearsal(settled, preparation(settled), console, interrupt) as (job, trainer),
+        rehearsal(settled, preparation(settled, compared=True), console, interrupt) as (
+            job,
+            trainer,
+        ),
     ):
         job.foresee(console)
         probed = probe(trainer)
@@ -40,5 +43,5 @@ def _show_probe(console: Console, probed: Probed) -> None:
 
 
 def _show_memory(console: Console) -> None:
-    """Say what memory was used; what is estimated without loading anything belongs here too."""
-    console.field("memory", f"{size(most_memory())} at most so far, the longest batch included")
+    """Say what memory was used."""
+    console.field("used", f"{size(most_memory())} at most so far, the longest batch included")

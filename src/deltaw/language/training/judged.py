@@ -34,6 +34,10 @@ class Judged(ABC):
     def sides(self) -> Mapping[str, Sequence[Row]]:
         """Return the answers by what they are called, the better ones first."""
 
+    def lengths(self) -> list[int]:
+        """Return how many tokens the longest answer of each judgement has, with its prompt."""
+        return [len(row.input_ids) for rows in self.sides().values() for row in rows]
+
     @abstractmethod
     def log_p(self, model: nn.Module, padding: Padding) -> Floats:
         """Return what a model says of each judgement, (judgements, 2)."""

@@ -25,7 +25,9 @@ from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.encoding.templating import Chosen, choose
-from deltaw.language.loading import load
+from deltaw.language.loading import load, outline
+from deltaw.language.memory.outlook import outlook
+from deltaw.language.memory.weighing import Weigh
 from deltaw.language.reading import encoder_of, request, require_metric, require_validation
 from deltaw.language.training.judged import Judged, Known
 from deltaw.language.training.prepare import first_batches, loss_of
@@ -198,10 +200,12 @@ def prepare_judged(
     console: Console,
     encode: Callable[[Encoder, Sequence[Any], Corpus], Judged],
     kind: type[Made],
+    weigh: Weigh,
 ) -> Made:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
 
-    `encode` makes tokens of one part of the corpus, `kind` is the job that they are for.
+    `encode` makes tokens of one part of the corpus, `kind` is the job that they are for; `weigh`
+    says what memory it takes, before any weight is read.
 
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
@@ -212,17 +216,20 @@ def prepare_judged(
     corpus = load_corpus(request(recipe))
     show_corpus(console, corpus)
     require_validation(recipe, corpus)
-    loaded = load(recipe)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    seen = outline(recipe)
+    tokenizer = seen.tokenizer
     template = choose(tokenizer, recipe.template)
     tokenizer.chat_template = template.template.source
-    encoder = encoder_of(recipe, tokenizer, template, model)
+    encoder = encoder_of(recipe, tokenizer, template, seen.model)
     parts = [
         encode(encoder, part, corpus) for part in (corpus.train, corpus.validation, corpus.test)
     ]
     if not len(parts[0]):
         raise DataError("\n".join(["Nothing can be trained on.", *skips(parts[0].skipped)]))
     parts[0] = parts[0].batched(recipe)
+    lengths = parts[0].lengths()
+    weigh(console, outlook(recipe, seen.model, lengths, lengths))
+    model = load(recipe).model
     base = base_digest(model)
     padding = Padding(tokenizer.pad_token_id)
     better = next(iter(parts[0].sides().values()))

@@ -57,6 +57,10 @@ class Pairs(Judged):
             "rejected": [pair.rejected for pair in self.pairs],
         }
 
+    def lengths(self) -> list[int]:
+        """Return how many tokens the longer answer of each pair has, with the prompt."""
+        return [max(len(p.chosen.input_ids), len(p.rejected.input_ids)) for p in self.pairs]
+
     def log_p(self, model: nn.Module, padding: Padding) -> Floats:
         """Return log p of the better and of the worse answer of each pair, (pairs, 2)."""
         return preferred(model, self.pairs, padding)

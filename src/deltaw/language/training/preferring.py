@@ -15,6 +15,7 @@ from deltaw.errors import DataError
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.training.judging import JudgedJob, JudgedTrainer, prepare_judged
 from deltaw.language.training.losses import PairLoss
 from deltaw.language.training.pairs import Pairs
@@ -56,13 +57,15 @@ class PreferenceJob(JudgedJob):
         return trainer
 
 
-def prepare(recipe: Recipe, console: Console) -> PreferenceJob:
+def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> PreferenceJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    `weigh` says what memory it takes, before any weight is read.
 
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
     """
-    return prepare_judged(recipe, console, _encode, PreferenceJob)
+    return prepare_judged(recipe, console, _encode, PreferenceJob, weigh)
 
 
 def _encode(encoder: Encoder, samples: Sequence[Any], corpus: Corpus) -> Pairs:

@@ -18,7 +18,9 @@ from deltaw.language.encoding.encoder import Row, samples_of
 from deltaw.language.encoding.templating import Chosen
 from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
-from deltaw.language.loading import load
+from deltaw.language.loading import load, outline
+from deltaw.language.memory.outlook import outlook
+from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.metrics.scoring import METRICS, beside
 from deltaw.language.reading import (
     encoder_of,
@@ -33,6 +35,7 @@ from deltaw.language.training.foreseeing import foresee
 from deltaw.language.training.receipt import Tokens, show_corpus, tokens_of
 from deltaw.language.training.trainer import AnswerTrainer, LanguageTrainer, Seq2SeqTrainer
 from deltaw.language.training.trying import Tries
+from deltaw.recomputing import recompute
 from deltaw.train import methods
 from deltaw.train.batches import EpochSampler
 from deltaw.train.choices import check_reports, chosen, recorded_recipe
@@ -95,6 +98,8 @@ class LanguageJob(Job):
         trainer = self._bare_trainer(folder, self.plan.metric if self.validated else None)
         trainer.judged = self.validation
         trainer.examination = self.examinations.validation
+        if self.recipe.gradient_checkpointing:  # before the first step, for the probe
+            recompute(self.model)
         few = samples_of(self.held_out)[: self.recipe.samples]
         speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)
         trainer.add_callback(Tries(speaker, few, self.console))
@@ -119,8 +124,10 @@ class LanguageJob(Job):
         }
 
     def probe(self, trainer: RecipeTrainer) -> dict[str, Any]:
-        """Return a few rows on which the adapters are tried, computed as in training."""
-        rows = [self.data[index] for index in range(min(PROBE, len(self.data)))]
+        """Return a few rows, the shortest, on which the adapters are tried, as in training."""
+        lengths = trainer._lengths()
+        shortest = sorted(range(len(lengths)), key=lengths.__getitem__)
+        rows = [self.data[index] for index in shortest[: min(PROBE, self.recipe.batch_size)]]
         fused = isinstance(trainer, LanguageTrainer) and not trainer.through_logits
         batch: dict[str, Any] = {**self.padding(rows), "use_cache": False}
         return batch | ({"fused_lm_head": True} if fused else {})
@@ -158,8 +165,10 @@ class Seq2SeqJob(LanguageJob):
         return Seq2SeqTrainer(args=args, **self._parts(metric))
 
 
-def prepare(recipe: Recipe, console: Console) -> LanguageJob:
+def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> LanguageJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    `weigh` says what memory it takes, before any weight is read.
 
     Raises:
         ConfigError, TargetError, RunError: whatever is wrong with its part.
@@ -171,19 +180,23 @@ def prepare(recipe: Recipe, console: Console) -> LanguageJob:
     require_turns(corpus.train, corpus)
     require_validation(recipe, corpus)
     require_metric(recipe, ("loss", *METRICS))
-    loaded = load(recipe)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    template = template_of(recipe, tokenizer, model)
+    seen = outline(recipe)
+    tokenizer = seen.tokenizer
+    template = template_of(recipe, tokenizer, seen.model)
     tokenizer.chat_template = template.template.source
-    encoder = encoder_of(recipe, tokenizer, template, model)
+    encoder = encoder_of(recipe, tokenizer, template, seen.model)
     train = encoder.encode(corpus.train)
     validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
     require_rows(train, corpus)
-    base = base_digest(model)
-    padding = Padding(tokenizer.pad_token_id)
+    data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
+    lengths = [len(ids) for ids in data["input_ids"]]
+    scored = [len(row.input_ids) for row in (*validation.rows, *test.rows)]
+    weigh(console, outlook(recipe, seen.model, lengths, scored))
+    model = load(recipe).model
     if recipe.packing:
         require_apart(model, train.rows)
-    data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
+    base = base_digest(model)
+    padding = Padding(tokenizer.pad_token_id)
     rows = Dataset.from_dict(data)
     first = first_batches(recipe, train.rows, padding)
     adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)

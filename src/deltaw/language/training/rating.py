@@ -19,6 +19,7 @@ from deltaw.errors import ConfigError, DataError
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.training.judging import JudgedJob, JudgedTrainer, prepare_judged
 from deltaw.language.training.ratings import Ratings, unpaired
 from deltaw.language.training.ratings import encode as encode_ratings
@@ -70,8 +71,10 @@ class RatingJob(JudgedJob):
         return RatingTrainer(**self.parts(args), data_collator=collator)
 
 
-def prepare(recipe: Recipe, console: Console) -> RatingJob:
+def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> RatingJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    `weigh` says what memory it takes, before any weight is read.
 
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
@@ -81,7 +84,7 @@ def prepare(recipe: Recipe, console: Console) -> RatingJob:
             "batch_size=1: task=kto compares each answer with what the model says of other answers "
             "in its batch.\nFix: give 2 or more; gradient_accumulation may be smaller instead."
         )
-    job = prepare_judged(recipe, console, _encode, RatingJob)
+    job = prepare_judged(recipe, console, _encode, RatingJob, weigh)
     good, bad = (len(side) for side in job.train.judged.sides().values())
     return replace(job, warnings=(*job.warnings, *unbalanced(recipe, good, bad)))
 

@@ -1,0 +1,1 @@
+"""How much memory a recipe's run will take, said before any weight is read."""

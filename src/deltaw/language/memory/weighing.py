@@ -1,0 +1,97 @@
+"""What is said of a run's memory before its weights are read, and when it is refused."""
+
+from collections.abc import Callable
+
+from deltaw.analysis.memory.estimate import Estimate, size
+from deltaw.analysis.memory.machine import Machine, available
+from deltaw.errors import DeltawError, RunError, printable
+from deltaw.language.memory import table
+from deltaw.language.memory.fixes import fixes
+from deltaw.language.memory.outlook import Outlook, device
+from deltaw.train.console import Console
+from deltaw.train.data.wording import counted
+
+OVER = 1.15
+"""The estimate's error: beyond so many times the machine's memory a run is refused."""
+
+Weigh = Callable[[Console, Outlook], None]
+
+
+def weigh(console: Console, outlook: Outlook) -> None:
+    """Say what the run will take, roughly where that is surely enough.
+
+    Raises:
+        RunError: if the machine surely has too little memory, unless `allow_overcommit`.
+    """
+    machine = available(device())
+    most = outlook.ceiling()
+    if most <= machine.free:
+        console.field("memory", f"below {size(most)} by a rough bound, {_has(machine)}")
+        return
+    try:
+        own = outlook.estimate()
+    except DeltawError as error:
+        console.field("memory", f"not estimated: {printable(str(error).splitlines()[0], 200)}")
+        return
+    console.field("memory", f"about {size(own.total)} at most, estimated, {_has(machine)}")
+    _judge(console, outlook, own, machine)
+
+
+def compare(console: Console, outlook: Outlook) -> None:
+    """Show what the recipe would take by full fine-tuning, LoRA, QLoRA, GaLore and as it is.
+
+    Raises:
+        RunError: if the machine surely has too little memory, unless `allow_overcommit`.
+    """
+    machine = available(device())
+    found, own = [], None
+    for name, one, mine in table.variants(outlook):
+        estimated = _attempt(one)
+        found.append((name, estimated, mine))
+        if mine and isinstance(estimated, Estimate):
+            own = estimated
+    shape, recipe = outlook.batches.trained, outlook.recipe
+    batch = f"{counted(shape.rows, 'row')} of {counted(shape.tokens, 'token')}"
+    with_it = ", gradient checkpointing" * recipe.gradient_checkpointing + ", bf16" * recipe.bf16
+    title = f"estimated before loading; largest batch {batch}{with_it}:"
+    verdict = "" if own is None else "fits: " if own.fits(machine) else "does not fit: "
+    lines = [title, *table.lines(found), table.LEGEND, f"{verdict}{_has(machine)}"]
+    console.field("memory", "\n".join(lines), whole=True)
+    if own is not None:
+        _judge(console, outlook, own, machine)
+
+
+def _attempt(outlook: Outlook) -> Estimate | DeltawError:
+    try:
+        return outlook.estimate()
+    except DeltawError as error:
+        return error
+
+
+def _judge(console: Console, outlook: Outlook, own: Estimate, machine: Machine) -> None:
+    """Warn of, or refuse, a run that is larger than what is free."""
+    if own.fits(machine):
+        return
+    refused = own.total > OVER * (machine.total + machine.swap)
+    text = f"memory estimate above the machine's: about {size(own.total)}, and {_has(machine)}"
+    ways = [f"  - {way}" for way in fixes(outlook, machine.free)]
+    if not refused or outlook.recipe.allow_overcommit:
+        console.field("warning", "\n".join([f"{text}.", "Fix: one of", *ways]))
+        return
+    raise RunError(
+        "\n".join(
+            [
+                f"{text[0].upper()}{text[1:]}, so it would be killed.",
+                "Fix: one of",
+                *ways,
+                "  - allow_overcommit=true tries it all the same",
+            ]
+        )
+    )
+
+
+def _has(machine: Machine) -> str:
+    kind = "RAM" if device() == "cpu" else "GPU memory"
+    limited = f" ({machine.limited})" if machine.limited else ""
+    swap = f" and {size(machine.swap)} swap" if machine.swap else ""
+    return f"{size(machine.free)} of {size(machine.total)} {kind}{limited} are free{swap}"

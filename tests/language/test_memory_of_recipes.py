@@ -1,0 +1,314 @@
+"""What a recipe will take of memory: said before weights are read, true to the run, with fixes."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.language.models import make_model
+from tests.train.conftest import Command
+
+from deltaw.analysis.memory import Estimate, Machine
+from deltaw.analysis.memory.rehearsal import rehearse
+from deltaw.analysis.memory.trace import Record
+from deltaw.errors import ConfigError, RunError
+from deltaw.language import scores
+from deltaw.language.loading import outline, weight_dtype
+from deltaw.language.memory import weighing
+from deltaw.language.memory.fixes import fixes
+from deltaw.language.memory.outlook import Outlook, outlook
+from deltaw.language.memory.running import Batches, RecipeRun, Shape, batches_of
+from deltaw.language.memory.table import variants
+from deltaw.language.training import prepare as preparing
+from deltaw.train.recipe import Recipe, parse
+
+MB = 10**6
+
+
+def recipe_of(talker: Path, **settings: Any) -> Recipe:
+    values = {"model": str(talker / "model"), "data": str(talker / "data.json"), "task": "sft"}
+    return parse(values | settings)
+
+
+def outlook_of(talker: Path, **settings: Any) -> Outlook:
+    recipe = recipe_of(talker, **settings)
+    return outlook(recipe, outline(recipe).model, [20] * 64, [12] * 8)
+
+
+def rehearsed(one: Outlook) -> Record:
+    model = copy.deepcopy(one.model).to(weight_dtype(one.recipe))
+    return rehearse(model, RecipeRun(one.recipe, one.batches), one.weights)
+
+
+def held(record: Record, part: str, *, until: str = "") -> int:
+    """The bytes of a part that are alive at the end of a phase, or of all."""
+    phases = [event.phase for event in record.events]
+    last = len(phases) - 1 - phases[::-1].index(until) if until else len(phases) - 1
+    alive = set[int]()
+    for event in record.events[: last + 1]:
+        (alive.add if event.born else alive.discard)(event.number)
+    return sum(record.blocks[n].size for n in alive if record.blocks[n].part == part)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, total: int, free: int, swap: int = 0) -> None:
+    monkeypatch.setattr(weighing, "available", lambda _: Machine(total, free, swap=swap))
+
+
+def guessed(monkeypatch: pytest.MonkeyPatch, rule: Callable[[Recipe, Batches], int]) -> None:
+    """Estimates by a rule, which takes no time."""
+    monkeypatch.setattr(
+        Outlook,
+        "estimate",
+        lambda one: Estimate({"activations": rule(one.recipe, one.batches)}),
+    )
+    monkeypatch.setattr(Outlook, "ceiling", lambda one: 10**15)
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight can be read."""
+
+    def load(*_: Any) -> Any:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr(preparing, "load", load)
+
+
+def test_check_compares_the_methods_before_it_reads_a_weight(
+    deltaw_command: Command, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of a file is intact here, and all bytes after it are zero."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    machine(monkeypatch, 900_000 * MB, 500_000 * MB)
+    asked = ("gradient_accumulation=2", "batch_size=4", "r=4")
+    folder = make_model(tmp_path / "model")
+    file = folder / "model.safetensors"
+    length, size = 8 + int.from_bytes(file.read_bytes()[:8], "little"), file.stat().st_size
+    with file.open("r+b") as opened:
+        opened.truncate(length)
+        opened.truncate(size)
+    code, out, _ = deltaw_command("check", folder, talker / "data.json", *asked)
+    assert code == 1, "zeros are no model that can be trained"
+    lines = out[out.index("memory ") :].splitlines()
+    assert lines[0].endswith("largest batch 4 rows of 128 tokens:")
+    rows = {line[12:25].strip(): line[:11].strip() for line in lines[2:6]}
+    assert rows == {"full": "", "LoRA r=4": "*", "QLoRA r=4": "", "GaLore r=2": ""}
+    for line in lines[2:6]:
+        *parts, total = (_bytes(number) for number in re.findall(r"[\d.]+ [kMG]?B", line))
+        assert sum(parts) == pytest.approx(total, rel=0.01)
+    assert lines[7] == "          fits: 500 GB of 900 GB RAM are free"
+    assert all(len(line) <= 80 for line in lines[:7])
+
+
+def _bytes(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_run_that_cannot_fit_is_refused_before_it_reads_a_weight(
+    deltaw_command: Command,
+    talker: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unread: None,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    machine(monkeypatch, 60 * MB, 50 * MB, swap=20 * MB)
+    guessed(monkeypatch, lambda recipe, batches: 6 * batches.trained.rows * MB)
+    code, _, err = deltaw_command(command, talker / "model", talker / "data.json")
+    assert code == 1
+    assert err.startswith(
+        "error: Memory estimate above the machine's: about 96.0 MB, and 50.0 MB of 60.0 MB RAM are "
+        "free and 20.0 MB swap, so it would be killed.\nFix: one of\n"
+        "  - batch_size=8 gradient_accumulation=2, about 48.0 MB\n"
+    )
+    assert "allow_overcommit=true tries it all the same" in err
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").rglob("recipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("total", "swap", "asked"),
+    [(90, 0, {}), (60, 30, {}), (50, 0, {"allow_overcommit": True})],
+    ids=["close", "swap", "forced"],
+)
+def test_a_run_that_may_not_fit_is_warned_of(
+    talker: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    total: int,
+    swap: int,
+    asked: dict[str, Any],
+) -> None:
+    machine(monkeypatch, total * MB, 50 * MB, swap * MB)
+    guessed(monkeypatch, lambda recipe, batches: 6 * batches.trained.rows * MB)
+    preparing.prepare(recipe_of(talker, **asked), preparing.Console())
+    out = capsys.readouterr().out
+    assert "memory    about 96.0 MB at most, estimated, 50.0 MB of" in out
+    assert "warning   memory estimate above the machine's: about 96.0 MB" in out
+    assert "  - batch_size=8 gradient_accumulation=2, about 48.0 MB" in out
+    assert out.index("warning ") < out.index("Fix: ")
+
+
+def test_plenty_of_memory_needs_no_estimate(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(monkeypatch, 900_000 * MB, 500_000 * MB)
+    monkeypatch.setattr(Outlook, "estimate", lambda _: pytest.fail("it takes time"))
+    preparing.prepare(recipe_of(talker), preparing.Console())
+    assert re.search(r"memory    below \d+ MB by a rough bound, 500 GB of", capsys.readouterr().out)
+
+
+def test_fixes_are_the_mildest_of_each_kind(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(recipe: Recipe, batches: Batches) -> int:
+        packed = 40 * (recipe.quantization_bit is None)
+        some = batches.trained.size // 8 // (1 + 7 * recipe.gradient_checkpointing)
+        return (packed + some) * MB
+
+    guessed(monkeypatch, rule)
+    one = outlook_of(talker, batch_size=16, gradient_accumulation=2)
+    one = one.with_recipe(Batches(Shape(16, 512), Shape(8, 512)))
+    assert fixes(one, 400 * MB) == [
+        "batch_size=4 gradient_accumulation=8, about 296 MB",
+        "gradient_checkpointing=true, about 168 MB",
+        "max_length=128, about 296 MB",
+    ]
+    assert fixes(one, 30 * MB) == [
+        "batch_size=1 gradient_accumulation=32 gradient_checkpointing=true quantization_bit=4, "
+        "about 8.00 MB"
+    ]
+    (nothing,) = fixes(one, 3 * MB)
+    assert nothing.startswith("take a smaller model, or a machine with more memory: even batch_")
+    full = one.with_recipe(method="full", optim="galore_adamw_layerwise")
+    assert fixes(full, 600 * MB)[0] == "batch_size=8, about 552 MB"
+    guessed(monkeypatch, lambda recipe, _: (1 + (recipe.method == "full")) * MB)
+    assert fixes(full, MB) == ["method=lora, about 1.00 MB"]
+
+
+def test_what_cannot_be_estimated_says_why(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eight = outlook_of(talker, quantization_bit=8)
+    with pytest.raises(ConfigError, match="weights in 8 bits of bnb are not in the estimate"):
+        eight.estimate()
+    named = [(name, mine) for name, _, mine in variants(eight)]
+    assert named[-1] == ("lora int8", True) and sum(mine for _, mine in named) == 1
+    monkeypatch.setattr(Outlook, "ceiling", lambda _: 10**15)
+    weighing.weigh(preparing.Console(), eight)
+    assert "memory    not estimated: weights in 8 bits" in capsys.readouterr().out
+    broken = outlook_of(talker)
+    monkeypatch.setattr(type(broken.model), "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(RunError, match="ZeroDivisionError: division by zero"):
+        broken.estimate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({}, "LoRA r=8"),
+        ({"quantization_bit": 4, "r": 2}, "QLoRA r=2"),
+        ({"method": "full"}, "full"),
+        ({"method": "full", "optim": "galore_adamw_8bit", "galore_rank": 3}, "GaLore r=3"),
+        ({"method": "freeze"}, "freeze"),
+        ({"method": "layernorm", "quantization_bit": 4}, "layernorm nf4"),
+    ],
+    ids=str,
+)
+def test_one_row_of_the_table_is_the_recipe_itself(
+    talker: Path, settings: dict[str, Any], own: str
+) -> None:
+    one = outlook_of(talker, **settings)
+    found = list(variants(one))
+    assert [name for name, _, mine in found if mine] == [own]
+    assert all(other is one for _, other, mine in found if mine)
+    kinds = [name.split()[0] for name, _, _ in found]
+    assert kinds[:4] == ["full", "LoRA", "QLoRA", "GaLore"]
+    qlora = found[2][1].recipe
+    assert (qlora.method, qlora.quantization_bit) == ("lora", 4)
+    assert found[3][1].recipe.uses_galore and found[3][1].recipe.quantization_bit is None
+    assert {name for name, value in qlora if value != getattr(one.recipe, name)} <= {
+        *("method", "quantization_bit", "quantization_method", "optim")
+    }
+
+
+def test_the_largest_batches(talker: Path) -> None:
+    recipe = recipe_of(talker, batch_size=3)
+    found = batches_of(recipe, [5, 9, 100, 5, 5, 5, 90, 95], [7, 8], vocabulary=10)
+    assert found == Batches(Shape(3, 90), Shape(2, 8))
+    assert batches_of(recipe, [5], [], vocabulary=10) == Batches(Shape(1, 5), None)
+    few = batches_of(recipe, [5], [4000] * 5, vocabulary=5000)
+    assert few.scored == Shape(3, 4000)
+
+
+def test_scored_batches_hold_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "NUMBERS", 100)
+    monkeypatch.setattr(scores, "ROWS", 3)
+    lengths = [9, 2, 30, 2, 2, 2, 9]
+    found = scores.batches(lengths, 5)
+    assert sorted(index for part in found for index in part) == list(range(7))
+    assert [[lengths[index] for index in part] for part in found] == [[2, 2, 2], [2, 9], [9], [30]]
+    assert scores.batches([], 5) == []
+
+
+def test_parts_are_those_of_a_real_run(talker: Path, tmp_path: Path) -> None:
+    """Adapters, moments, gradients: the bytes of the real job's tensors after a real step."""
+    from deltaw.train.interrupt import Interrupt
+    from deltaw.train.probing import probe
+    from deltaw.train.run import make_progress
+
+    pytest.importorskip("bitsandbytes")
+    for settings in (
+        {"r": 3, "modules_to_save": ["embed_tokens"]},
+        {"method": "full", "optim": "galore_adamw_8bit", "galore_rank": 4},
+    ):
+        recipe = recipe_of(talker, max_steps=1, batch_size=4, **settings)
+        record = rehearsed(outlook(recipe, outline(recipe).model, [20] * 8, [12]))
+        job = preparing.prepare(recipe, preparing.Console(silent=True))
+        with Interrupt() as interrupt:
+            trainer = job.trainer(tmp_path, interrupt, make_progress(job, job.console))
+            probe(trainer)
+        states = [
+            value
+            for state in trainer.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        ]
+        assert held(record, "optimiser") == sum(state.nbytes for state in states)
+        trained = [p for p in job.model.parameters() if p.requires_grad]
+        gradients = held(record, "gradients", until="backward")
+        assert gradients == sum(p.nbytes for p in trained)
+        assert held(record, "gradients") == 0
+
+
+def test_precision_accumulation_and_packing_are_in_it(talker: Path) -> None:
+    plain = rehearsed(outlook_of(talker, batch_size=4))
+    half = rehearsed(outlook_of(talker, batch_size=4, bf16=True))
+    assert 2 * held(half, "weights", until="load") < 1.1 * held(plain, "weights", until="load")
+    twice = rehearsed(outlook_of(talker, batch_size=4, gradient_accumulation=3))
+    passes = [event.phase for event in twice.events]
+    assert passes.index("backward") < len(passes) - 1 - passes[::-1].index("forward")
+    packed = rehearsed(outlook_of(talker, batch_size=4, packing=True))
+    assert held(packed, "activations", until="forward") > 0
+    vocabulary = outline(recipe_of(talker)).model.get_input_embeddings().num_embeddings
+    wide = [block for block in plain.blocks if block.untouched]
+    assert {block.size for block in wide} == {4 * 4 * 19 * vocabulary}, "TRL's tiles of logits"
+    head = outlook_of(talker, batch_size=4, target_modules=["lm_head", "q_proj"])
+    assert not any(block.untouched for block in rehearsed(head).blocks)
+
+
+def test_pairs_of_answers_are_two_rows_each(talker: Path) -> None:
+    one = outlook_of(talker, batch_size=4)
+    pairs = one.with_recipe(task="dpo")
+    plain, both = (held(rehearsed(o), "activations", until="forward") for o in (one, pairs))
+    assert both == pytest.approx(2 * plain, rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_rough_bound_is_above_the_estimate(talker: Path, method: str) -> None:
+    one = outlook_of(talker, method=method)
+    assert one.estimate().total < one.ceiling()
