@@ -11,6 +11,7 @@ from deltaw.errors import DataError
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
 from deltaw.language.encoding import naming
 from deltaw.language.encoding.encoder import MASKED, Encoder, Learnt, Rows, Sample, TooLong
+from deltaw.language.encoding.rendering import Template
 from deltaw.language.encoding.templating import choose, ends
 
 TOKENIZERS = {
@@ -214,3 +215,23 @@ def test_a_prompt_keeps_half_the_length_however_long_answers_may_be() -> None:
     for answer, kept in ((1, 9), (4, 6), (5, 5), (256, 5)):
         assert encoder.prompt_ids(["abcdefghijklmnopqrst"], answer) == [whole[-kept:]]
     assert [encoder.room(length) for length in (1, 9, 12)] == [9, 1, 1]
+
+
+def test_what_many_samples_share_is_said_once() -> None:
+    tokenizer = byte_level()
+    endless = Template("{% for m in messages %}{{ m['content'] }}{% endfor %}", {})
+    encoder = Encoder(tokenizer, endless, 50, ends(tokenizer))
+
+    def talk(line: int) -> Conversation:
+        return Conversation((Message("user", "a"), Message("assistant", "b")), "f.json", line)
+
+    def lines(count: int) -> list[str]:
+        with pytest.raises(DataError) as error:
+            encoder.encode([talk(line) for line in range(1, count + 1)])
+        return str(error.value).splitlines()[1:-1]
+
+    assert lines(7) == [
+        "  - f.json:1 and 6 more of 7 samples: the template does not end the answer with <eos>, so "
+        "the model would never learn to stop"
+    ]
+    assert [line[:12] for line in lines(3)] == [f"  - f.json:{n}:"[:12] for n in (1, 2, 3)]

@@ -1,5 +1,6 @@
 """Samples to tokens, and which of these are learnt."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,8 @@ TooLong = Literal["truncate", "drop", "split", "raise"]
 """What becomes of a sample that is longer than the model may see."""
 MASKED = -100
 """The label of a token that is not learnt."""
+FEW = 5
+"""Samples with the same problem that are named one by one."""
 BATCH = 1000
 
 Sample = Conversation | Completion | Passage
@@ -89,7 +92,7 @@ class Encoder:
                 those that are too long where that is an error.
         """
         found = Rows()
-        problems: list[str] = []
+        problems: list[Skip] = []
         unknown = self.tokenizer.unk_token_id
         for start in range(0, len(samples), BATCH):
             some = samples[start : start + BATCH]
@@ -100,7 +103,7 @@ class Encoder:
         raise_all(
             DataError,
             "samples that cannot be trained on as they are:",
-            problems,
+            _gathered(problems, len(samples)),
             "correct or remove these rows, or choose another template, max_length or too_long.",
         )
         return found
@@ -153,7 +156,7 @@ class Encoder:
         return max(1, self.max_length - prompt)
 
     def _rows(
-        self, samples: Sequence[Sample], problems: list[str]
+        self, samples: Sequence[Sample], problems: list[Skip]
     ) -> Iterator[tuple[Sample, Row, bool]]:
         """Yield each sample's row, and whether a token of it spans prompt and answer."""
         kept, texts = [], []
@@ -162,7 +165,7 @@ class Encoder:
                 texts.append(self._text(sample))
                 kept.append(sample)
             except Refused as error:
-                problems.append(f"{place(sample.file, sample.line)}: {error}")
+                problems.append(Skip(sample.file, sample.line, str(error)))
         if not kept:
             return
         before, after = self._around()
@@ -188,16 +191,17 @@ class Encoder:
         )
         return list(before), [] if eos is None else [eos]
 
-    def _add(self, found: Rows, sample: Sample, row: Row, problems: list[str]) -> None:
+    def _add(self, found: Rows, sample: Sample, row: Row, problems: list[Skip]) -> None:
         where = (sample.file, sample.line)
         if not row.learnt:
             found.skipped.append(Skip(*where, "no token of it is learnt"))
             return
         if isinstance(sample, Conversation) and not self._is_ended(row):
-            problems.append(
-                f"{place(*where)}: the template does not end the answer with "
-                f"{' or '.join(self.ends)}, so the model would never learn to stop"
+            reason = (
+                f"the template does not end the answer with {' or '.join(self.ends)}, so the "
+                "model would never learn to stop"
             )
+            problems.append(Skip(*where, reason))
             return
         length = len(row.input_ids)
         if length <= self.max_length:
@@ -207,7 +211,7 @@ class Encoder:
         way = self.too_long or ("split" if isinstance(sample, Passage) else "truncate")
         reason = f"{length:,} tokens, {self.max_length:,} fit"
         if way == "raise":
-            problems.append(f"{place(*where)}: {reason}")
+            problems.append(Skip(*where, reason))
         elif way == "drop":
             found.skipped.append(Skip(*where, reason))
         else:
@@ -261,3 +265,18 @@ def _labels(
             labels[at] = ids[at]
             at += 1
     return labels, joined
+
+
+def _gathered(problems: Sequence[Skip], samples: int) -> list[str]:
+    """Return a line for each problem; what many samples share, as by a template, is said once."""
+    shared = defaultdict(list)
+    for problem in problems:
+        shared[problem.reason].append(problem)
+    lines = []
+    for some in shared.values():
+        if len(some) <= FEW:
+            lines += [str(problem) for problem in some]
+        else:
+            more = f"and {len(some) - 1:,} more of {samples:,} samples"
+            lines.append(f"{place(some[0].file, some[0].line)} {more}: {some[0].reason}")
+    return lines

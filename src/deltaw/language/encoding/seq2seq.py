@@ -39,14 +39,14 @@ class Seq2SeqEncoder(Encoder):
         return self.max_length
 
     def _rows(
-        self, samples: Sequence[Sample], problems: list[str]
+        self, samples: Sequence[Sample], problems: list[Skip]
     ) -> Iterator[tuple[Sample, Row, bool]]:
         kept, prompts, answers = [], [], []
         for sample in samples:
             try:
                 parts = self._parts(sample)
             except Refused as error:
-                problems.append(f"{place(sample.file, sample.line)}: {error}")
+                problems.append(Skip(sample.file, sample.line, str(error)))
                 continue
             if not parts:
                 yield sample, Row([], [], sample), False
@@ -103,7 +103,7 @@ class Seq2SeqEncoder(Encoder):
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         return before, self.tokenizer("a")["input_ids"][len(before) + len(bare) :]
 
-    def _add(self, found: Rows, sample: Sample, row: Row, problems: list[str]) -> None:
+    def _add(self, found: Rows, sample: Sample, row: Row, problems: list[Skip]) -> None:
         where = (sample.file, sample.line)
         if not row.learnt:
             found.skipped.append(Skip(*where, "no answer of it is learnt"))
@@ -118,7 +118,7 @@ class Seq2SeqEncoder(Encoder):
             f"{self.max_length:,} fit each"
         )
         if self.too_long == "raise":
-            problems.append(f"{place(*where)}: {reason}")
+            problems.append(Skip(*where, reason))
         elif self.too_long == "drop":
             found.skipped.append(Skip(*where, reason))
         else:
