@@ -133,7 +133,9 @@ def rates(run: Path) -> dict[int, float]:
     [
         {},
         pytest.param({"bf16": True, "gradient_accumulation": 2}, marks=pytest.mark.slow),
-        pytest.param({"method": "full", "optim": "galore_adamw"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"method": "full", "optim": "galore_adamw", "galore_rank": 4}, marks=pytest.mark.slow
+        ),
     ],
     ids=["plain", "bf16", "galore"],
 )
@@ -145,6 +147,8 @@ def test_a_run_goes_back_and_on_at_half_the_rate_and_says_so(
 ) -> None:
     """Stopped and resumed afterwards it ends with the same bytes."""
     values |= more
+    if "method" in more:
+        del values["lora_dropout"]
     weights = "model.safetensors" if "method" in more else ADAPTER
     spoil(monkeypatch, range(14, 20), 9.0)
     run = train(parse(values))
