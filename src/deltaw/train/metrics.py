@@ -45,6 +45,16 @@ class Score:
         """The 95% confidence interval of the primary metric."""
         return self.intervals[self.primary]
 
+    def as_data(self) -> dict[str, Any]:
+        """Return what a run's files hold of it."""
+        intervals = {name: list(pair) for name, pair in self.intervals.items()}
+        return {
+            "primary": self.primary,
+            "values": self.values,
+            "intervals": intervals,
+            "rows": self.rows,
+        }
+
 
 def measure(task: Task, labels: Numbers, predictions: Numbers) -> dict[str, float]:
     """Return accuracy, macro_f1 and matthews of class indices, or pearson and spearman of numbers.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from deltaw.errors import ConfigError, raise_all
 from deltaw.train import yamlfile
@@ -12,6 +12,7 @@ from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
 from deltaw.train.keys import LanguageKeys
 from deltaw.train.misfits import AS_HERE, follows, misfit, unknown
+from deltaw.train.record import Record
 from deltaw.train.spellings import OPTIMIZERS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
@@ -38,41 +39,6 @@ Optim = Literal[
     "galore_adamw_8bit",
     "galore_adamw_8bit_layerwise",
 ]
-
-
-class RecordedScore(BaseModel):
-    """What a run scored before its first step."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    primary: str
-    values: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    rows: int
-
-
-class RecordedRollback(BaseModel):
-    """Where a run went wrong, the step it went back to, and the factor on its rates since."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    wrong: int
-    to: int
-    factor: float
-    why: str
-
-
-class Record(BaseModel):
-    """What a run notes about itself, which nobody sets."""
-
-    chosen: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-    data: dict[str, str] = {}
-    base: str | None = None
-    tokenizer: str | None = None
-    labels: list[str] = []
-    before: RecordedScore | None = None
-    rollbacks: list[RecordedRollback] = []
 
 
 class Recipe(LanguageKeys):

@@ -161,7 +161,7 @@ class _Run:
             before = self.record.get("before")
             return None if before is None else Score(**before)
         before = self._evaluate("before")
-        self.record |= {} if before is None else {"before": _as_data(before)}
+        self.record |= {} if before is None else {"before": before.as_data()}
         self._write_recipe()
         return before
 
@@ -250,8 +250,8 @@ class _Run:
         summary = deltaw.summary(self.job.model)
         return {
             "held_out": self.job.held_out_name,
-            "before": None if before is None else _as_data(before),
-            "after": None if after is None else _as_data(after),
+            "before": None if before is None else before.as_data(),
+            "after": None if after is None else after.as_data(),
             "best_validation": self.best_validation,
             "trainable_parameters": summary.trainable,
             "parameters": summary.total,
@@ -298,12 +298,3 @@ def verify(job: Job, trainer: RecipeTrainer) -> str:
     batch = trainer._prepare_inputs(job.probe(trainer))
     deltaw.verify(trainer.model, batch, optimizer=trainer.optimizer)
     return "passed: every adapter runs, gets gradients and is in the optimiser"
-
-
-def _as_data(score: Score) -> dict[str, Any]:
-    return {
-        "primary": score.primary,
-        "values": score.values,
-        "intervals": {name: list(pair) for name, pair in score.intervals.items()},
-        "rows": score.rows,
-    }
