@@ -81,13 +81,13 @@ def test_answers_are_scored_beside_the_bases(
     code, out, err = deltaw_command("eval", run, asked, "--generate")
     assert (code, err) == (0, "")
     assert "3 prompts, 4 references; answered greedily in at most 12 tokens" in out
-    assert f"written to {run / 'answers.jsonl'}" in out
+    assert f"written   the answers, to {run / 'answers.jsonl'}" in out
     lines = [line.split()[0] for line in out.splitlines()]
     table = lines[lines.index("base") + 1 :]
     assert table[:8] == [
         "chrf", "loss", "perplexity", "tokens_right", "exact_match", "bleu", "nist", "rouge_l",
     ]  # fmt: skip
-    assert table[8:] == ["loss", "exact_match", "bleu", "nist", "rouge_l", "chrf"]
+    assert table[8:] == ["loss", "exact_match", "bleu", "nist", "rouge_l", "chrf", "written"]
     rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     assert [len(row["references"]) for row in rows] == [2, 1, 1]
     assert all(list(row) == ["prompt", "references", "base", "answer"] for row in rows)
@@ -199,3 +199,29 @@ def test_what_answers_nothing_says_so(run: Path, deltaw_command: Command, tmp_pa
     code, _, err = deltaw_command("eval", tmp_path, "--generate")
     assert code == 1 and "The run labels texts and answers nothing." in err
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_answered(
+    run: Path, deltaw_command: Command, tmp_path: Path
+) -> None:
+    code, out, err = deltaw_command("eval", run, "--generate", "-o", tmp_path / "none" / "a.jsonl")
+    assert (code, out) == (1, "")
+    assert "is no folder to write answers to.\nFix: create it" in err
+
+
+def test_validation_rows_that_cannot_be_scored_are_said(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_json(folder / "train.json", conversations(6))
+    long = {"instruction": "word " * 90, "input": "", "output": "Blue."}
+    write_json(folder / "validation.json", [long, long | {"input": "x"}])
+    new = {"data": str(folder), "output": str(tmp_path / "run"), "max_steps": 1, "eval_every": None}
+    with pytest.raises(DataError, match=r"None of the 2 validation samples(.|\n)*metric go by"):
+        train(parse(values | new | {"metric": None, "max_new_tokens": None, "early_stopping": 1}))
+    with pytest.raises(DataError, match="None of the 2 validation samples can be scored"):
+        train(parse(values | new))
+    capsys.readouterr()
+    train(parse(values | new | {"metric": None}))
+    assert "warning   None of the 2 validation samples can be scored:" in capsys.readouterr().out

@@ -13,11 +13,13 @@ from tests.train.conftest import Command
 from transformers import AutoModelForSeq2SeqLM
 
 import deltaw
+from deltaw.errors import RunError
 from deltaw.language.choosing import train
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.encoding.templating import choose
 from deltaw.language.generating import Sampling, Speaker, answers, generate
 from deltaw.language.use.chatting import chat
+from deltaw.language.use.evaluating import evaluate_run
 from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train.recipe import parse
 
@@ -193,3 +195,9 @@ def test_prompts_of_any_length_leave_answers_their_room(opened: OpenedLanguage) 
     assert together[1] == generate(speaker, [long], few)[0]
     room = speaker.encoder.room(1)
     assert room == speaker.encoder.room(1_000) == speaker.encoder.max_length
+
+
+def test_judged_rows_are_no_scores_of_such_a_model(run: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "a b", "chosen": "b a", "rejected": "a b"}]
+    with pytest.raises(RunError, match=r"sequence-to-sequence models are not scored by.\nFix"):
+        evaluate_run(run, str(write(tmp_path / "pairs.json", rows)))

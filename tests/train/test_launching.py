@@ -16,6 +16,7 @@ from deltaw.cli import launching
 from deltaw.cli.launching import launch, wanted
 from deltaw.errors import ConfigError
 from deltaw.train.batches import EpochSampler
+from deltaw.train.recipe import parse
 from deltaw.train.shares import WEIGHT, Place, ShareSampler, joined, loader
 
 
@@ -86,17 +87,42 @@ def test_batches_of_a_step_are_joined_until_each_process_has_a_row(
     assert joined(processes, rows, batches, equal=equal) == expected
 
 
+RECIPE = parse({"model": "m", "data": "d", "task": "sft"})
+
+
 def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert (wanted(None), wanted(3)) == (1, 3)
+    assert (wanted(None, RECIPE), wanted(3, RECIPE)) == (1, 3)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert (wanted(None), wanted(1), wanted(3)) == (4, 1, 3)
+    assert (wanted(None, RECIPE), wanted(1, RECIPE), wanted(3, RECIPE)) == (4, 1, 3)
     with pytest.raises(ConfigError, match="--processes 5 needs as many GPUs, and 4 can be seen"):
-        wanted(5)
+        wanted(5, RECIPE)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert wanted(None) == 1
+    assert wanted(None, RECIPE) == 1
     with pytest.raises(ConfigError, match="one of 2 by WORLD_SIZE"):
-        wanted(2)
+        wanted(2, RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"task": "kto"}, 1),
+        ({"task": "dpo", "batch_size": 6}, 3),
+        ({"task": "sft", "batch_size": 3, "gradient_accumulation": 1}, 3),
+        ({"task": "sft", "batch_size": 3, "gradient_accumulation": 2}, 4),
+        ({"task": "sft", "method": "full", "optim": "galore_adamw_layerwise"}, 1),
+    ],
+)
+def test_as_many_gpus_are_used_as_can_share_the_batches(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: dict[str, Any],
+    expected: int,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert wanted(None, parse({"model": "m", "data": "d", **more})) == expected
+    said = f"processes {expected} of 4 GPUs can share the batches of this recipe\n"
+    assert capsys.readouterr().out == (said if expected < 4 else "")
 
 
 def test_launched_processes_find_each_other(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import TrainerState
 from deltaw.errors import DivergedError
 from deltaw.train import run as running
 from deltaw.train import watchdog
+from deltaw.train.checkpoint import STATE
 from deltaw.train.guarded import MOST, Guarded
 from deltaw.train.interrupt import Stopped
 from deltaw.train.loop import RecipeTrainer
@@ -229,3 +231,28 @@ def test_before_the_first_checkpoint_a_jump_changes_nothing(
     run = start(values, eval_every=24, output=values["output"] + "-2")
     assert (run / ADAPTER).read_bytes() == (calm / ADAPTER).read_bytes()
     assert read_results(run)["rollbacks"] == []
+
+
+def test_what_could_be_gone_back_to_keeps_its_best(tmp_path: Path) -> None:
+    for step, best in ((10, 10), (20, 10), (30, 30)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        TrainerState(global_step=step, best_global_step=best).save_to_json(str(folder / STATE))
+    trainer = object.__new__(Guarded)
+    trainer.args = SimpleNamespace(save_total_limit=2)
+    trainer.state = TrainerState(global_step=30, best_global_step=30)
+    trainer.watchdog = None
+    assert trainer._kept(tmp_path, [10, 20, 30]) == {30}
+    trainer.watchdog = watchdog.Watchdog()
+    trainer._rotate(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-20",
+        "checkpoint-30",
+    ]
+    trainer.state = TrainerState(global_step=40, best_global_step=30)
+    folder = tmp_path / "checkpoint-40"
+    folder.mkdir()
+    trainer.state.save_to_json(str(folder / STATE))
+    trainer._rotate(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-30", "checkpoint-40"]

@@ -7,11 +7,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltaw.cli.reporting import reported
 from deltaw.errors import ConfigError
 from deltaw.train.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from deltaw.train.recipe import Recipe
 
 GRACE = 20
 """Seconds in which the others end when one process failed."""
@@ -19,8 +22,8 @@ POLL = 0.5
 LOCAL = "127.0.0.1"
 
 
-def wanted(asked: int | None) -> int:
-    """Return how many processes to start: as asked, else one for each GPU that is visible.
+def wanted(asked: int | None, recipe: "Recipe") -> int:
+    """Return how many processes to start: as asked, else one for each GPU that can have a share.
 
     It is one where a launcher (torchrun, accelerate launch) has started this process.
 
@@ -38,13 +41,24 @@ def wanted(asked: int | None) -> int:
 
     visible = cuda.device_count()
     if asked is None:
-        return max(1, visible)
+        return _shared_by(recipe, visible) if visible > 1 else 1
     if 0 < visible < asked:
         raise ConfigError(
             f"--processes {asked} needs as many GPUs, and {visible} can be seen.\n"
             f"Fix: --processes {visible}, or look at CUDA_VISIBLE_DEVICES."
         )
     return asked
+
+
+def _shared_by(recipe: "Recipe", visible: int) -> int:
+    """Return how many of the GPUs can share the batches, and say so where it is not all."""
+    from deltaw.language.choosing import settle
+    from deltaw.train.shares import most
+
+    count = most(settle(recipe), visible)
+    if count < visible:
+        print(f"processes {count} of {visible} GPUs can share the batches of this recipe")
+    return count
 
 
 def launch(count: int, target: Callable[..., object], options: Mapping[str, Any]) -> int:

@@ -38,7 +38,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run below runs/.")] = None,
     text: Text = None,
     label: Annotated[str | None, typer.Option(help="Label column.")] = None,
-    task: Annotated[str | None, typer.Option(help="classification or regression.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification, regression, sft, dpo or kto (by the data).")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="lora (default), full, head, bitfit, layernorm or freeze.")
     ] = None,
@@ -97,7 +99,7 @@ def train(
         bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")
     ] = False,
 ) -> None:
-    """Train an adapter on labelled texts, and evaluate it before and after.
+    """Train an adapter on labelled texts, answers or preferences, and evaluate it before and after.
 
     The same command again resumes a run that was interrupted. Every key that --dry-run shows can be
     given as KEY=VALUE.
@@ -143,7 +145,7 @@ def train(
     reading = read(file, given)
     recipe = parse(reading.values, origin, names=reading.names, problems=reading.problems)
     more = {"dry_run": dry_run, "overwrite": overwrite, "said": reading.said}
-    count = 1 if dry_run else wanted(processes)
+    count = 1 if dry_run and processes is None else wanted(processes, recipe)
     if count == 1:
         run(recipe, **more)
     else:

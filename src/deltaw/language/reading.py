@@ -10,6 +10,8 @@ from deltaw.language.data.samples import Completion, Conversation, Passage
 from deltaw.language.encoding.encoder import Encoder, Rows
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.encoding.templating import Chosen, choose, ends
+from deltaw.train.console import Console
+from deltaw.train.data.rows import Skip
 from deltaw.train.escape import printable
 from deltaw.train.model import positions
 from deltaw.train.recipe import Recipe
@@ -134,10 +136,26 @@ def require_metric(recipe: Recipe, fitting: Sequence[str]) -> None:
         )
 
 
+def require_scored(
+    recipe: Recipe, asked: int, kept: int, skipped: Sequence[Skip], console: Console
+) -> None:
+    """Say where validation samples are there and none of them can be scored; refuse to need one."""
+    if kept or not asked:
+        return
+    listed = "".join(f"\n  - {skip}" for skip in skipped[:5])
+    text = f"None of the {asked:,} validation samples can be scored:{listed}\n"
+    fix = "Fix: raise max_length, or give other validation rows."
+    if recipe.early_stopping is not None or recipe.metric is not None:
+        raise DataError(f"{text}{fix[:-1]}; early_stopping and metric go by them.")
+    console.field("warning", f"{text}{fix}")
+
+
 def require_rows(train: Rows, corpus: Corpus) -> None:
     """Raise where nothing is left to learn."""
     if not train.rows:
         first = "".join(f"\n  - {skip}" for skip in train.skipped[:5])
+        left = len(train.skipped) - 5
+        first += f"\n  ... and {left:,} more" if left > 0 else ""
         raise DataError(
             f"None of the {len(corpus.train):,} training samples has a token to learn:{first}\n"
             "Fix: raise max_length, set train_on=all, or give rows with answers."

@@ -5,6 +5,7 @@ through its divergences: from an earlier checkpoint, at a lower rate (arXiv 2205
 2.5).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from deltaw.errors import DivergedError
 from deltaw.train import processes
-from deltaw.train.checkpoint import step_of
+from deltaw.train.checkpoint import read_state, step_of
 from deltaw.train.trainer import ExactCheckpoints
 from deltaw.train.watchdog import Watchdog
 
@@ -60,6 +61,11 @@ class Guarded(ExactCheckpoints):
         began = self.watchdog.began if self.watchdog is not None else None
         return began or int(self.state.global_step) + 1
 
+    @property
+    def rate_tried(self) -> float:
+        """The highest rate that training goes by since the last return."""
+        return float(super().rate_tried * SLOWER**self.slowed)
+
     def good_checkpoint(self) -> Path | None:
         """Return the newest checkpoint of weights that the wrong step did not begin with."""
         found = {step_of(path): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
@@ -96,13 +102,21 @@ class Guarded(ExactCheckpoints):
             f"{min(watchdog.high):.3g} or more in steps {self.went_wrong} to "
             f"{self.state.global_step + 1}.\n"
             f"The run was stopped, after {self.slowed} returns to an earlier state.\n"
-            f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), or more "
-            "warmup, with --overwrite; watchdog=false trains on all the same."
+            f"Fix: try a third of the rate ({self.rate_tried / 3:.1g}), or more warmup, with "
+            "--overwrite; watchdog=false trains on all the same."
         )
 
     def _rotate(self, folder: Path) -> None:
         if self.watchdog is None or not self.watchdog.high:
             super()._rotate(folder)
+
+    def _kept(self, folder: Path, steps: Sequence[int]) -> set[int | None]:
+        """Keep what could be gone back to, and the state that was the best one there."""
+        kept = super()._kept(folder, steps)
+        if self.watchdog is None or len(steps) < 2:
+            return kept
+        before = steps[-2]
+        return kept | {before, read_state(folder / f"checkpoint-{before}").best_global_step}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -53,13 +53,20 @@ class SharedTraining(Guarded):
         if together is None:
             problems.append(
                 f"batch_size={recipe.batch_size} counts the rows of all processes together, and "
-                f"they cannot share so many; give a multiple of {several}, and less "
-                "gradient_accumulation"
+                f"they cannot share so many; give a multiple of {several}"
+                + ", and less gradient_accumulation"
+                * (accumulated > 1 and not equal)
             )
         if recipe.updates_in_backward:
             problems.append(f"optim={recipe.optim} updates weights before gradients are exchanged")
         if recipe.fsdp and (recipe.uses_galore or recipe.quantization_bit is not None):
             problems.append("fsdp shares out neither the optimiser of GaLore nor packed weights")
+        apart = self.model.config.is_encoder_decoder
+        if recipe.fsdp and apart and (recipe.samples or recipe.metric not in (None, "loss")):
+            problems.append(
+                "fsdp gives the encoder of a sequence-to-sequence model no weights to answer with; "
+                "give samples=0 and metric=loss"
+            )
         raise_all(
             ConfigError,
             f"{several} processes cannot share this training:",

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deltaw.train.batches import EpochSampler
+from deltaw.train.recipe import Recipe
 
 WEIGHT = "share"
 """The key of a batch that holds the weight of its loss."""
@@ -72,6 +73,15 @@ def joined(processes: int, rows: int, batches: int, *, equal: bool) -> int | Non
         return None if rows % processes else 1
     fitting = (n for n in range(1, batches + 1) if not batches % n and rows * n >= processes)
     return next(fitting, None)
+
+
+def most(recipe: Recipe, processes: int) -> int:
+    """Return how many processes, of so many at most, can share the batches of a recipe."""
+    if recipe.task == "kto" or recipe.updates_in_backward:
+        return 1
+    rows, batches, equal = recipe.batch_size, recipe.gradient_accumulation, recipe.task == "dpo"
+    fitting = (n for n in range(processes, 0, -1) if joined(n, rows, batches, equal=equal))
+    return next(fitting, 1)
 
 
 class _Placed(Dataset[tuple[Any, float]]):

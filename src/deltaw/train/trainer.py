@@ -79,13 +79,16 @@ class ExactCheckpoints(Trainer):
 
     def _rotate(self, folder: Path) -> None:
         """Delete all checkpoints but the newest and the best, oldest first."""
-        keep = {self.state.global_step, self.state.best_global_step}
         limit = self.args.save_total_limit
         steps = sorted(step_of(path) for path in folder.glob("checkpoint-*"))
+        keep = self._kept(folder, steps)
         if limit:
             spare = [step for step in steps if step not in keep]
             for step in spare[: max(0, len(steps) - max(limit, len(keep & set(steps))))]:
                 staging.remove(folder / f"checkpoint-{step}")
+
+    def _kept(self, folder: Path, steps: Sequence[int]) -> set[int | None]:
+        return {self.state.global_step, self.state.best_global_step}
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -142,6 +145,11 @@ class ExactCheckpoints(Trainer):
             self.require_finite(torch.as_tensor(norm), "The gradient", self.state.global_step + 1)
         return norm
 
+    @property
+    def rate_tried(self) -> float:
+        """The highest rate that training goes by now."""
+        return float(self.args.learning_rate)
+
     def require_finite(self, values: torch.Tensor, what: str, step: int) -> None:
         """Raise `DivergedError`, naming the last good state, if there is NaN or Inf in `values`."""
         broken = values[~values.isfinite()]
@@ -156,9 +164,10 @@ class ExactCheckpoints(Trainer):
             if saved
             else "No checkpoint had been written yet."
         )
+        more = "more warmup" + ", bf16 off" * bool(self.args.bf16)
         clip = "a smaller max_grad_norm" if self.args.max_grad_norm else "max_grad_norm=1"
         raise DivergedError(
             f"{what} became {broken[0].item()} in step {step}.\nThe run was stopped. {kept}\n"
-            f"Fix: try a third of the learning rate ({self.args.learning_rate / 3:.1g}), more "
-            f"warmup, bf16 off, or {clip}, with --overwrite."
+            f"Fix: try a third of the rate ({self.rate_tried / 3:.1g}), {more}, or {clip}, with "
+            "--overwrite."
         )

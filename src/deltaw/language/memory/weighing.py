@@ -31,7 +31,7 @@ def weigh(console: Console, outlook: Outlook) -> None:
     try:
         own = outlook.estimate()
     except DeltawError as error:
-        console.field("memory", f"not estimated: {printable(str(error).splitlines()[0], 200)}")
+        _say_why_not(console, error)
         return
     console.field("memory", f"about {size(own.total)} at most, estimated, {_has(machine)}")
     _judge(console, outlook, own, machine)
@@ -50,6 +50,10 @@ def compare(console: Console, outlook: Outlook) -> None:
         found.append((name, estimated, mine))
         if mine and isinstance(estimated, Estimate):
             own = estimated
+    errors = [estimated for _, estimated, _ in found if isinstance(estimated, DeltawError)]
+    if len(errors) == len(found):
+        _say_why_not(console, errors[0])
+        return
     shape, recipe = outlook.batches.trained, outlook.recipe
     batch = f"{counted(shape.rows, 'row')} of {counted(shape.tokens, 'token')}"
     with_it = ", gradient checkpointing" * recipe.gradient_checkpointing + ", bf16" * recipe.bf16
@@ -59,6 +63,10 @@ def compare(console: Console, outlook: Outlook) -> None:
     console.field("memory", "\n".join(lines), whole=True)
     if own is not None:
         _judge(console, outlook, own, machine)
+
+
+def _say_why_not(console: Console, error: DeltawError) -> None:
+    console.field("memory", f"not estimated: {printable(str(error).splitlines()[0], 200)}")
 
 
 def _attempt(outlook: Outlook) -> Estimate | DeltawError:

@@ -28,7 +28,13 @@ from deltaw.language.encoding.templating import Chosen, choose
 from deltaw.language.loading import load, outline
 from deltaw.language.memory.outlook import outlook
 from deltaw.language.memory.weighing import Weigh
-from deltaw.language.reading import encoder_of, request, require_metric, require_validation
+from deltaw.language.reading import (
+    encoder_of,
+    request,
+    require_metric,
+    require_scored,
+    require_validation,
+)
 from deltaw.language.training.judged import Judged, Known
 from deltaw.language.training.prepare import first_batches, loss_of
 from deltaw.language.training.receipt import show_corpus, skips
@@ -226,6 +232,7 @@ def prepare_judged(
     ]
     if not len(parts[0]):
         raise DataError("\n".join(["Nothing can be trained on.", *skips(parts[0].skipped)]))
+    require_scored(recipe, len(corpus.validation), len(parts[1]), parts[1].skipped, console)
     parts[0] = parts[0].batched(recipe)
     lengths = parts[0].lengths()
     weigh(console, outlook(recipe, seen.model, lengths, lengths))

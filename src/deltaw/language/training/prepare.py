@@ -27,6 +27,7 @@ from deltaw.language.reading import (
     request,
     require_metric,
     require_rows,
+    require_scored,
     require_turns,
     require_validation,
     template_of,
@@ -188,6 +189,9 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
     train = encoder.encode(corpus.train)
     validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
     require_rows(train, corpus)
+    require_scored(
+        recipe, len(corpus.validation), len(validation.rows), validation.skipped, console
+    )
     data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
     lengths = [len(ids) for ids in data["input_ids"]]
     scored = [len(row.input_ids) for row in (*validation.rows, *test.rows)]

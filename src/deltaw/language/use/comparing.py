@@ -47,7 +47,7 @@ def compare(
     name = "pair" if paired else "rated answer"
     beta = opened.recipe.pref_beta
     loss = f"loss={opened.recipe.pref_loss}" if paired else "the loss of KTO"
-    lines = [f"{counted(len(judged), name)} {what}".rstrip()]
+    lines = [f"{counted(len(judged), name)}{what}"]
     lines += [f"{loss} at pref_beta={beta:g}; the reference is the model before the run"]
     console.field("data", "\n".join([*lines, *skips(judged.skipped)]))
     if warning:

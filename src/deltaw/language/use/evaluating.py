@@ -45,10 +45,21 @@ def evaluate_run(
     With `generate` both answer what the rows ask, and the answers are scored and written to
     `output`, by default `answers.jsonl` in the run's folder.
     """
+    file = output or folder / ANSWERS
+    if generate and not file.parent.is_dir():
+        raise RunError(
+            f"{printable(str(file.parent), 300)} is no folder to write answers to.\n"
+            "Fix: create it, or name another file with --output."
+        )
     opened = open_language(folder, model=model, trust_remote_code=trust_remote_code)
     console = Console()
     samples, what, warning = _samples(opened.recipe, data)
     if are_judged(samples):
+        if opened.model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            raise RunError(
+                "These rows compare or rate answers, which sequence-to-sequence models are not "
+                "scored by.\nFix: give rows with a prompt and an answer."
+            )
         if generate:
             raise ConfigError(
                 "These rows compare or rate answers, which says nothing of new ones.\n"
@@ -71,7 +82,7 @@ def evaluate_run(
         own_said = exam and exam.answers()
     console.field("run", f"{opened.shown}, {done}")
     tokens = int(own[:, 1].sum())
-    lines = [f"{counted(len(own), 'row')} {what}, {tokens:,} tokens scored"]
+    lines = [f"{counted(len(own), 'row')}{what}, {tokens:,} tokens scored"]
     console.field("data", "\n".join([*lines, *skips(encoded.skipped)]))
     if warning:
         console.field("WARNING", warning)
@@ -87,13 +98,15 @@ def evaluate_run(
         ]
         if len(tallies) == 2:
             rises |= differences(*tallies)
-        file = output or folder / ANSWERS
-        _write(file, exam, base_said, own_said)
-        console.field("answers", f"{exam}\nwritten to {printable(str(file), 300)}")
+        console.field("answers", str(exam))
     found = shown[-1][1]
     console.line(table(shown, found.primary))
-    for name, (value, (low, high)) in rises.items():
+    for name in (name for name in found.values if name in rises):
+        value, (low, high) = rises[name]
         console.line(f"{name} of the run less the base's: {value:+.3f}   {low:+.3f} to {high:+.3f}")
+    if exam is not None and own_said is not None:
+        _write(file, exam, base_said, own_said)
+        console.field("written", f"the answers, to {printable(str(file), 300)}")
     return found
 
 
@@ -116,7 +129,7 @@ def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, s
         if not held:
             raise RunError("The run held no rows out. Fix: deltaw eval RUN DATA")
         name = "test" if corpus.test else "validation"
-        return held, f"of the {name} part that were not trained on", ""
+        return held, f" of the {name} part that were not trained on", ""
     corpus = load(
         Request(
             dataset=data,
