@@ -102,8 +102,8 @@ class Guarded(ExactCheckpoints):
             f"{min(watchdog.high):.3g} or more in steps {self.went_wrong} to "
             f"{self.state.global_step + 1}.\n"
             f"The run was stopped, after {self.slowed} returns to an earlier state.\n"
-            f"Fix: try a third of the learning rate ({self.rate_tried / 3:.1g}), or more warmup, with "
-            "--overwrite; watchdog=false trains on all the same."
+            f"Fix: try a third of the learning rate ({self.rate_tried / 3:.1g}), or more warmup, "
+            "with --overwrite; watchdog=false trains on all the same."
         )
 
     def _rotate(self, folder: Path) -> None:
