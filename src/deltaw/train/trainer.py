@@ -168,6 +168,6 @@ class ExactCheckpoints(Trainer):
         clip = "a smaller max_grad_norm" if self.args.max_grad_norm else "max_grad_norm=1"
         raise DivergedError(
             f"{what} became {broken[0].item()} in step {step}.\nThe run was stopped. {kept}\n"
-            f"Fix: try a third of the learning rate ({self.rate_tried / 3:.1g}), {more}, or {clip}, "
-            "with --overwrite."
+            f"Fix: try a third of the learning rate ({self.rate_tried / 3:.1g}), {more}, or "
+            f"{clip}, with --overwrite."
         )
