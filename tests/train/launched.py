@@ -24,6 +24,13 @@ def fail(folder: Path) -> None:
     time.sleep(600)
 
 
+def vanish(folder: Path) -> None:
+    """Be killed as the second process, and wait for ever as the first."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
 def stop(folder: Path) -> None:
     """Have the second process told to stop that started both, and wait for the signal."""
     with Interrupt("Stopped.") as interrupt:

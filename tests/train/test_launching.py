@@ -87,6 +87,11 @@ def test_batches_of_a_step_are_joined_until_each_process_has_a_row(
     assert joined(processes, rows, batches, equal=equal) == expected
 
 
+KILLED = (
+    "error: One of the processes was killed (SIGKILL), as the system does where memory runs out; "
+    "the others were ended.\nFix: the same command goes on from the last checkpoint; a smaller "
+    "batch_size takes less.\n"
+)
 RECIPE = parse({"model": "m", "data": "d", "task": "sft"})
 
 
@@ -132,7 +137,8 @@ def test_launched_processes_find_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "code", "said"), [(launched.fail, 1, "error: no\n"), (launched.stop, 130, None)]
+    ("target", "code", "said"),
+    [(launched.fail, 1, "error: no\n"), (launched.vanish, 137, KILLED), (launched.stop, 130, None)],
 )
 def test_one_that_fails_ends_all_and_a_signal_reaches_all(
     tmp_path: Path,

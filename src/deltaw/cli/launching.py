@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
@@ -100,13 +101,27 @@ def _code(processes: Sequence[BaseProcess], interrupt: Interrupt) -> int:
             return code
         running = [process for process in running if process not in ended]
         failed = [process.exitcode for process in ended if process.exitcode]
-        code = code or next((found if found > 0 else 128 - found for found in failed), 0)
+        if failed and not code:
+            code = failed[0] if failed[0] > 0 else 128 - failed[0]
+            if failed[0] < 0 and interrupt.number is None:
+                _say_killed(-failed[0])
         if interrupt.number is not None and not passed_on:
             passed_on = True
             for process in running:
                 assert process.pid is not None
                 os.kill(process.pid, interrupt.number)
     return code
+
+
+def _say_killed(number: int) -> None:
+    """Say what a process that was ended from outside could not."""
+    name = signal.Signals(number).name
+    memory = ", as the system does where memory runs out" if number == signal.SIGKILL else ""
+    print(
+        f"error: One of the processes was killed ({name}){memory}; the others were ended.\n"
+        "Fix: the same command goes on from the last checkpoint; a smaller batch_size takes less.",
+        file=sys.stderr,
+    )
 
 
 def _work(

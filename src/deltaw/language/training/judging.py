@@ -57,15 +57,14 @@ PROBE = 2
 
 
 class Absent(nn.Module):
-    """Stands where TRL expects a reference model, which would be loaded or hashed otherwise."""
+    """Stands where TRL expects a reference model, which would be loaded or hashed otherwise.
+
+    It computes nothing: what the reference says is known.
+    """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
-
-    def forward(self) -> None:
-        """Never called, because what the reference says is known."""
-        raise NotImplementedError
 
 
 class JudgedTrainer(RecipeTrainer):
