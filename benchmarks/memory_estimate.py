@@ -9,13 +9,11 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memory, rounds, shapes
+from benchmarks import estimates, memory, rounds, shapes
 from benchmarks.results import Results
-from benchmarks.tables import digits, table
 
 TITLE = "Estimate of peak memory before training"
 QUICK = False
@@ -178,12 +176,11 @@ def train(model: Any, asked: Any, optimizer: Any) -> None:
 
 def report(results: Results) -> str:
     """Return the table of estimates and peaks."""
-    rows = list(_rows(results))
-    worst = max((abs(error) for *_, error in rows), default=0.0)
+    found = estimates.compared(results, CASES)
     spreads = [
-        (max(found) - min(found)) / statistics.median(found)
+        (max(several) - min(several)) / statistics.median(several)
         for case in REPEATED
-        if len(found := _peaks(results, case)) > 1
+        if len(several := estimates.peaks(results, case)) > 1
     ]
     again = f"Measured again, peaks differ by up to {max(spreads):.1%}. " if spreads else ""
     return "\n\n".join(
@@ -195,36 +192,10 @@ def report(results: Results) -> str:
             "everything imported; one thread, malloc as it comes. Every weight is read once, as a "
             f"long run does. Adapters have r={RANK}; fused are loss and blocks. Three constants "
             f"were chosen with peaks of {' and '.join(FITTED)} in view; the other shapes were "
-            f"measured afterwards. {again}The largest error is {worst:.1%}.",
-            table(
-                ("model", "", "method", "batch", "estimate, MB", "peak, MB", "estimate / peak"),
-                [row[:-1] for row in rows],
-            ),
+            f"measured afterwards. {again}The largest error is {estimates.worst(found):.1%}.",
+            estimates.as_table(found, FITTED, "checked"),
         ]
     )
-
-
-def _rows(results: Results) -> Iterator[tuple[Any, ...]]:
-    for case in CASES:
-        found, known = _peaks(results, case), results.entries.get(f"estimate/{case}")
-        if found and known:
-            shape, method, batch, *flags = case.split("/")
-            peak = statistics.median(found)
-            ratio = known["total"] / peak
-            yield (
-                shape,
-                "fitted" if shape in FITTED else "checked",
-                ", ".join([method, *flags]),
-                batch.replace("x", " x "),
-                digits(known["total"] / 1e6),
-                digits(peak / 1e6),
-                f"{ratio:.3f}",
-                ratio - 1,
-            )
-
-
-def _peaks(results: Results, case: str) -> list[float]:
-    return list(rounds.values(results, case, "peak").values())
 
 
 if __name__ == "__main__":

@@ -5,17 +5,14 @@ A case is called `SHAPE/METHOD/ROWSxTOKENS`, with keys of the recipe behind it: 
 """
 
 import json
-import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memory, memory_estimate, rounds
+from benchmarks import estimates, memory, memory_estimate, rounds
 from benchmarks.memory_estimate import GPT2, SHARED
 from benchmarks.results import Results
-from benchmarks.tables import digits, table
 
 TITLE = "Estimate of peak memory before deltaw train"
 QUICK = False
@@ -151,14 +148,14 @@ def measure(case: str) -> dict[str, float]:
     from deltaw.language.training import prepare as preparing
 
     torch.set_num_threads(1)
-    load, found = preparing.load, dict[str, float]()
+    load, found = preparing.load_model, dict[str, float]()
 
     def noting(*asked: Any) -> Any:
         found["before"] = memory.resident()
         Path("/proc/self/clear_refs").write_text("5")
         return load(*asked)
 
-    preparing.load = noting
+    preparing.load_model = noting
     with tempfile.TemporaryDirectory() as scratch:
         choosing.train(recipe(case, Path(scratch)))
     status = Path("/proc/self/status").read_text().splitlines()
@@ -168,8 +165,7 @@ def measure(case: str) -> dict[str, float]:
 
 def report(results: Results) -> str:
     """Return the table of estimates and peaks."""
-    rows = list(_rows(results))
-    worst = max((abs(error) for *_, error in rows), default=0.0)
+    found = estimates.compared(results, CASES)
     return "\n\n".join(
         [
             "What `deltaw train` and `deltaw check` say of a recipe's memory before they read a "
@@ -181,33 +177,10 @@ def report(results: Results) -> str:
             "the model of the heap gives back between steps, and that nothing is added for what "
             "torch makes once; those of other shapes, of which some were known by then, decided "
             "nothing. Each peak was measured once. "
-            f"The largest error is {worst:.1%}.",
-            table(
-                ("model", "", "method", "batch", "estimate, MB", "peak, MB", "estimate / peak"),
-                [row[:-1] for row in rows],
-            ),
+            f"The largest error is {estimates.worst(found):.1%}.",
+            estimates.as_table(found, FITTED, "not fitted"),
         ]
     )
-
-
-def _rows(results: Results) -> Iterator[tuple[Any, ...]]:
-    for case in CASES:
-        found = list(rounds.values(results, case, "peak").values())
-        known = results.entries.get(f"estimate/{case}")
-        if found and known:
-            shape, method, batch, *flags = case.split("/")
-            peak = statistics.median(found)
-            ratio = known["total"] / peak
-            yield (
-                shape,
-                "fitted" if shape in FITTED else "not fitted",
-                ", ".join([method, *flags]),
-                batch.replace("x", " x "),
-                digits(known["total"] / 1e6),
-                digits(peak / 1e6),
-                f"{ratio:.3f}",
-                ratio - 1,
-            )
 
 
 if __name__ == "__main__":

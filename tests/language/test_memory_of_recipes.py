@@ -74,7 +74,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any) -> Any:
         raise AssertionError("the weights are read")
 
-    monkeypatch.setattr(preparing, "load", load)
+    monkeypatch.setattr(preparing, "load_model", load)
 
 
 def test_check_compares_the_methods_before_it_reads_a_weight(

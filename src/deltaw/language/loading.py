@@ -32,6 +32,24 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
             tokens than the model, or no token that ends a text.
     """
     name = source or recipe.model
+    model = load_model(recipe, source)
+    tokenizer = load_tokenizer(
+        name,
+        model.config,
+        revision=recipe.revision,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    _require_fit(tokenizer, model, name)
+    return Loaded(model, tokenizer)
+
+
+def load_model(recipe: Recipe, source: str | None = None) -> nn.Module:
+    """Return the recipe's base model, or the one in `source`.
+
+    Raises:
+        ConfigError, RunError: as in `load`, but for the tokenizer.
+    """
+    name = source or recipe.model
     where: dict[str, Any] = {
         "revision": recipe.revision,
         "trust_remote_code": recipe.trust_remote_code,
@@ -52,9 +70,8 @@ def load(recipe: Recipe, source: str | None = None) -> Loaded:
     except LOADING as error:
         raise cannot_load(name, error, kind.__name__) from error
     refuse_gaps(model, name, loading, ())
-    tokenizer = load_tokenizer(name, config, **where)
-    _require_fit(tokenizer, model, name)
-    return Loaded(model, tokenizer)
+    found: nn.Module = model
+    return found
 
 
 def weight_dtype(recipe: Recipe) -> torch.dtype:

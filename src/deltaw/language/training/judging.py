@@ -21,29 +21,24 @@ from transformers.trainer_utils import EvalLoopOutput
 import deltaw
 from deltaw.errors import ConfigError, DataError
 from deltaw.language.data.corpus import Corpus
-from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Encoder
-from deltaw.language.encoding.templating import Chosen, choose
-from deltaw.language.loading import load, outline
+from deltaw.language.encoding.templating import Chosen
+from deltaw.language.loading import load_model
 from deltaw.language.memory.outlook import outlook
 from deltaw.language.memory.weighing import Weigh
 from deltaw.language.reading import (
-    encoder_of,
-    request,
-    require_metric,
     require_scored,
-    require_validation,
 )
 from deltaw.language.training.judged import Judged, Known
+from deltaw.language.training.opening import begin
 from deltaw.language.training.prepare import first_batches, loss_of
-from deltaw.language.training.receipt import show_corpus, skips
+from deltaw.language.training.receipt import skips
 from deltaw.language.training.sides import lines
 from deltaw.layer import AdaptedLayer
 from deltaw.train import methods
-from deltaw.train.choices import check_reports, chosen, recorded_recipe
 from deltaw.train.console import Console
-from deltaw.train.identity import base_digest, tokenizer_digest
+from deltaw.train.identity import base_digest
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer
@@ -215,17 +210,8 @@ def prepare_judged(
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
     """
-    methods.lora_config(recipe)
-    check_reports(recipe)
-    require_metric(recipe, kind.metrics)
-    corpus = load_corpus(request(recipe))
-    show_corpus(console, corpus)
-    require_validation(recipe, corpus)
-    seen = outline(recipe)
-    tokenizer = seen.tokenizer
-    template = choose(tokenizer, recipe.template)
-    tokenizer.chat_template = template.template.source
-    encoder = encoder_of(recipe, tokenizer, template, seen.model)
+    opening = begin(recipe, console, kind.metrics)
+    corpus, encoder = opening.corpus, opening.encoder
     parts = [
         encode(encoder, part, corpus) for part in (corpus.train, corpus.validation, corpus.test)
     ]
@@ -234,10 +220,10 @@ def prepare_judged(
     require_scored(recipe, len(corpus.validation), len(parts[1]), parts[1].skipped, console)
     parts[0] = parts[0].batched(recipe)
     lengths = parts[0].lengths()
-    weigh(console, outlook(recipe, seen.model, lengths, lengths))
-    model = load(recipe).model
+    weigh(console, outlook(recipe, opening.model, lengths, lengths))
+    model = load_model(recipe)
     base = base_digest(model)
-    padding = Padding(tokenizer.pad_token_id)
+    padding = Padding(opening.tokenizer.pad_token_id)
     better = next(iter(parts[0].sides().values()))
     first = first_batches(recipe, better, padding)
     adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
@@ -253,17 +239,10 @@ def prepare_judged(
         )
     assert train is not None
     plan = planned(recipe, len(train.judged), hidden_size(model.config), recipe.metric or "loss")
-    recorded = recorded_recipe(
-        recipe,
-        {"max_length": encoder.max_length} | chosen(recipe, plan),
-        corpus.hashes,
-        base=base,
-        tokenizer=tokenizer_digest(tokenizer),
-    )
     return kind(
-        recipe=recorded,
+        recipe=opening.recorded(plan, base),
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=opening.tokenizer,
         plan=plan,
         adapted=adapted,
         warnings=warnings,
@@ -273,7 +252,7 @@ def prepare_judged(
         validation=validation,
         held_out=test or validation,
         padding=padding,
-        template=template,
+        template=opening.template,
         encoder=encoder,
         reference="the model with its adapters off" if frozen else "the model as it starts",
     )

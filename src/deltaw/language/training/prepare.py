@@ -12,36 +12,30 @@ from trl import SFTConfig
 
 from deltaw.language import scores
 from deltaw.language.data.corpus import Corpus
-from deltaw.language.data.corpus import load as load_corpus
 from deltaw.language.encoding.batches import Padding, as_data, packed, require_apart
 from deltaw.language.encoding.encoder import Row, samples_of
 from deltaw.language.encoding.templating import Chosen
 from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
-from deltaw.language.loading import load, outline
+from deltaw.language.loading import load_model
 from deltaw.language.memory.outlook import outlook
 from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.metrics.scoring import METRICS, beside
 from deltaw.language.reading import (
-    encoder_of,
-    request,
-    require_metric,
     require_rows,
     require_scored,
     require_turns,
-    require_validation,
-    template_of,
 )
 from deltaw.language.training.foreseeing import foresee
-from deltaw.language.training.receipt import Tokens, show_corpus, tokens_of
+from deltaw.language.training.opening import begin
+from deltaw.language.training.receipt import Tokens, tokens_of
 from deltaw.language.training.trainer import AnswerTrainer, LanguageTrainer, Seq2SeqTrainer
 from deltaw.language.training.trying import Tries
 from deltaw.recomputing import recompute
 from deltaw.train import methods
 from deltaw.train.batches import EpochSampler
-from deltaw.train.choices import check_reports, chosen, recorded_recipe
 from deltaw.train.console import Console
-from deltaw.train.identity import base_digest, tokenizer_digest
+from deltaw.train.identity import base_digest
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer, arguments
@@ -174,18 +168,9 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
     Raises:
         ConfigError, TargetError, RunError: whatever is wrong with its part.
     """
-    methods.lora_config(recipe)
-    check_reports(recipe)
-    corpus = load_corpus(request(recipe))
-    show_corpus(console, corpus)
+    opening = begin(recipe, console, ("loss", *METRICS))
+    corpus, encoder, tokenizer = opening.corpus, opening.encoder, opening.tokenizer
     require_turns(corpus.train, corpus)
-    require_validation(recipe, corpus)
-    require_metric(recipe, ("loss", *METRICS))
-    seen = outline(recipe)
-    tokenizer = seen.tokenizer
-    template = template_of(recipe, tokenizer, seen.model)
-    tokenizer.chat_template = template.template.source
-    encoder = encoder_of(recipe, tokenizer, template, seen.model)
     train = encoder.encode(corpus.train)
     validation, test = encoder.encode(corpus.validation), encoder.encode(corpus.test)
     require_rows(train, corpus)
@@ -195,8 +180,8 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
     data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
     lengths = [len(ids) for ids in data["input_ids"]]
     scored = [len(row.input_ids) for row in (*validation.rows, *test.rows)]
-    weigh(console, outlook(recipe, seen.model, lengths, scored))
-    model = load(recipe).model
+    weigh(console, outlook(recipe, opening.model, lengths, scored))
+    model = load_model(recipe)
     if recipe.packing:
         require_apart(model, train.rows)
     base = base_digest(model)
@@ -205,17 +190,10 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
     first = first_batches(recipe, train.rows, padding)
     adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
     plan = planned(recipe, len(rows), hidden_size(model.config), recipe.metric or "loss")
-    recorded = recorded_recipe(
-        recipe,
-        {"task": "sft", "max_length": encoder.max_length} | chosen(recipe, plan),
-        corpus.hashes,
-        base=base,
-        tokenizer=tokenizer_digest(tokenizer),
-    )
     held_out = test.rows or validation.rows
     kind = Seq2SeqJob if model.config.is_encoder_decoder else LanguageJob  # type: ignore[union-attr]
     return kind(
-        recipe=recorded,
+        recipe=opening.recorded(plan, base),
         model=model,
         tokenizer=tokenizer,
         plan=plan,
@@ -229,7 +207,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
         data=rows,
         padding=padding,
         tokens=tokens_of(train, encoder, len(rows) if recipe.packing else None),
-        template=template,
+        template=opening.template,
         console=console,
         examinations=_examinations(
             Speaker(model, tokenizer, encoder), recipe, (validation.rows, held_out)

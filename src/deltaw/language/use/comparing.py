@@ -7,7 +7,7 @@ from typing import Any
 import deltaw
 from deltaw.errors import RunError
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.loading import load
+from deltaw.language.loading import load_model
 from deltaw.language.training.judged import Floats, Judged
 from deltaw.language.training.judgements import encode
 from deltaw.language.training.pairs import Pairs
@@ -71,7 +71,7 @@ def _reference(
             "then is not kept.\nFix: its scores on its own held-out rows are in results.json."
         )
     source = find_base(recipe, model)
-    base = load(recipe, source).model
+    base = load_model(recipe, source)
     require_base(base, source, recipe)
     base.eval()
     found = judged.log_p(base, padding)

@@ -1,7 +1,8 @@
 """Scores of a finished run on texts that it was not trained on, beside its base's."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from deltaw.language.data.corpus import Corpus, Request, load
 from deltaw.language.data.keys import content_key
 from deltaw.language.data.samples import Sample
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import samples_of
+from deltaw.language.encoding.encoder import Row, samples_of
 from deltaw.language.examining import Examination, examination
-from deltaw.language.metrics.scoring import beside, differences
+from deltaw.language.metrics.scoring import Tallies, beside, differences
 from deltaw.language.reading import request
+from deltaw.language.scores import Interval, Sums
 from deltaw.language.training.judgements import are_judged
 from deltaw.language.use.comparing import compare
-from deltaw.language.use.opened import open_language
+from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train import staging
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
@@ -55,69 +57,93 @@ def evaluate_run(
     console = Console()
     samples, what, warning = _samples(opened.recipe, data)
     if are_judged(samples):
-        if opened.model.config.is_encoder_decoder:  # type: ignore[union-attr]
-            raise RunError(
-                "These rows compare or rate answers, which sequence-to-sequence models are not "
-                "scored by.\nFix: give rows with a prompt and an answer."
-            )
-        if generate:
-            raise ConfigError(
-                "These rows compare or rate answers, which says nothing of new ones.\n"
-                "Fix: leave --generate out, or give rows with answers."
-            )
+        _require_judgeable(opened, generate)
         return compare(opened, samples, what, warning=warning, merge=merge, model=model)
     encoded = opened.encoder.encode(samples)  # type: ignore[arg-type]
     if not encoded.rows:
         raise RunError("\n".join(["There is nothing to score.", *skips(encoded.skipped)]))
-    padding = Padding(opened.tokenizer.pad_token_id)
     asked = samples_of(encoded.rows)
     exam = examination(opened.speaker, opened.recipe, asked) if generate else None
-    base, base_said = None, None
+    said = {}
     if opened.has_base:
         with deltaw.disabled(opened.model):
-            base = scores.measured(opened.model, encoded.rows, padding)
-            base_said = exam and exam.answers()
+            said["base"] = _say(opened, encoded.rows, exam)
     with opened.merged(merge) as done:
-        own = scores.measured(opened.model, encoded.rows, padding)
-        own_said = exam and exam.answers()
+        said["run"] = _say(opened, encoded.rows, exam)
     console.field("run", f"{opened.shown}, {done}")
-    tokens = int(own[:, 1].sum())
-    lines = [f"{counted(len(own), 'row')}{what}, {tokens:,} tokens scored"]
+    tokens = int(said["run"].losses[:, 1].sum())
+    lines = [f"{counted(len(encoded.rows), 'row')}{what}, {tokens:,} tokens scored"]
     console.field("data", "\n".join([*lines, *skips(encoded.skipped)]))
     if warning:
         console.field("WARNING", warning)
-    found = scores.score(own)
-    shown = [("run", found)] if base is None else [("base", scores.score(base)), ("run", found)]
-    rises = {} if base is None else {"loss": scores.difference(base, own)}
-    if exam is not None and own_said is not None:
-        said = [texts for texts in (base_said, own_said) if texts is not None]
-        tallies = [exam.scored(texts) for texts in said]
-        shown = [
-            (name, beside(score, opened.recipe.metric, tally))
-            for (name, score), tally in zip(shown, tallies, strict=True)
-        ]
-        if len(tallies) == 2:
-            rises |= differences(*tallies)
+    if exam is not None:
         console.field("answers", str(exam))
+    shown = [(name, one.score(opened.recipe)) for name, one in said.items()]
     found = shown[-1][1]
     console.line(table(shown, found.primary))
-    for name in (name for name in found.values if name in rises):
-        value, (low, high) = rises[name]
-        console.line(f"{name} of the run less the base's: {value:+.3f}   {low:+.3f} to {high:+.3f}")
-    if exam is not None and own_said is not None:
-        _write(file, exam, base_said, own_said)
+    if "base" in said:
+        rises = said["run"].rises(said["base"])
+        for name in (name for name in found.values if name in rises):
+            value, (low, high) = rises[name]
+            line = f"{name} of the run less the base's: {value:+.3f}"
+            console.line(f"{line}   {low:+.3f} to {high:+.3f}")
+    if exam is not None:
+        _write(file, exam, said)
         console.field("written", f"the answers, to {printable(str(file), 300)}")
     return found
 
 
-def _write(file: Path, exam: Examination, base: Sequence[str] | None, own: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Said:
+    """What a model says of the rows: sums of its losses, its answers if asked, and their scores."""
+
+    losses: Sums
+    answers: Sequence[str] = ()
+    tallies: Tallies | None = None
+
+    def score(self, recipe: Recipe) -> Score:
+        """Return the loss, beside the scores of the answers if there are any."""
+        found = scores.score(self.losses)
+        return found if self.tallies is None else beside(found, recipe.metric, self.tallies)
+
+    def rises(self, before: "Said") -> dict[str, tuple[float, Interval]]:
+        """Return how much each score is above that of `before`, with its interval."""
+        found = {"loss": scores.difference(before.losses, self.losses)}
+        if self.tallies is None or before.tallies is None:
+            return found
+        return found | differences(before.tallies, self.tallies)
+
+
+def _say(opened: OpenedLanguage, rows: Sequence[Row], exam: Examination | None) -> Said:
+    losses = scores.measured(opened.model, rows, Padding(opened.tokenizer.pad_token_id))
+    if exam is None:
+        return Said(losses)
+    answers = exam.answers()
+    return Said(losses, answers, exam.scored(answers))
+
+
+def _require_judgeable(opened: OpenedLanguage, generate: bool) -> None:
+    """Refuse to score judgements by a model that cannot be, or by answers that nobody judged."""
+    if opened.model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        raise RunError(
+            "These rows compare or rate answers, which sequence-to-sequence models are not "
+            "scored by.\nFix: give rows with a prompt and an answer."
+        )
+    if generate:
+        raise ConfigError(
+            "These rows compare or rate answers, which says nothing of new ones.\n"
+            "Fix: leave --generate out, or give rows with answers."
+        )
+
+
+def _write(file: Path, exam: Examination, said: Mapping[str, Said]) -> None:
     """Write a JSON line for each question, with what was answered to it."""
+    keys = {"base": "base", "run": "answer"}
     lines = []
     for index, question in enumerate(exam.questions):
         row: dict[str, Any] = {"prompt": question.prompt, "references": question.references}
-        if base is not None:
-            row["base"] = base[index]
-        lines.append(json.dumps(row | {"answer": own[index]}, ensure_ascii=False) + "\n")
+        row |= {keys[name]: one.answers[index] for name, one in said.items()}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     staging.write_text(file, "".join(lines))
 
 

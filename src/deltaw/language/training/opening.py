@@ -1,0 +1,69 @@
+"""What every training of a language model begins with, and what it records of that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from deltaw.language.data.corpus import Corpus, load
+from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.encoding.templating import Chosen
+from deltaw.language.loading import outline
+from deltaw.language.reading import (
+    encoder_of,
+    request,
+    require_metric,
+    require_validation,
+    template_of,
+)
+from deltaw.language.training.receipt import show_corpus
+from deltaw.train import methods
+from deltaw.train.choices import check_reports, chosen, recorded_recipe
+from deltaw.train.console import Console
+from deltaw.train.identity import tokenizer_digest
+from deltaw.train.rates import TrainingPlan
+from deltaw.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The data of a recipe, its model of which no weight is read, and how texts become tokens."""
+
+    recipe: Recipe
+    corpus: Corpus
+    model: nn.Module
+    tokenizer: Any
+    template: Chosen
+    encoder: Encoder
+
+    def recorded(self, plan: TrainingPlan, base: str) -> Recipe:
+        """Return the recipe with what was chosen, and the digests of what it began from."""
+        values = {"task": self.recipe.task or "sft", "max_length": self.encoder.max_length}
+        return recorded_recipe(
+            self.recipe,
+            values | chosen(self.recipe, plan),
+            self.corpus.hashes,
+            base=base,
+            tokenizer=tokenizer_digest(self.tokenizer),
+        )
+
+
+def begin(recipe: Recipe, console: Console, metrics: Sequence[str]) -> Opening:
+    """Read all that a recipe names but the weights; say what the data are as soon as known.
+
+    Raises:
+        ConfigError, DataError, RunError: whatever is wrong with its part, or with the recipe's
+            metric, which must be one of `metrics`.
+    """
+    methods.lora_config(recipe)
+    check_reports(recipe)
+    require_metric(recipe, metrics)
+    corpus = load(request(recipe))
+    show_corpus(console, corpus)
+    require_validation(recipe, corpus)
+    seen = outline(recipe)
+    template = template_of(recipe, seen.tokenizer, seen.model)
+    seen.tokenizer.chat_template = template.template.source
+    encoder = encoder_of(recipe, seen.tokenizer, template, seen.model)
+    return Opening(recipe, corpus, seen.model, seen.tokenizer, template, encoder)
