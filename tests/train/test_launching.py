@@ -16,8 +16,8 @@ from deltaw.cli import launching
 from deltaw.cli.launching import launch, wanted
 from deltaw.errors import ConfigError
 from deltaw.train.batches import EpochSampler
+from deltaw.train.distributed.shares import WEIGHT, Place, ShareSampler, joined, loader
 from deltaw.train.recipe import parse
-from deltaw.train.shares import WEIGHT, Place, ShareSampler, joined, loader
 
 
 def order(rows: int, size: int) -> EpochSampler:

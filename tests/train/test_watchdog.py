@@ -14,15 +14,15 @@ from transformers import TrainerState
 
 from deltaw.errors import DivergedError
 from deltaw.train import run as running
-from deltaw.train import watchdog
 from deltaw.train.checkpoint import STATE
-from deltaw.train.guarded import MOST, Guarded
+from deltaw.train.guarding import watchdog
+from deltaw.train.guarding.guarded import MOST, Guarded
+from deltaw.train.guarding.watchdog import FEWEST, PATIENCE, WINDOW, Watchdog
 from deltaw.train.interrupt import Stopped
 from deltaw.train.loop import RecipeTrainer
 from deltaw.train.recipe import parse
 from deltaw.train.run import train
 from deltaw.train.runfolder import read_recipe, read_results
-from deltaw.train.watchdog import FEWEST, PATIENCE, WINDOW, Watchdog
 
 ADAPTER = "adapter_model.safetensors"
 REAL = Guarded.training_step

@@ -54,7 +54,7 @@ def wanted(asked: int | None, recipe: "Recipe") -> int:
 def _shared_by(recipe: "Recipe", visible: int) -> int:
     """Return how many of the GPUs can share the batches, and say so where it is not all."""
     from deltaw.language.choosing import settle
-    from deltaw.train.shares import most
+    from deltaw.train.distributed.shares import most
 
     count = most(settle(recipe), visible)
     if count < visible:

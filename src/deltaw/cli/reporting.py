@@ -29,8 +29,8 @@ def reported(command: Callable[[], object]) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    for line in message.split("\n"):
-        print(printable(line, LONGEST), file=sys.stderr)
+    lines = [printable(line, LONGEST) for line in message.split("\n")]
+    print("\n".join(lines) + "\n", end="", file=sys.stderr)  # at once, beside other processes
     sys.exit(code)
 
 

@@ -12,7 +12,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from deltaw.errors import RunError, raise_all
-from deltaw.train import sharding
+from deltaw.train.distributed import sharding
 from deltaw.train.escape import printable
 from deltaw.train.randomness import file_name
 

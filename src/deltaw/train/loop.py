@@ -10,14 +10,14 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from deltaw.train import processes
 from deltaw.train.batches import EpochSampler, padded_tokens
+from deltaw.train.distributed import processes
+from deltaw.train.distributed.shared import SharedTraining
+from deltaw.train.distributed.shares import WEIGHT
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
 from deltaw.train.rates import TrainingPlan
 from deltaw.train.recipe import Recipe
-from deltaw.train.shared import SharedTraining
-from deltaw.train.shares import WEIGHT
 
 LOGS = 100
 """Losses logged over a whole run, at most every step."""

@@ -13,13 +13,15 @@ import transformers
 
 import deltaw
 from deltaw.errors import DivergedError
-from deltaw.train import processes, staging, yamlfile
+from deltaw.train import staging, yamlfile
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
 from deltaw.train.data import wording
+from deltaw.train.distributed import processes
+from deltaw.train.distributed.followed import FollowedFolder
+from deltaw.train.distributed.sharding import weights, whole
 from deltaw.train.escape import printable
-from deltaw.train.followed import FollowedFolder
-from deltaw.train.guarded import rolled_back
+from deltaw.train.guarding.guarded import rolled_back
 from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.job import Job
 from deltaw.train.loop import Pace, RecipeTrainer, is_done
@@ -32,7 +34,6 @@ from deltaw.train.receipt import show_job
 from deltaw.train.recipe import Recipe, filled
 from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
 from deltaw.train.scores import table
-from deltaw.train.sharding import weights, whole
 
 
 def train(

@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from deltaw.errors import DivergedError
 from deltaw.saving import save_all
 from deltaw.switching import configs
-from deltaw.train import processes, randomness, staging
+from deltaw.train import randomness, staging
 from deltaw.train.checkpoint import (
     STATE,
     TRAINED,
@@ -34,8 +34,9 @@ from deltaw.train.checkpoint import (
     step_of,
     trained,
 )
+from deltaw.train.distributed import processes
+from deltaw.train.distributed.sharding import full, whole
 from deltaw.train.escape import printable
-from deltaw.train.sharding import full, whole
 
 
 class ExactCheckpoints(Trainer):

@@ -14,10 +14,10 @@ from deltaw.language.encoding.encoder import MASKED, Row
 from deltaw.language.examining import Examination
 from deltaw.layer import AdaptedLayer
 from deltaw.train.batches import padded_tokens
+from deltaw.train.distributed.shares import WEIGHT
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import RecipeTrainer
 from deltaw.train.recipe import Recipe
-from deltaw.train.shares import WEIGHT
 
 
 class AnswerTrainer(RecipeTrainer):

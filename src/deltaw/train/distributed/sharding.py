@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from deltaw.train import processes
+from deltaw.train.distributed import processes
 
 
 class Sharded(nn.Module):

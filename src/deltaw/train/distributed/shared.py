@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from deltaw.errors import ConfigError, RunError, raise_all
-from deltaw.train import processes
 from deltaw.train.batches import EpochSampler
-from deltaw.train.guarded import Guarded
+from deltaw.train.distributed import processes
+from deltaw.train.distributed.sharding import Sharded, keep_full
+from deltaw.train.distributed.shares import WEIGHT, ShareSampler, joined, loader
+from deltaw.train.guarding.guarded import Guarded
 from deltaw.train.recipe import Recipe
-from deltaw.train.sharding import Sharded, keep_full
-from deltaw.train.shares import WEIGHT, ShareSampler, joined, loader
 
 NOTHING = -100
 """A label that is not learnt."""

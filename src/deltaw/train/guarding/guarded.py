@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from deltaw.errors import DivergedError
-from deltaw.train import processes
 from deltaw.train.checkpoint import read_state, step_of
+from deltaw.train.distributed import processes
+from deltaw.train.guarding.watchdog import Watchdog
 from deltaw.train.trainer import ExactCheckpoints
-from deltaw.train.watchdog import Watchdog
 
 SLOWER = 0.5
 MOST = 3

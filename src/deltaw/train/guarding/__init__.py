@@ -1,0 +1,1 @@
+"""Training that notices when its loss leaves its course, and goes back."""
