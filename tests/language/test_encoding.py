@@ -235,3 +235,12 @@ def test_what_many_samples_share_is_said_once() -> None:
         "the model would never learn to stop"
     ]
     assert [line[:12] for line in lines(3)] == [f"  - f.json:{n}:"[:12] for n in (1, 2, 3)]
+
+
+def test_what_is_longer_than_a_tokenizer_says_is_for_the_encoder_to_say() -> None:
+    tokenizer = byte_level()
+    tokenizer.model_max_length = 8
+    encode(tokenizer, TALK)
+    chosen = choose(tokenizer, "alpaca")
+    Encoder(tokenizer, chosen.template, 500, ends(tokenizer)).prompt_ids(["What is blue?"] * 2, 5)
+    assert not tokenizer.deprecation_warnings

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 import transformers
 from tests.train.conftest import Command
 from tests.train.models import events, messages, write_csv
+
+import deltaw
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "yaml", "safetensors")
 
@@ -30,6 +33,15 @@ def test_help_imports_nothing_heavy(arguments: list[str], heavy: list[str]) -> N
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stderr.strip() == "[]"
     assert "Usage" in found.stdout
+
+
+def test_the_package_is_a_command_that_tells_its_version() -> None:
+    command = [sys.executable, "-m", "deltaw", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == (
+        f"deltaw {deltaw.__version__} (torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, trl {version('trl')})\n"
+    )
 
 
 def test_dry_run_shows_receipt_and_recipe_and_writes_nothing(

@@ -43,7 +43,7 @@ def test_json_lines_are_read_exactly(
 def test_a_json_array_is_read_exactly(objects: list[dict[str, object]], indent: int | None) -> None:
     _, rows = read_json(json.dumps(objects, indent=indent), "f")
     assert [row.values for row in rows] == [(v["text"], v["label"]) for v in objects]
-    first, step = (1, 0) if indent is None else (2, 4)
+    first, step = (1, 1) if indent is None else (2, 4)
     assert [row.line for row in rows] == [first + step * index for index in range(len(objects))]
 
 

@@ -1,6 +1,9 @@
 """Two processes train what one does, to the same weights and files, and each goes on for one."""
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tests.train.together import Task
 
 from deltaw.language.choosing import preparation, settle
 from deltaw.train import run as running
+from deltaw.train import yamlfile
 from deltaw.train.interrupt import Stopped
 from deltaw.train.loop import Flow
 from deltaw.train.recipe import parse
@@ -195,3 +199,30 @@ def test_labelled_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: s
         "validation_share": 0.25,
     }
     both(values, tmp_path, monkeypatch)
+
+
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [[*TORCHRUN, "--rdzv-endpoint", "127.0.0.1:0"], [*ACCELERATE, "--main_process_port", "0"]],
+    ids=["torchrun", "accelerate"],
+)
+def test_the_launchers_that_people_use(
+    talking: dict[str, Any], tmp_path: Path, launcher: list[str]
+) -> None:
+    whole = start(talking | {"output": str(tmp_path / "whole")})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yamlfile.write(talking | {"output": str(tmp_path / "two")}, "Two."))
+    command = [sys.executable, "-m", *launcher, "-m", "deltaw", "train", str(recipe)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step     6/6" in done.stdout
+    assert "reducer.cpp" not in done.stderr and "[transformers]" not in done.stderr
+    assert_equal(tmp_path / "two", whole)

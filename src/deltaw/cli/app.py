@@ -1,5 +1,8 @@
 """All commands in the order a person meets them."""
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
 from deltaw.cli.chat import chat
@@ -23,6 +26,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+BESIDE = ("torch", "transformers", "trl")
+
+
+def _show_version(asked: bool) -> None:
+    if not asked:
+        return
+    found = {dist.name.lower(): dist.version for dist in metadata.distributions()}
+    beside = [f"{name} {found[name]}" for name in BESIDE if name in found]
+    typer.echo(f"deltaw {found['deltaw']} ({', '.join(beside)})")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Say which version this is if asked."""
+
+
 app.command()(demo)
 app.command()(train)
 app.command()(data)

@@ -76,7 +76,7 @@ def _sampling(speaker: Speaker, recipe: Recipe, asked: Sequence[Question]) -> Sa
     most = recipe.max_new_tokens
     if most is None:
         texts = [text for question in asked for text in question.references]
-        encoded = speaker.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = speaker.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         most = min(int(LONGER * max(map(len, encoded))) + 1, speaker.encoder.max_length)
     return Sampling(
         max_new_tokens=most,

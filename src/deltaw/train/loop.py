@@ -212,6 +212,7 @@ def arguments(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
+        log_level_replica="passive",
         **{CHECKPOINTING: recipe.gradient_checkpointing},
     )
     args._n_gpu = min(1, args.n_gpu)  # DataParallel would run adapters on copies of the model

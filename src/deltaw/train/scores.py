@@ -57,8 +57,9 @@ def evaluate(model: nn.Module, rows: Sequence[Encoded], collator: Collator, task
 
 def table(scores: Sequence[tuple[str, Score]], first: str) -> str:
     """Return scores side by side, the metric `first` on top, with the last one's 95% interval."""
+    named = f" ({scores[-1][0]})" if len(scores) > 1 else ""
     names = sorted(scores[-1][1].values, key=lambda name: name != first)
-    head = " " * 12 + "".join(f"{title:>10}" for title, _ in scores) + "   95% interval"
+    head = " " * 12 + "".join(f"{title:>10}" for title, _ in scores) + f"   95% interval{named}"
     lines = [head]
     for name in names:
         low, high = scores[-1][1].intervals[name]

@@ -149,7 +149,8 @@ class Encoder:
         A prompt that leaves no room for them, or for half the length, loses its beginning.
         """
         room = self.max_length - min(answer, self.max_length // 2)
-        return [self.tokenizer(p, add_special_tokens=False)["input_ids"][-room:] for p in prompts]
+        found = (self.tokenizer(p, add_special_tokens=False, verbose=False) for p in prompts)
+        return [encoded["input_ids"][-room:] for encoded in found]
 
     def room(self, prompt: int) -> int:
         """Return how many tokens an answer may have behind a prompt of so many."""
@@ -170,7 +171,10 @@ class Encoder:
             return
         before, after = self._around()
         encoded = self.tokenizer(
-            [text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True
+            [text for text, _ in texts],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
         )
         parts = zip(kept, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         for sample, (_, spans), ids, offsets in parts:

@@ -4,6 +4,7 @@ import bisect
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from deltaw.errors import DataError, raise_all
@@ -19,9 +20,15 @@ KINDS: dict[type, str] = {list: "a list", dict: "an object"}
 
 
 def read_json(text: str, file: str) -> tuple[tuple[str, ...], list[Row]]:
-    """Read an array of objects, or JSON lines when the text does not begin with `[`."""
+    """Read an array of objects, or JSON lines when the text does not begin with `[`.
+
+    Objects of an array that share a line are told apart by their number.
+    """
     if text.lstrip()[0] == "[":
-        return _rows(_array(text), file, f"{ARRAY}.")
+        columns, rows = _rows(_array(text), file, f"{ARRAY}.")
+        if len({row.line for row in rows}) < len(rows):
+            rows = [replace(row, line=number) for number, row in enumerate(rows, 1)]
+        return columns, rows
     columns, rows = _rows(_lines(text), file, f"{ARRAY}.")
     if len(rows) == 1 and _holds_rows(columns, rows[0]):
         raise DataError(

@@ -29,7 +29,7 @@ def place(file: str, line: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row; `line` is the first of its lines in the file, or its number where rows have no line.
+    """One row; `line` is the first of its lines in the file, or its number where they tell no rows.
 
     Both count from 1.
     """

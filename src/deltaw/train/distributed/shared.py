@@ -14,6 +14,7 @@ from deltaw.train.distributed import processes
 from deltaw.train.distributed.sharding import Sharded, keep_full
 from deltaw.train.distributed.shares import WEIGHT, ShareSampler, joined, loader
 from deltaw.train.guarding.guarded import Guarded
+from deltaw.train.methods import IN_PLACE
 from deltaw.train.recipe import Recipe
 
 NOTHING = -100
@@ -80,6 +81,13 @@ class SharedTraining(Guarded):
             )
         self._joined = together or 1
         self.args.gradient_accumulation_steps = accumulated // self._joined
+        self.accelerator.ddp_handler.find_unused_parameters = self._may_rest()
+
+    def _may_rest(self) -> bool:
+        """Tell whether a step may leave out trained weights; of adapters all were tried."""
+        config = self.model.config.to_dict()
+        chosen = any(config[key] for key in config if "layerdrop" in key or "experts" in key)
+        return chosen or self.recipe.method in IN_PLACE
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of an epoch, or this process's share of them."""
