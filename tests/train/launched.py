@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 from deltaw.errors import ConfigError
+from deltaw.train.distributed import processes
+from deltaw.train.distributed.dividing import divided
 from deltaw.train.interrupt import Interrupt, Stopped
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
@@ -43,3 +45,17 @@ def stop(folder: Path) -> None:
         while interrupt.number is None:
             time.sleep(0.05)
     raise Stopped(interrupt.number, f"{os.environ['RANK']} stopped")
+
+
+def divide(folder: Path) -> None:
+    """Square five numbers together, and note which ones this process took and what all know."""
+    took = []
+
+    def square(number: int) -> int:
+        took.append(number)
+        return number**2
+
+    with processes.together():
+        found = divided(range(5), square)
+        assert divided([], square) == []
+    (folder / os.environ["RANK"]).write_text(f"{took} {found}")

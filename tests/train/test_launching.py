@@ -16,6 +16,7 @@ from deltaw.cli import launching
 from deltaw.cli.launching import launch, wanted
 from deltaw.errors import ConfigError
 from deltaw.train.batches import EpochSampler
+from deltaw.train.distributed.dividing import divided
 from deltaw.train.distributed.shares import WEIGHT, Place, ShareSampler, joined, loader
 from deltaw.train.recipe import parse
 
@@ -134,6 +135,14 @@ def test_launched_processes_find_each_other(tmp_path: Path) -> None:
     assert launch(2, launched.note, {"folder": tmp_path}) == 0
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert found == {"0": "0 0 2 127.0.0.1", "1": "1 1 2 127.0.0.1"}
+
+
+def test_work_is_divided_and_each_process_knows_all(tmp_path: Path) -> None:
+    assert launch(2, launched.divide, {"folder": tmp_path}) == 0
+    squares = [0, 1, 4, 9, 16]
+    assert (tmp_path / "0").read_text() == f"[0, 2, 4] {squares}"
+    assert (tmp_path / "1").read_text() == f"[1, 3, 4] {squares}"
+    assert divided(range(5), lambda number: number**2) == squares
 
 
 @pytest.mark.parametrize(

@@ -147,8 +147,9 @@ def test_two_processes_are_one(
         {"method": "full", "optim": "galore_adamw", "galore_rank": 4},
         {"gradient_checkpointing": True, "use_dora": True, "init_lora_weights": "pissa"},
         {"early_stopping": 1, "eval_every": 1, "learning_rate": 1.0},
+        {"metric": "chrf", "max_new_tokens": 4},
     ],
-    ids=["packed", "head", "galore", "checkpointed", "early"],
+    ids=["packed", "head", "galore", "checkpointed", "early", "answers"],
 )
 def test_every_way_of_training(
     talking: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from deltaw.language.encoding.encoder import Encoder
+from deltaw.train.distributed.dividing import divided
 from deltaw.train.model import positions, quiet
 
 
@@ -42,13 +43,16 @@ def answers(
     """
     lengths = [len(ids) for ids in speaker.encoder.prompt_ids(prompts, 1)]
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
-    found = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        some = order[start : start + batch_size]
+    pieces = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def of(some: Sequence[int]) -> list[str]:
         room = speaker.encoder.room(lengths[some[-1]])
         short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        said = generate(speaker, [prompts[index] for index in some], short)
-        for index, answer in zip(some, said, strict=True):
+        return generate(speaker, [prompts[index] for index in some], short)
+
+    found = [""] * len(prompts)
+    for some, made in zip(pieces, divided(pieces, of, whole=speaker.model), strict=True):
+        for index, answer in zip(some, made, strict=True):
             found[index] = answer
     return found
 

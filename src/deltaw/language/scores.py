@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deltaw.errors import DivergedError
 from deltaw.language.encoding.batches import Batch, Padding
 from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.train.distributed.dividing import divided
 from deltaw.train.metrics import REPLICAS, Score
 
 NUMBERS = 1 << 26
@@ -34,12 +35,17 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
     found = np.zeros((len(rows), 3))
     training = model.training
     model.eval()
+    lengths = [max(len(row.input_ids), len(row.labels)) for row in rows]
+    pieces = batches(lengths, vocabulary)
+
+    def of(some: Sequence[int]) -> Sums:
+        batch = padding([_as_row(rows[index]) for index in some])
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        return of_batch(model, batch).double().cpu().numpy()  # type: ignore[no-any-return]
+
     with torch.no_grad():
-        lengths = [max(len(row.input_ids), len(row.labels)) for row in rows]
-        for some in batches(lengths, vocabulary):
-            batch = padding([_as_row(rows[index]) for index in some])
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            found[some] = of_batch(model, batch).double().cpu().numpy()
+        for some, sums in zip(pieces, divided(pieces, of), strict=True):
+            found[some] = sums
     model.train(training)
     broken = int((~np.isfinite(found[:, 0])).sum())
     if broken:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from deltaw.errors import DivergedError
 from deltaw.train.batches import Collator
 from deltaw.train.data.detect import Task
+from deltaw.train.distributed.dividing import divided
 from deltaw.train.metrics import Score, score
 from deltaw.train.tokens import Encoded
 
@@ -24,15 +25,16 @@ def logits(model: nn.Module, rows: Sequence[Encoded], collator: Collator) -> Ten
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # type: ignore[arg-type]
     training = model.training
     model.eval()
-    parts = []
+
+    def of(start: int) -> Tensor:
+        batch = collator([rows[index] for index in order[start : start + BATCH]])
+        batch.pop("labels", None)
+        out: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.items()})["logits"]
+        return out.float().cpu()
+
     with torch.no_grad():
-        for start in range(0, len(order), BATCH):
-            batch = collator([rows[index] for index in order[start : start + BATCH]])
-            batch.pop("labels", None)
-            out = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-            parts.append(out["logits"].float().cpu())
+        found = torch.cat(divided(range(0, len(order), BATCH), of))
     model.train(training)
-    found = torch.cat(parts)
     broken = int((~found.isfinite()).any(-1).sum())
     if broken:
         raise DivergedError(
