@@ -1,21 +1,27 @@
 """The estimate of peak memory against the peak of `deltaw train`, each run in a fresh process.
 
 A case is called `SHAPE/METHOD/ROWSxTOKENS`, with keys of the recipe behind it: `packing`,
-`gradient_checkpointing`, `bf16`, `accumulation`; `padded` has rows of different lengths.
+`gradient_checkpointing`, `bf16`, `accumulation`; `padded` has rows of different lengths. Rows are
+texts, or as one of `labels`, `rated`, `pairs`, `answers` says.
 """
 
 import json
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks import estimates, memory, memory_estimate, rounds
+from benchmarks import estimates, memory, memory_estimate, memory_rows, rounds, t5
 from benchmarks.memory_estimate import GPT2, SHARED
 from benchmarks.results import Results
 
 TITLE = "Estimate of peak memory before deltaw train"
 QUICK = False
+T5 = "t5-60m"
+KINDS = {"labels": None, "rated": "kto", "pairs": "dpo"}
+"""The tasks of rows that are no texts or answers."""
 FITTED = ("llama-88m", "smollm2-135m")
 """The shapes whose peaks decided what the model of the heap gives back and what is made once."""
 CASES = (
@@ -41,12 +47,19 @@ CASES = (
     "smollm2-135m/qlora/1x128",
     "smollm2-135m/full/1x128",
     "smollm2-135m/galore/1x128",
+    "minilm/lora/16x64/labels",
+    "minilm/full/16x64/labels",
+    "minilm/qlora/16x64/labels",
+    "llama-88m/lora/2x256/labels",
+    f"{GPT2}/lora/4x256/pairs",
+    f"{GPT2}/lora/4x256/rated",
+    f"{T5}/lora/4x128/answers",
+    f"{T5}/full/4x128/answers",
 )
 STEPS = 2
 HELD_OUT = 4
 RANK = 16
 LIMIT = 0.15
-WORDS = ("the", "old", "man", "went", "down", "to", "the", "sea", "and", "looked", "at", "ships")
 
 
 def run(results: Results) -> None:
@@ -62,21 +75,40 @@ def run(results: Results) -> None:
         print(case, results.entries[f"estimate/{case}"], flush=True)
 
 
+class _Known(Exception):
+    """Ends a preparation before a weight is read."""
+
+
 def guess(case: str) -> dict[str, float]:
     """Return the estimate of a case, whole and in parts, and the rough bound."""
-    from deltaw.language.loading import outline
-    from deltaw.language.memory.outlook import outlook
+    from deltaw.language.choosing import preparation
+    from deltaw.train.console import Console
 
-    with tempfile.TemporaryDirectory() as scratch:
+    seen = []
+
+    def note(console: Console, outlook: Any) -> None:
+        seen.append(outlook)
+        raise _Known
+
+    with tempfile.TemporaryDirectory() as scratch, suppress(_Known):
         asked = recipe(case, Path(scratch))
-        rows, tokens = map(int, case.split("/")[2].split("x"))
-        one = outlook(asked, outline(asked).model, [tokens] * rows, [tokens] * HELD_OUT)
-        found = one.estimate()
+        preparation(asked, note)(asked, Console(silent=True))
+    (one,) = seen
+    found = one.estimate()
     return {"total": found.total, "bound": one.ceiling(), **found.parts}
 
 
 def folder_of(shape: str) -> Path:
     """Return a folder with a model of that shape and a tokenizer, written if it is not there."""
+    if shape == "minilm":
+        from deltaw.demo.run import model_folder
+
+        return model_folder()
+    folder = Path(tempfile.gettempdir()) / "deltaw-memory" / shape
+    if shape == T5:
+        if not (folder / "config.json").exists():
+            t5.save(folder, memory_rows.WORDS)
+        return folder
     folder = memory_estimate.folder_of(shape)
     if shape != GPT2 and not (folder / "tokenizer.json").exists():
         from transformers import AutoTokenizer
@@ -87,7 +119,7 @@ def folder_of(shape: str) -> Path:
 
 def recipe(case: str, scratch: Path) -> Any:
     """Return the recipe of a case, its data written to `scratch`."""
-    from deltaw.train.recipe import parse
+    from deltaw.train.recipe import Recipe, parse
 
     shape, method, batch, *flags = case.split("/")
     rows, tokens = map(int, batch.split("x"))
@@ -100,43 +132,32 @@ def recipe(case: str, scratch: Path) -> Any:
         "galore-layerwise": {"method": "full", "optim": "galore_adamw_layerwise"} | galore,
         "galore-8bit": {"method": "full", "optim": "galore_adamw_8bit"} | galore,
     }
-    keys = {flag: True for flag in flags if flag not in ("padded", "accumulation")}
-    accumulation = 2 if "accumulation" in flags else 1
+    keys = {flag: True for flag in flags if flag in Recipe.model_fields}
+    (task,) = {KINDS[flag] for flag in flags if flag in KINDS} or {"sft"}
+    count = HELD_OUT + 2 * STEPS * rows * (4 if "packing" in flags else 1)
+    data = memory_rows.write(scratch / "data.jsonl", count, tokens, flags)
+    of_kind: dict[str | None, dict[str, Any]] = {
+        None: {"validation_share": HELD_OUT / count},
+        "sft": {"validation_share": HELD_OUT, "too_long": "truncate", "samples": 0},
+    }
+    judged = {"validation_share": HELD_OUT, "too_long": "truncate"}
     return parse(
         {
             "model": str(folder_of(shape)),
-            "data": str(write_data(scratch / "data.jsonl", rows, tokens, flags)),
-            "task": "sft",
+            "data": str(data),
+            "task": task,
             "output": str(scratch / "run"),
             "batch_size": rows,
-            "gradient_accumulation": accumulation,
+            "gradient_accumulation": 2 if "accumulation" in flags else 1,
             "max_length": tokens,
-            "too_long": "truncate",
             "max_steps": STEPS,
             "eval_every": STEPS,
-            "samples": 0,
-            "validation_share": HELD_OUT,
             "learning_rate": 1e-4,
             **settings[method],
+            **of_kind.get(task, judged),
             **keys,
         }
     )
-
-
-def write_data(file: Path, rows: int, tokens: int, flags: list[str]) -> Path:
-    """Write texts that are longer than a row, or of different lengths, or parts of one."""
-    count = HELD_OUT + 2 * STEPS * rows * (4 if "packing" in flags else 1)
-    lines = []
-    for number in range(count):
-        words = tokens
-        if "packing" in flags:
-            words = tokens // 5
-        elif "padded" in flags:
-            words = tokens // (1 + number % 4)
-        text = " ".join(WORDS[(number + n * (1 + number % 5)) % len(WORDS)] for n in range(words))
-        lines.append(json.dumps({"text": f"{number} {text}"}))
-    file.write_text("\n".join(lines) + "\n")
-    return file
 
 
 def measure(case: str) -> dict[str, float]:
@@ -145,17 +166,23 @@ def measure(case: str) -> dict[str, float]:
     import torch
 
     from deltaw.language import choosing
+    from deltaw.language.training import judging
     from deltaw.language.training import prepare as preparing
+    from deltaw.train import prepare as labelling
 
     torch.set_num_threads(1)
-    load, found = preparing.load_model, dict[str, float]()
+    found = dict[str, float]()
 
-    def noting(*asked: Any) -> Any:
-        found["before"] = memory.resident()
-        Path("/proc/self/clear_refs").write_text("5")
-        return load(*asked)
+    def noting(load: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*asked: Any, **more: Any) -> Any:
+            found["before"] = memory.resident()
+            Path("/proc/self/clear_refs").write_text("5")
+            return load(*asked, **more)
 
-    preparing.load_model = noting
+        return noted
+
+    for module in (judging, preparing, labelling):
+        module.load_model = noting(module.load_model)
     with tempfile.TemporaryDirectory() as scratch:
         choosing.train(recipe(case, Path(scratch)))
     status = Path("/proc/self/status").read_text().splitlines()

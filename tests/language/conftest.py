@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from tests.language.models import conversations, make_model, write_json
-from tests.train.conftest import deltaw_command
+from tests.train.conftest import deltaw_command, tiny
 
 from deltaw.language.generating import Sampling
 from deltaw.language.training import trying
 
-__all__ = ["deltaw_command"]
+__all__ = ["deltaw_command", "tiny"]
 
 
 @pytest.fixture(autouse=True, scope="session")

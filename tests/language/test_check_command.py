@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.language.models import conversations, make_model, write_json
 from tests.language.rows import write_rows
-from tests.train.conftest import Command, tiny
+from tests.train.conftest import Command
 
 from deltaw.analysis.memory import Machine
 from deltaw.errors import DivergedError
@@ -23,8 +23,6 @@ from deltaw.language.training.prepare import prepare
 from deltaw.train.console import Console
 from deltaw.train.probing import Probed
 from deltaw.train.recipe import parse
-
-__all__ = ["tiny"]
 
 
 @pytest.fixture
@@ -202,11 +200,11 @@ def test_the_longest_batch_is_the_first_of_those_timed(talker: Path, here: Path)
 
 
 def test_the_estimate_is_the_pace_times_all_tokens() -> None:
-    probed = Probed([1.0] * 3, [12.0, 2.0, 4.0], [300, 100, 100], total=1000.0)
+    probed = Probed([1.0] * 3, [12.0, 2.0, 4.0], [300, 100, 100], total=1000.0, longest_first=True)
     assert probed.estimate == pytest.approx(30.0)
     assert probed.spread == (pytest.approx(20.0), pytest.approx(40.0))
     assert str(probed).startswith("about 30 s, between 20 s and 40 s; evaluations come on top")
-    assert Probed([1.0], [9.0], [300], 600.0).estimate == pytest.approx(18.0)
+    assert Probed([1.0], [9.0], [300], 600.0, longest_first=True).estimate == pytest.approx(18.0)
 
 
 def test_room_is_two_bits_a_parameter() -> None:

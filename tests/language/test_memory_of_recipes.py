@@ -8,22 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from tests.language.models import make_model
+from tests.language import seq2seq_models
+from tests.language.models import conversations, make_model, write_json
 from tests.train.conftest import Command
 
 from deltaw.analysis.memory import Estimate, Machine
 from deltaw.analysis.memory.rehearsal import rehearse
 from deltaw.analysis.memory.trace import Record
 from deltaw.errors import ConfigError, RunError
-from deltaw.language import scores
+from deltaw.language import choosing, scores
 from deltaw.language.loading import outline, weight_dtype
 from deltaw.language.memory import weighing
 from deltaw.language.memory.fixes import fixes
 from deltaw.language.memory.outlook import Outlook, outlook
-from deltaw.language.memory.running import Batches, RecipeRun, Shape, batches_of
+from deltaw.language.memory.shapes import Batches, Shape, of_answers, of_texts
 from deltaw.language.memory.table import variants
 from deltaw.language.training import prepare as preparing
+from deltaw.train import prepare as text_training
+from deltaw.train.console import Console
+from deltaw.train.interrupt import Interrupt
+from deltaw.train.probing import probe
 from deltaw.train.recipe import Recipe, parse
+from deltaw.train.run import make_progress
 
 MB = 10**6
 
@@ -35,12 +41,12 @@ def recipe_of(talker: Path, **settings: Any) -> Recipe:
 
 def outlook_of(talker: Path, **settings: Any) -> Outlook:
     recipe = recipe_of(talker, **settings)
-    return outlook(recipe, outline(recipe).model, [20] * 64, [12] * 8)
+    return outlook(recipe, outline(recipe).model, [(20, 0)] * 64, [(12, 0)] * 8)
 
 
 def rehearsed(one: Outlook) -> Record:
     model = copy.deepcopy(one.model).to(weight_dtype(one.recipe))
-    return rehearse(model, RecipeRun(one.recipe, one.batches), one.weights)
+    return rehearse(model, one._kind()(one.recipe, one.batches), one.weights)
 
 
 def held(record: Record, part: str, *, until: str = "") -> int:
@@ -96,7 +102,7 @@ def test_check_compares_the_methods_before_it_reads_a_weight(
     lines = out[out.index("memory ") :].splitlines()
     assert lines[0].endswith("largest batch 4 rows of 128 tokens:")
     rows = {line[12:25].strip(): line[:11].strip() for line in lines[2:6]}
-    assert rows == {"full": "", "LoRA r=4": "*", "QLoRA r=4": "", "GaLore r=2": ""}
+    assert rows == {"full": "", "LoRA r=4": "*", "QLoRA r=4": "", "GaLore r=4": ""}
     for line in lines[2:6]:
         *parts, total = (_bytes(number) for number in re.findall(r"[\d.]+ [kMG]?B", line))
         assert sum(parts) == pytest.approx(total, rel=0.01)
@@ -238,11 +244,21 @@ def test_one_row_of_the_table_is_the_recipe_itself(
 
 def test_the_largest_batches(talker: Path) -> None:
     recipe = recipe_of(talker, batch_size=3)
-    found = batches_of(recipe, [5, 9, 100, 5, 5, 5, 90, 95], [7, 8], vocabulary=10)
-    assert found == Batches(Shape(3, 90), Shape(2, 8))
-    assert batches_of(recipe, [5], [], vocabulary=10) == Batches(Shape(1, 5), None)
-    few = batches_of(recipe, [5], [4000] * 5, vocabulary=5000)
+
+    def alone(*lengths: int) -> list[tuple[int, int]]:
+        return [(length, 0) for length in lengths]
+
+    rows = alone(5, 9, 100, 5, 5, 5, 90, 95)
+    found = of_answers(recipe, rows, alone(7, 8), alone(11), vocabulary=10)
+    assert found == Batches(Shape(3, 90), Shape(2, 8), Shape(1, 11))
+    assert of_answers(recipe, alone(5), [], [], vocabulary=10) == Batches(Shape(1, 5), None)
+    few = of_answers(recipe, alone(5), alone(*[4000] * 5), [], vocabulary=5000)
     assert few.scored == Shape(3, 4000)
+    apart = of_answers(recipe, [(5, 30), (9, 4), (20, 20), (6, 1)], [(5, 30)], [], vocabulary=10)
+    assert apart == Batches(Shape(3, 9, 30), Shape(1, 5, 30))
+    texts = of_texts(recipe, [5, 9, 100, 5, 5, 90], [7] * 40)
+    assert texts == Batches(Shape(3, 100), Shape(32, 7))
+    assert of_texts(recipe, [5], []) == Batches(Shape(1, 5), None)
 
 
 def test_scored_batches_hold_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,34 +271,67 @@ def test_scored_batches_hold_every_row_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert scores.batches([], 5) == []
 
 
-def test_parts_are_those_of_a_real_run(talker: Path, tmp_path: Path) -> None:
-    """Adapters, moments, gradients: the bytes of the real job's tensors after a real step."""
-    from deltaw.train.interrupt import Interrupt
-    from deltaw.train.probing import probe
-    from deltaw.train.run import make_progress
+@pytest.fixture
+def writer(tmp_path: Path) -> dict[str, Any]:
+    """A T5 and words to be written backwards."""
+    data = seq2seq_models.write(tmp_path / "words.json", seq2seq_models.backwards())
+    folder = seq2seq_models.save(tmp_path / "t5", seq2seq_models.t5())
+    return {"model": str(folder), "data": str(data)}
 
-    pytest.importorskip("bitsandbytes")
-    for settings in (
+
+def rated(file: Path) -> Path:
+    """Answers of which every other is good."""
+    rows = conversations(12)
+    told = [
+        {"prompt": row["instruction"], "completion": row["output"], "label": number % 2 == 0}
+        for number, row in enumerate(rows)
+    ]
+    return write_json(file, told)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
         {"r": 3, "modules_to_save": ["embed_tokens"]},
         {"method": "full", "optim": "galore_adamw_8bit", "galore_rank": 4},
-    ):
-        recipe = recipe_of(talker, max_steps=1, batch_size=4, **settings)
-        record = rehearsed(outlook(recipe, outline(recipe).model, [20] * 8, [12]))
-        job = preparing.prepare(recipe, preparing.Console(silent=True))
-        with Interrupt() as interrupt:
-            trainer = job.trainer(tmp_path, interrupt, make_progress(job, job.console))
-            probe(trainer)
-        states = [
-            value
-            for state in trainer.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor)
-        ]
-        assert held(record, "optimiser") == sum(state.nbytes for state in states)
-        trained = [p for p in job.model.parameters() if p.requires_grad]
-        gradients = held(record, "gradients", until="backward")
-        assert gradients == sum(p.nbytes for p in trained)
-        assert held(record, "gradients") == 0
+        {"task": "kto"},
+        {"kind": "seq2seq", "use_dora": True},
+        {"kind": "texts", "task": None, "method": "full"},
+    ],
+    ids=["lora", "galore", "kto", "seq2seq", "texts"],
+)
+def test_parts_are_those_of_a_real_run(
+    talker: Path, tiny: Path, writer: dict[str, Any], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Adapters, moments, gradients: the bytes of the real job's tensors after a real step."""
+    pytest.importorskip("bitsandbytes")
+    kind = settings.pop("kind", "")
+    if kind == "seq2seq":
+        settings |= writer
+    elif kind:
+        settings |= {"model": str(tiny / "model"), "data": str(tiny / "data.csv")}
+    elif "task" in settings:
+        settings["data"] = str(rated(tmp_path / "rated.json"))
+    recipe = recipe_of(talker, max_steps=1, batch_size=4, **settings)
+    seen: list[Outlook] = []
+    prepare = choosing.preparation(recipe, lambda _, one: seen.append(one))
+    job = prepare(recipe, Console(silent=True))
+    record = rehearsed(seen[0])
+    with Interrupt() as interrupt:
+        trainer = job.trainer(tmp_path, interrupt, make_progress(job, Console(silent=True)))
+        probe(trainer)
+    states = [
+        value
+        for state in trainer.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert held(record, "optimiser") == sum(state.nbytes for state in states)
+    trained = [p for p in job.model.parameters() if p.requires_grad]
+    gradients = held(record, "gradients", until="backward")
+    assert gradients == sum(p.nbytes for p in trained)
+    assert held(record, "gradients") == 0
+    assert seen[0].estimate().total < seen[0].ceiling()
 
 
 def test_precision_accumulation_and_packing_are_in_it(talker: Path) -> None:
@@ -299,6 +348,50 @@ def test_precision_accumulation_and_packing_are_in_it(talker: Path) -> None:
     assert {block.size for block in wide} == {4 * 4 * 19 * vocabulary}, "TRL's tiles of logits"
     head = outlook_of(talker, batch_size=4, target_modules=["lm_head", "q_proj"])
     assert not any(block.untouched for block in rehearsed(head).blocks)
+
+
+def test_rated_answers_are_compared_without_gradients_first(talker: Path) -> None:
+    one = outlook_of(talker, batch_size=4)
+    plain, rated = (rehearsed(o) for o in (one, one.with_recipe(task="kto")))
+    kept = [held(record, "activations", until="forward") for record in (plain, rated)]
+    assert kept[0] == kept[1] > 0
+    phases = [{e.phase for e in record.events if e.born} for record in (plain, rated)]
+    assert phases[1] - phases[0] == {"before"}
+
+
+def test_answers_that_are_apart_take_memory_too(writer: dict[str, Any], tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, **writer, batch_size=4)
+    model = outline(recipe).model
+    kept = [
+        held(rehearsed(outlook(recipe, model, [sides] * 4, [])), "activations", until="forward")
+        for sides in ((8, 4), (16, 4), (8, 8))
+    ]
+    assert kept[0] < kept[1] and kept[0] < kept[2]
+
+
+def test_texts_are_weighed_before_a_weight_is_read(
+    deltaw_command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    machine(monkeypatch, 900_000 * MB, 500_000 * MB)
+    code, out, _ = deltaw_command("check", tiny / "model", tiny / "data.csv", "batch_size=4")
+    assert code == 0
+    lines = out[out.index("memory ") :].splitlines()
+    assert re.search(r"largest batch 4 rows of \d+ tokens:$", lines[0])
+    assert [line[12:25].strip() for line in lines[2:6]] == [
+        *("full", "LoRA r=8", "QLoRA r=8", "GaLore r=4")
+    ]
+    code, out, _ = deltaw_command("train", tiny / "model", tiny / "data.csv", "--dry-run")
+    assert code == 0
+    assert out.index("memory    below") < out.index("adapter")
+    machine(monkeypatch, 60 * MB, 50 * MB)
+    guessed(monkeypatch, lambda recipe, batches: 20 * batches.trained.rows * MB)
+    monkeypatch.setattr(text_training, "load_model", lambda *_: pytest.fail("weights are read"))
+    code, _, err = deltaw_command("train", tiny / "model", tiny / "data.csv")
+    assert code == 1
+    assert err.startswith("error: Memory estimate above the machine's: about 320 MB, and 50.0 MB")
+    assert "  - batch_size=2 gradient_accumulation=8, about 40.0 MB\n" in err
 
 
 def test_pairs_of_answers_are_two_rows_each(talker: Path) -> None:

@@ -167,7 +167,7 @@ def test_many_labels_are_broken_between_labels_without_trailing_blanks(
 ) -> None:
     rows = [(f"text {n}", f"a label of some length {n % 9}") for n in range(90)]
     text = receipt(data=write_csv(tmp_path / "data.csv", rows))
-    lines = text[text.index("labels  ") : text.index("\nlength")].split("\n")
+    lines = text[text.index("labels  ") : text.index("\nmemory")].split("\n")
     assert len(lines) > 3
     assert all(line == line.rstrip() and len(line) <= 80 for line in lines)
     assert all(line.endswith(",") for line in lines[:-1])

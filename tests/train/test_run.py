@@ -23,6 +23,7 @@ from deltaw.train import run as running
 from deltaw.train import staging
 from deltaw.train.data import wording
 from deltaw.train.export import merge_run
+from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import CHECKPOINTING, arguments
 from deltaw.train.opened import open_run
 from deltaw.train.rates import planned
@@ -439,3 +440,15 @@ def test_bad_data_leaves_no_folder(values: dict[str, Any], tmp_path: Path) -> No
     with pytest.raises(DataError):
         start(values, data=str(one_class))
     assert not Path(values["output"]).exists()
+
+
+def test_adapters_are_tried_on_the_shortest_rows_and_no_more_than_a_batch(
+    tiny: Path, tmp_path: Path
+) -> None:
+    values = {"model": str(tiny / "model"), "data": str(tiny / "data.csv"), "batch_size": 3}
+    made = job.prepare(parse(values), job.Console(silent=True))
+    lengths = sorted(len(row["input_ids"]) for row in made.train)
+    with Interrupt() as interrupt:
+        bar = running.make_progress(made, job.Console(silent=True))
+        trainer = made.trainer(tmp_path, interrupt, bar)
+    assert made.probe(trainer)["input_ids"].shape == (3, lengths[2])

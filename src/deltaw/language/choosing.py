@@ -9,6 +9,7 @@ from deltaw.language.data.detect import find, is_language, kind_given
 from deltaw.language.data.reading import read_splits
 from deltaw.language.data.schema import Kind
 from deltaw.language.data.sources import resolve
+from deltaw.language.memory.weighing import Weigh, of_texts, weigh
 from deltaw.language.reading import request
 from deltaw.train.console import Console
 from deltaw.train.data.table import read_data
@@ -52,24 +53,21 @@ def settle(recipe: Recipe) -> Recipe:
     return parse(values | {"task": task}, "the command, with data that are for a language model")
 
 
-def preparation(recipe: Recipe, *, compared: bool = False) -> Callable[[Recipe, Console], Job]:
-    """Return what makes the job of a settled recipe; methods' memory may be `compared` first."""
+def preparation(recipe: Recipe, weigh: Weigh = weigh) -> Callable[[Recipe, Console], Job]:
+    """Return what makes the job of a settled recipe; `weigh` says what memory it takes."""
     if not recipe.is_language:
-        return prepare_texts
-    from deltaw.language.memory.weighing import compare, weigh  # imports TRL
-
-    said = compare if compared else weigh
+        return partial(prepare_texts, weigh=of_texts(weigh))
     if recipe.task == "dpo":
         from deltaw.language.training.preferring import prepare as prepare_pairs  # imports TRL
 
-        return partial(prepare_pairs, weigh=said)
+        return partial(prepare_pairs, weigh=weigh)
     if recipe.task == "kto":
         from deltaw.language.training.rating import prepare as prepare_ratings  # imports TRL
 
-        return partial(prepare_ratings, weigh=said)
+        return partial(prepare_ratings, weigh=weigh)
     from deltaw.language.training.prepare import prepare  # imports TRL
 
-    return partial(prepare, weigh=said)
+    return partial(prepare, weigh=weigh)
 
 
 def _language_task(recipe: Recipe) -> str | None:

@@ -111,8 +111,17 @@ def load_model(
 def load_empty(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> nn.Module:
-    """Return the model with a new head on the meta device: names and shapes, no weights."""
+    """Return the model with a new head of one output on the meta device."""
     config = load_config(name, None, revision=revision, trust_remote_code=trust_remote_code)
+    return build_empty(config, name, trust_remote_code=trust_remote_code)
+
+
+def build_empty(config: Any, name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """Return the model with a new head on the meta device: names and shapes, no weights.
+
+    Raises:
+        RunError: if the architecture has no classification head.
+    """
     try:
         with quiet(), torch.device("meta"):
             return transformers.AutoModelForSequenceClassification.from_config(  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """From a recipe to everything a run needs: data, model, tokens, and the choices left open."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer, TextTrainer, arguments, loss
 from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY, Score, measure
 from deltaw.train.model import (
+    build_empty,
     hidden_size,
     load_config,
     load_model,
@@ -35,6 +36,10 @@ from deltaw.train.receipt import show_data
 from deltaw.train.recipe import Recipe
 from deltaw.train.scores import evaluate, predictions
 from deltaw.train.tokens import Encoded, Lengths, encode
+
+WeighTexts = Callable[[Console, Recipe, nn.Module, Sequence[int], Sequence[int]], None]
+"""Says what a recipe will take of memory, from its model without weights and the tokens of the
+texts that are trained on and of those that are scored."""
 
 SEEN = 16
 """How many batches a start from data sees."""
@@ -92,8 +97,9 @@ class TextJob(Job):
         return trainer
 
     def probe(self, trainer: RecipeTrainer) -> dict[str, Tensor]:
-        """Return a few rows on which the adapters are tried."""
-        return self.collator(self.train[:PROBE])
+        """Return a few rows, the shortest, on which the adapters are tried."""
+        shortest = sorted(self.train, key=lambda row: len(row["input_ids"]))  # type: ignore[arg-type]
+        return self.collator(shortest[: min(PROBE, self.recipe.batch_size)])
 
     def score(self) -> Score | None:
         """Return the model's score on the held-out rows, if there are any."""
@@ -111,8 +117,10 @@ class TextJob(Job):
         return [f"deltaw predict {run} {text}", f"deltaw inspect {run}", f"deltaw merge {run} OUT"]
 
 
-def prepare(recipe: Recipe, console: Console) -> TextJob:
+def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None) -> TextJob:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
+
+    `weigh` says what memory it takes, before any weight is read.
 
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
@@ -123,10 +131,25 @@ def prepare(recipe: Recipe, console: Console) -> TextJob:
     show_data(console, data)
     _check_metric(recipe, data)
     _check_stopping(recipe, data)
-    tokenizer, model, untrained = _load(recipe, data)
-    limit = positions(model)
+    where: dict[str, Any] = {
+        "revision": recipe.revision,
+        "trust_remote_code": recipe.trust_remote_code,
+    }
+    labels = data.labels if data.schema.task == "classification" else None
+    config = load_config(recipe.model, labels, **where)
+    tokenizer = load_tokenizer(recipe.model, config, **where)
+    empty = build_empty(config, recipe.model, trust_remote_code=recipe.trust_remote_code)
+    limit = positions(empty)
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     _refuse_unknown(recipe, tokenizer, train)
+
+    def encoded(examples: Sequence[Any]) -> list[Encoded]:
+        return encode(tokenizer, examples, lengths.max_length, limit=limit)[0] if examples else []
+
+    validation, test = encoded(data.validation), encoded(data.test)
+    if weigh is not None:
+        weigh(console, recipe, empty, _sizes(train), _sizes([*validation, *test]))
+    model, untrained = load_model(config, recipe.model, recipe.seed, **where)
     base = base_digest(model)
     collator = Collator(tokenizer)
     first = _first_batches(recipe, train, collator)
@@ -151,11 +174,6 @@ def prepare(recipe: Recipe, console: Console) -> TextJob:
         tokenizer=tokenizer_digest(tokenizer),
         labels=data.labels,
     )
-
-    def encoded(examples: Sequence[Any]) -> list[Encoded]:
-        return encode(tokenizer, examples, lengths.max_length, limit=limit)[0] if examples else []
-
-    validation, test = encoded(data.validation), encoded(data.test)
     return TextJob(
         recipe=recorded,
         model=model,
@@ -173,16 +191,8 @@ def prepare(recipe: Recipe, console: Console) -> TextJob:
     )
 
 
-def _load(recipe: Recipe, data: Data) -> tuple[Any, nn.Module, list[str]]:
-    """Return tokenizer and model with a head for the labels, and what of it was never trained."""
-    labels = data.labels if data.schema.task == "classification" else None
-    source, trust = recipe.model, recipe.trust_remote_code
-    config = load_config(source, labels, revision=recipe.revision, trust_remote_code=trust)
-    tokenizer = load_tokenizer(source, config, revision=recipe.revision, trust_remote_code=trust)
-    model, untrained = load_model(
-        config, source, recipe.seed, revision=recipe.revision, trust_remote_code=trust
-    )
-    return tokenizer, model, untrained
+def _sizes(rows: Sequence[Encoded]) -> list[int]:
+    return [len(row["input_ids"]) for row in rows]  # type: ignore[arg-type]
 
 
 def _first_batches(
@@ -190,8 +200,7 @@ def _first_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the batches that a start from data sees, in an order of the seed's."""
     size = recipe.batch_size
-    lengths = [len(row["input_ids"]) for row in rows]  # type: ignore[arg-type]
-    order = list(EpochSampler(lengths, size, recipe.seed, bucketed=False))[: size * SEEN]
+    order = list(EpochSampler(_sizes(rows), size, recipe.seed, bucketed=False))[: size * SEEN]
     for start in range(0, len(order), size):
         yield collator([rows[index] for index in order[start : start + size]])
 

@@ -18,12 +18,16 @@ STEPS = 3
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What each of the first steps had: loss, seconds, tokens; `total` is of all steps."""
+    """What each of the first steps had: loss, seconds, tokens; `total` is of all steps.
+
+    With `longest_first` the longest batch was one of them.
+    """
 
     losses: Sequence[float]
     seconds: Sequence[float]
     tokens: Sequence[int]
     total: float
+    longest_first: bool
 
     @property
     def estimate(self) -> float:
@@ -45,7 +49,7 @@ class Probed:
         )
         return (
             f"about {duration(self.estimate)}, between {low} and {high}; evaluations come on top\n"
-            f"tokens of the first steps, longest batch first: {steps}"
+            f"tokens of the first steps{', longest batch first' * self.longest_first}: {steps}"
         )
 
 
@@ -87,7 +91,8 @@ def probe(trainer: RecipeTrainer) -> Probed:
     size = recipe.gradient_accumulation
     steps = [sum(batches[at : at + size]) for at in range(0, len(batches), size)]
     made = [steps[number % len(steps)] for number in range(len(first.seconds))]
-    return Probed(first.losses, first.seconds, made, args.max_steps * sum(steps) / len(steps))
+    total = args.max_steps * sum(steps) / len(steps)
+    return Probed(first.losses, first.seconds, made, total, trainer.longest_first)
 
 
 def most_memory() -> int:

@@ -35,6 +35,8 @@ def rehearse(model: nn.Module, run: Run, weights: Weights | None) -> Record:
                 pack(model, like, run.packs)
         with trace.phase("load", "adapters"):
             run.adapt(model)
+        with trace.phase("load", "temporaries"), torch.no_grad():
+            run.begin(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(_gradient_of(trace))
@@ -68,6 +70,9 @@ def _gradient_of(trace: Trace) -> Callable[[Tensor], None]:
 
 
 def _pass(model: nn.Module, run: Run, trace: Trace) -> None:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=run.autocast)
+    with trace.phase("before", "temporaries"), torch.no_grad(), autocast:
+        run.before(model)
     with trace.phase("forward", "temporaries"):
         with torch.autocast("cpu", torch.bfloat16, enabled=run.autocast):
             loss = run.loss(model)

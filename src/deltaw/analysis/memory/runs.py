@@ -44,13 +44,21 @@ class Run(ABC):
     def optimizer(self, model: nn.Module) -> Optimizer:
         """Return what updates the weights that are trained."""
 
+    def begin(self, model: nn.Module) -> None:
+        """Do what is done once before the first step, without gradients."""
+        return
+
+    def before(self, model: nn.Module) -> None:
+        """Do what is done before the loss of every batch, without gradients."""
+        return
+
     @abstractmethod
     def loss(self, model: nn.Module) -> Tensor:
         """Return the loss of a batch."""
 
-    @abstractmethod
     def between(self, model: nn.Module) -> None:
         """Do what is done between steps, without gradients."""
+        return
 
 
 @dataclass
@@ -96,6 +104,3 @@ class TrainerRun(Run):
         labels = ids if asked.labels is None else torch.randint(asked.labels, (asked.rows,))
         loss: Tensor = model(input_ids=ids, labels=labels).loss
         return loss
-
-    def between(self, model: nn.Module) -> None:
-        """Do nothing: the Trainer evaluates nothing here."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from deltaw.analysis.memory.estimate import Estimate, size
 from deltaw.errors import DeltawError
 from deltaw.language.memory.outlook import Outlook
-from deltaw.language.memory.running import Batches, Shape
+from deltaw.language.memory.shapes import Batches, Shape
 
 SHORTEST = 64
 """Tokens below which a row is not cut to save memory."""
@@ -78,10 +78,9 @@ def _adapters(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
 def _shorter(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
     batches, tokens = outlook.batches, outlook.batches.trained.tokens // 2
     while tokens >= SHORTEST:
-        shapes = (batches.trained, batches.scored)
-        trained, scored = (_cut(shape, tokens) for shape in shapes)
-        assert trained is not None
-        yield f"max_length={tokens}", outlook.with_recipe(Batches(trained, scored))
+        held = (_cut(shape, tokens) for shape in (batches.scored, batches.known))
+        trained = replace(batches.trained, tokens=tokens)
+        yield f"max_length={tokens}", outlook.with_recipe(Batches(trained, *held))
         tokens //= 2
 
 

@@ -12,7 +12,9 @@ from deltaw.analysis.memory.estimate import Estimate, estimate_run
 from deltaw.analysis.memory.headers import Weights, read_headers
 from deltaw.errors import ConfigError, DeltawError, RunError
 from deltaw.language.loading import weight_dtype
-from deltaw.language.memory.running import Batches, RecipeRun, batches_of
+from deltaw.language.memory.labelling import TextRun
+from deltaw.language.memory.running import RecipeRun
+from deltaw.language.memory.shapes import Batches, Shape, Sides, of_answers, of_texts
 from deltaw.train.methods import IN_PLACE
 from deltaw.train.recipe import Recipe
 
@@ -48,13 +50,10 @@ class Outlook:
         bit, method = self.recipe.quantization_bit, self.recipe.quantization_method
         if bit is not None and (bit, method) != (4, "bnb"):
             raise ConfigError(f"weights in {bit} bits of {method} are not in the estimate")
-        if self.model.config.is_encoder_decoder:  # type: ignore[union-attr]
-            raise ConfigError("sequence-to-sequence models are not in the estimate")
-        if self.recipe.task == "kto":
-            raise ConfigError("rated answers (task=kto) are not in the estimate")
-        model = copy.deepcopy(self.model).to(weight_dtype(self.recipe))
+        dtype = weight_dtype(self.recipe) if self.recipe.is_language else torch.float32
+        model = copy.deepcopy(self.model).to(dtype)
         try:
-            run = RecipeRun(self.recipe, self.batches)
+            run = self._kind()(self.recipe, self.batches)
             return estimate_run(model, run, self.weights, device())
         except DeltawError:
             raise
@@ -62,42 +61,73 @@ class Outlook:
             first = (str(error).strip().splitlines() or [""])[0]
             raise RunError(f"{type(error).__name__}: {first}") from error
 
+    def _kind(self) -> type[RecipeRun]:
+        if not self.recipe.is_language:
+            return TextRun
+        from deltaw.language.memory.answering import CausalRun, Seq2SeqRun  # imports TRL
+
+        apart = self.model.config.is_encoder_decoder  # type: ignore[union-attr]
+        return Seq2SeqRun if apart else CausalRun
+
     def ceiling(self) -> int:
         """Return bytes that the run surely stays below, without an estimate.
 
-            b P + 24 tokens Σ (in + out) + 16 (scored tokens · vocabulary + rows · tokens² · heads)
+            b P + 24 (tokens Σ (in + out) + scored tokens max (in + out))
+                + 16 (scored tokens · vocabulary + rows · tokens² · heads)
 
-        with b = 30 for trained weights and 12 for frozen ones, sums over all layers.
+        with b = 30 for trained weights and 12 for frozen ones, sums over all layers; texts with
+        labels have no vocabulary to score.
         """
         config = self.model.config.get_text_config()  # type: ignore[operator]
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        trained = self.batches.trained
+        trained, nothing = self.batches.trained, Shape(0, 0)
+        held = (self.batches.scored or nothing, self.batches.known or nothing)
+        scored = max(held, key=lambda shape: shape.size)
         rows = trained.rows * (1 + (self.recipe.task in ("dpo", "kto")))
-        features = sum(sum(p.shape) for p in matrices)
-        heads = getattr(config, "num_attention_heads", 1) * getattr(config, "num_hidden_layers", 1)
-        scored = 0 if self.batches.scored is None else self.batches.scored.size
+        sizes = [sum(p.shape) for p in matrices]
+        features = rows * trained.length * sum(sizes) + scored.size * max(sizes)
+        heads = getattr(config, "num_attention_heads", 1)
+        layers = getattr(config, "num_hidden_layers", 1)
+        seen = rows * trained.length**2 * layers + scored.rows * scored.length**2
+        said = scored.size * config.vocab_size if self.recipe.is_language else 0
         return (
             PARAMETER[self.recipe.method in IN_PLACE] * sum(p.numel() for p in matrices)
-            + FEATURE * rows * trained.tokens * features
-            + SCORE * (scored * config.vocab_size + rows * trained.tokens**2 * heads)
+            + FEATURE * features
+            + SCORE * (said + seen * heads)
             + PROCESS
         )
 
 
 def outlook(
-    recipe: Recipe, model: nn.Module, trained: Sequence[int], scored: Sequence[int]
+    recipe: Recipe,
+    model: nn.Module,
+    trained: Sequence[Sides],
+    scored: Sequence[Sides],
+    known: Sequence[Sides] = (),
 ) -> Outlook:
-    """Return the outlook of a recipe from its model on the meta device and the lengths of its rows.
+    """Return the outlook of a recipe from its model on the meta device and the sizes of its rows.
 
+    `scored` are those scored while it is trained, `known` those that are scored before.
     Of the weights only the headers are read, if they are safetensors files; without them the
     weights count as converted when they are loaded.
     """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    batches = of_answers(recipe, trained, scored, known, vocabulary)
+    return Outlook(recipe, model, _headers(recipe), batches)
+
+
+def text_outlook(
+    recipe: Recipe, model: nn.Module, trained: Sequence[int], scored: Sequence[int]
+) -> Outlook:
+    """Return the same of labelled texts, from how many tokens each has."""
+    return Outlook(recipe, model, _headers(recipe), of_texts(recipe, trained, scored))
+
+
+def _headers(recipe: Recipe) -> Weights | None:
     try:
-        weights = read_headers(recipe.model, recipe.revision)
+        return read_headers(recipe.model, recipe.revision)
     except DeltawError:
-        weights = None
-    return Outlook(recipe, model, weights, batches_of(recipe, trained, scored, vocabulary))
+        return None
 
 
 def device() -> str:

@@ -1,70 +1,20 @@
-"""The run of a recipe as TRL's trainers do it, on tensors without memory."""
+"""The run of a recipe on tensors without memory: what all kinds of training have in common."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from trl.trainer import utils as trl
 
 from deltaw.analysis.memory.packing import Packing
 from deltaw.analysis.memory.runs import RATE, Run
 from deltaw.inits import at_zero
-from deltaw.language import scores
-from deltaw.layer import AdaptedLayer
+from deltaw.language.memory.shapes import Batches
 from deltaw.optim.galore import GaLoreAdamW
 from deltaw.recomputing import recompute
 from deltaw.train import methods
-from deltaw.train.batches import EpochSampler
 from deltaw.train.optimizer import optimizer_groups
 from deltaw.train.recipe import Recipe
-
-OUTPUTS = ("log_probs", "entropy", "is_top1")
-"""What TRL's trainer asks the fused output head for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The rows of a batch, and their longest."""
-
-    rows: int
-    tokens: int
-
-    @property
-    def size(self) -> int:
-        """How many tokens it has, padding included."""
-        return self.rows * self.tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """The largest batch that is trained on, and the largest that is scored, if any is."""
-
-    trained: Shape
-    scored: Shape | None = None
-
-
-def batches_of(
-    recipe: Recipe, trained: Sequence[int], scored: Sequence[int], vocabulary: int
-) -> Batches:
-    """Return the largest batches of rows with these lengths."""
-    order = EpochSampler(
-        trained,
-        recipe.batch_size,
-        recipe.seed,
-        bucketed=recipe.group_by_length,
-        longest_first=True,
-    )
-    rows, size = [trained[index] for index in order], recipe.batch_size
-    parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-    held = [[scored[index] for index in part] for part in scores.batches(scored, vocabulary)]
-    return Batches(_largest(parts), _largest(held) if held else None)
-
-
-def _largest(parts: Sequence[Sequence[int]]) -> Shape:
-    return max((Shape(len(part), max(part)) for part in parts), key=lambda shape: shape.size)
 
 
 class RecipeRun(Run):
@@ -93,10 +43,9 @@ class RecipeRun(Run):
             GaLoreAdamW([{"params": [nn.Parameter(torch.ones(2, 2))], "rank": 1, "optim_bits": 8}])
 
     def adapt(self, model: Any) -> None:
-        """Adapt the model by the recipe, and give it TRL's output head."""
+        """Adapt the model by the recipe."""
         methods.prepare(model, self.recipe)
         model.train()
-        trl.add_fused_lm_head(model, outputs=OUTPUTS)
         if self.recipe.gradient_checkpointing:
             recompute(model)
 
@@ -107,33 +56,13 @@ class RecipeRun(Run):
             return GaLoreAdamW(groups, RATE, layerwise=self.recipe.updates_in_backward)
         return torch.optim.AdamW(groups, lr=RATE, fused=True)
 
-    def loss(self, model: Any) -> Tensor:
-        """Return the loss of the largest batch; pairs of answers are two rows each."""
-        shape = self.batches.trained
-        batch = self._batch(
-            model, Shape(shape.rows * (1 + (self.recipe.task == "dpo")), shape.tokens)
-        )
-        if isinstance(model.get_output_embeddings(), AdaptedLayer):
-            loss: Tensor = model(**batch, use_cache=False)["loss"]
-            return loss
-        log_probs: Tensor = model(**batch, use_cache=False, fused_lm_head=True).log_probs
-        return -log_probs.sum() / shape.size
 
-    def between(self, model: Any) -> None:
-        """Score the largest batch of held-out rows."""
-        if self.batches.scored is None:
-            return
-        batch = self._batch(model, self.batches.scored, packed=False)
-        model.eval()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            scores.of_batch(model, batch)
-        model.train()
+def tokens(model: Any, rows: int, length: int) -> Tensor:
+    """Return random tokens of a model, (rows, length)."""
+    return torch.randint(model.get_input_embeddings().num_embeddings, (rows, length))
 
-    def _batch(self, model: Any, shape: Shape, packed: bool | None = None) -> dict[str, Tensor]:
-        size = (shape.rows, shape.tokens)
-        ids = torch.randint(model.get_input_embeddings().num_embeddings, size)
-        if self.recipe.packing if packed is None else packed:
-            positions = torch.arange(shape.tokens).repeat(shape.rows, 1)
-            return {"input_ids": ids, "labels": ids.clone(), "position_ids": positions}
-        mask = torch.ones(size, dtype=torch.long)
-        return {"input_ids": ids, "labels": ids.clone(), "attention_mask": mask}
+
+def read(model: Any, rows: int, length: int) -> dict[str, Tensor]:
+    """Return random tokens that are read under a mask, each (rows, length)."""
+    mask = torch.ones((rows, length), dtype=torch.long)
+    return {"input_ids": tokens(model, rows, length), "attention_mask": mask}

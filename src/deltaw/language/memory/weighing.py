@@ -1,15 +1,19 @@
 """What is said of a run's memory before its weights are read, and when it is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from torch import nn
 
 from deltaw.analysis.memory.estimate import Estimate, size
 from deltaw.analysis.memory.machine import Machine, available
 from deltaw.errors import DeltawError, RunError, printable
 from deltaw.language.memory import table
 from deltaw.language.memory.fixes import fixes
-from deltaw.language.memory.outlook import Outlook, device
+from deltaw.language.memory.outlook import Outlook, device, text_outlook
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
+from deltaw.train.prepare import WeighTexts
+from deltaw.train.recipe import Recipe
 
 OVER = 1.15
 """The estimate's error: beyond so many times the machine's memory a run is refused."""
@@ -35,6 +39,21 @@ def weigh(console: Console, outlook: Outlook) -> None:
         return
     console.field("memory", f"about {size(own.total)} at most, estimated, {_has(machine)}")
     _judge(console, outlook, own, machine)
+
+
+def of_texts(say: Weigh) -> WeighTexts:
+    """Return what says the same of labelled texts."""
+
+    def said(
+        console: Console,
+        recipe: Recipe,
+        model: nn.Module,
+        trained: Sequence[int],
+        scored: Sequence[int],
+    ) -> None:
+        say(console, text_outlook(recipe, model, trained, scored))
+
+    return said
 
 
 def compare(console: Console, outlook: Outlook) -> None:

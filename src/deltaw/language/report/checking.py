@@ -1,6 +1,7 @@
 """`deltaw check`: the receipt of a run, its first steps timed, and what is wrong with its plan."""
 
 from deltaw.language.choosing import preparation, settle
+from deltaw.language.memory import weighing
 from deltaw.train.choices import check_reports
 from deltaw.train.console import Console
 from deltaw.train.data.wording import size
@@ -23,7 +24,7 @@ def check(recipe: Recipe) -> Probed:
     with (
         Interrupt("Stopped.") as interrupt,
         quiet(),
-        rehearsal(settled, preparation(settled, compared=True), console, interrupt) as (
+        rehearsal(settled, preparation(settled, weighing.compare), console, interrupt) as (
             job,
             trainer,
         ),
@@ -31,7 +32,8 @@ def check(recipe: Recipe) -> Probed:
         job.foresee(console)
         probed = probe(trainer)
     _show_probe(console, probed)
-    _show_memory(console)
+    longest = ", the longest batch included" * probed.longest_first
+    console.field("used", f"{size(most_memory())} at most so far{longest}")
     console.field("done", "nothing was written; deltaw train with the same arguments trains")
     return probed
 
@@ -40,8 +42,3 @@ def _show_probe(console: Console, probed: Probed) -> None:
     losses = ", ".join(f"{loss:.3f}" for loss in probed.losses)
     console.field("first", f"loss {losses} in the first steps, as the run will have them")
     console.field("time", str(probed))
-
-
-def _show_memory(console: Console) -> None:
-    """Say what memory was used."""
-    console.field("used", f"{size(most_memory())} at most so far, the longest batch included")

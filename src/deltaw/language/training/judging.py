@@ -219,8 +219,8 @@ def prepare_judged(
         raise DataError("\n".join(["Nothing can be trained on.", *skips(parts[0].skipped)]))
     require_scored(recipe, len(corpus.validation), len(parts[1]), parts[1].skipped, console)
     parts[0] = parts[0].batched(recipe)
-    lengths = parts[0].lengths()
-    weigh(console, outlook(recipe, opening.model, lengths, lengths))
+    train, validation, test = ([(length, 0) for length in part.lengths()] for part in parts)
+    weigh(console, outlook(recipe, opening.model, train, [*validation, *test], train))
     model = load_model(recipe)
     base = base_digest(model)
     padding = Padding(opening.tokenizer.pad_token_id)
@@ -234,11 +234,11 @@ def prepare_judged(
         )
     frozen = recipe.method not in methods.IN_PLACE and not recipe.absorb
     with deltaw.disabled(model) if frozen else nullcontext():
-        train, validation, test = (
+        known, *held = (
             Known(part, part.log_p(model, padding)) if len(part) else None for part in parts
         )
-    assert train is not None
-    plan = planned(recipe, len(train.judged), hidden_size(model.config), recipe.metric or "loss")
+    assert known is not None
+    plan = planned(recipe, len(known.judged), hidden_size(model.config), recipe.metric or "loss")
     return kind(
         recipe=opening.recorded(plan, base),
         model=model,
@@ -246,11 +246,11 @@ def prepare_judged(
         plan=plan,
         adapted=adapted,
         warnings=warnings,
-        held_out_name="validation" if test is None else "test",
+        held_out_name="validation" if held[1] is None else "test",
         corpus=corpus,
-        train=train,
-        validation=validation,
-        held_out=test or validation,
+        train=known,
+        validation=held[0],
+        held_out=held[1] or held[0],
         padding=padding,
         template=opening.template,
         encoder=encoder,

@@ -1,6 +1,6 @@
 """From a recipe to everything that the training of a language model needs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
 from deltaw.language.loading import load_model
 from deltaw.language.memory.outlook import outlook
+from deltaw.language.memory.shapes import Sides
 from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.metrics.scoring import METRICS, beside
 from deltaw.language.reading import (
@@ -178,9 +179,9 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
         recipe, len(corpus.validation), len(validation.rows), validation.skipped, console
     )
     data = packed(train.rows, encoder.max_length) if recipe.packing else as_data(train.rows)
-    lengths = [len(ids) for ids in data["input_ids"]]
-    scored = [len(row.input_ids) for row in (*validation.rows, *test.rows)]
-    weigh(console, outlook(recipe, opening.model, lengths, scored))
+    held = as_data([*validation.rows, *test.rows])
+    sizes = (_sides(columns, opening.model) for columns in (data, held))
+    weigh(console, outlook(recipe, opening.model, *sizes))
     model = load_model(recipe)
     if recipe.packing:
         require_apart(model, train.rows)
@@ -222,6 +223,14 @@ def _examinations(speaker: Speaker, recipe: Recipe, parts: Sequence[Sequence[Row
     return Examinations(
         *(examination(speaker, recipe, samples_of(rows)) if rows else None for rows in parts)
     )
+
+
+def _sides(columns: Mapping[str, Sequence[Sequence[int]]], model: nn.Module) -> list[Sides]:
+    """Return how many tokens of each row are read, and how many answers are apart from them."""
+    read = [len(ids) for ids in columns["input_ids"]]
+    apart = model.config.is_encoder_decoder  # type: ignore[union-attr]
+    answers = [len(ids) if apart else 0 for ids in columns["labels"]]
+    return list(zip(read, answers, strict=True))
 
 
 def first_batches(
