@@ -10,7 +10,7 @@ from tests.language.models import write_json
 
 import deltaw
 from deltaw.language.choosing import settle
-from deltaw.language.training.losses import PairLoss
+from deltaw.language.training.losses import PairLoss, odds_ratio
 from deltaw.language.training.pairs import Pairs
 from deltaw.language.training.preferring import PreferenceJob, PreferenceTrainer, prepare
 from deltaw.train.batches import padded_tokens
@@ -24,6 +24,7 @@ NAMES = get_args(Recipe.model_fields["pref_loss"].annotation)
 CASES = [(name, eps) for name in NAMES for eps in ((0.0, 0.2) if name in SMOOTHED else (0.0,))]
 GAINED = np.array([[0.7, -0.2], [-1.5, 0.4], [3.0, 3.0]])
 SIZES = np.array([[3, 5], [4, 4], [1, 9]])
+SAID = np.array([[-2.0, -9.5], [-7.0, -1.0], [-0.1, -20.0]])
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,11 @@ def trained(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_score_has_the_loss_of_training(trained: Any, name: str, eps: float) -> None:
     job, trainer = trained
     assert isinstance(job, PreferenceJob) and isinstance(trainer, PreferenceTrainer)
-    PairLoss(name, 0.3, eps).set(trainer)
+    trainer.pair_loss = PairLoss(name, 0.3, eps, 0.7)
+    trainer.pair_loss.set(trainer)
     (batch,) = trainer.get_train_dataloader()
     learnt = trainer.compute_loss(trainer.model, batch).item()
-    choices = {"pref_loss": name, "pref_beta": 0.3, "dpo_label_smoothing": eps}
+    choices = {"pref_loss": name, "pref_beta": 0.3, "dpo_label_smoothing": eps, "simpo_gamma": 0.7}
     known = job.train
     assert isinstance(known.judged, Pairs)
     scored = known.score(job.model, job.padding, job.recipe.model_copy(update=choices))
@@ -72,21 +74,51 @@ def test_a_pair_is_as_long_as_its_rows(trained: Any) -> None:
     assert padded_tokens(trainer.order()) == [batch["input_ids"].numel()]
 
 
+def loss_of(loss: PairLoss, gained: Any) -> Any:
+    """The loss of gains, for a reference that is not 0."""
+    return loss(gained + SAID, SAID, SIZES)
+
+
 def test_the_smoothing_of_the_sigmoid_is_a_mixture_of_both_labels() -> None:
-    right, wrong = (PairLoss("sigmoid", 0.3)(side, SIZES) for side in (GAINED, GAINED[:, ::-1]))
-    mixed = PairLoss("sigmoid", 0.3, 0.2)(GAINED, SIZES)
+    right, wrong = (loss_of(PairLoss("sigmoid", 0.3), g) for g in (GAINED, GAINED[:, ::-1]))
+    mixed = loss_of(PairLoss("sigmoid", 0.3, 0.2), GAINED)
     np.testing.assert_allclose(mixed, 0.8 * right + 0.2 * wrong, rtol=1e-12)
     robust = PairLoss("robust", 0.3, 0.2)
-    unbiased = 0.8 * robust(GAINED, SIZES) + 0.2 * robust(GAINED[:, ::-1], SIZES)
+    unbiased = 0.8 * loss_of(robust, GAINED) + 0.2 * loss_of(robust, GAINED[:, ::-1])
     np.testing.assert_allclose(unbiased, right, rtol=1e-12)
 
 
 def test_losses_by_hand() -> None:
     margin = 0.3 * (GAINED[:, 0] - GAINED[:, 1])
-    np.testing.assert_allclose(PairLoss("hinge", 0.3)(GAINED, SIZES), np.maximum(0, 1 - margin))
+    hinge = loss_of(PairLoss("hinge", 0.3), GAINED)
+    np.testing.assert_allclose(hinge, np.maximum(0, 1 - margin))
     apart = GAINED[:, 0] / SIZES[:, 0] - GAINED[:, 1] / SIZES[:, 1]
-    np.testing.assert_allclose(PairLoss("ipo", 0.3)(GAINED, SIZES), (apart - 1 / 0.6) ** 2)
+    np.testing.assert_allclose(loss_of(PairLoss("ipo", 0.3), GAINED), (apart - 1 / 0.6) ** 2)
     p, q = 1 / (1 + np.exp(-margin)), np.array([0.9, 0.1])
     divergence = p * np.log(p / q[0]) + (1 - p) * np.log((1 - p) / q[1])
-    np.testing.assert_allclose(PairLoss("exo_pair", 0.3, 0.1)(GAINED, SIZES), divergence)
-    assert np.isfinite(PairLoss("sigmoid", 1.0)(1e4 * GAINED, SIZES)).all()
+    np.testing.assert_allclose(loss_of(PairLoss("exo_pair", 0.3, 0.1), GAINED), divergence)
+    assert np.isfinite(loss_of(PairLoss("sigmoid", 1.0), 1e4 * GAINED)).all()
+
+
+@pytest.mark.parametrize("name", ["simpo", "orpo"])
+def test_losses_without_a_reference_by_hand(name: str) -> None:
+    """By the likelihoods per token themselves, to the power of 1 / n."""
+    found = PairLoss(name, 2.5, gamma=1.5)(SAID, GAINED, SIZES)
+    q = np.exp(SAID) ** (1 / SIZES)
+    odds = q / (1 - q)
+    if name == "simpo":
+        ratio = (q[:, 0] / q[:, 1]) ** 2.5 * np.exp(-1.5)
+        wanted = -np.log(ratio / (1 + ratio))
+    else:
+        ratio = odds[:, 0] / odds[:, 1]
+        wanted = -np.log(q[:, 0]) - 2.5 * np.log(ratio / (1 + ratio))
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    sure = PairLoss(name, 1.0)(0 * SAID, SAID, SIZES)
+    assert np.isfinite(sure).all()
+
+
+def test_the_odds_of_what_is_certain_have_a_gradient() -> None:
+    said = torch.tensor([[0.0, -3.0], [-1e-9, -8.0]], requires_grad=True)
+    loss = odds_ratio(said, torch.tensor([[3, 4], [2, 9]]), 0.1)
+    loss.backward()
+    assert loss.isfinite() and said.grad is not None and said.grad.isfinite().all()

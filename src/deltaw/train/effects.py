@@ -92,6 +92,11 @@ def _unread_of_smoothing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
             f"dpo_label_smoothing={recipe.dpo_label_smoothing:g} has no effect with "
             f"pref_loss={recipe.pref_loss}, only with {' or '.join(SMOOTHED)}; leave it out"
         )
+    if "simpo_gamma" in changed and recipe.pref_loss != "simpo":
+        yield (
+            f"simpo_gamma={recipe.simpo_gamma:g} has no effect with pref_loss={recipe.pref_loss}, "
+            "only with simpo; leave it out"
+        )
     if recipe.pref_loss == "exo_pair" and "dpo_label_smoothing" not in changed:
         yield "pref_loss=exo_pair needs dpo_label_smoothing above 0; its paper has 0.001"
 

@@ -53,7 +53,10 @@ class LanguageKeys(BaseModel):
         "apo_zero",
         "apo_down",
         "sigmoid_norm",
+        "simpo",
+        "orpo",
     ] = "sigmoid"
+    simpo_gamma: float = Field(0.5, ge=0)
     dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     kto_chosen_weight: float = Field(1.0, gt=0)
     kto_rejected_weight: float = Field(1.0, gt=0)
@@ -63,7 +66,7 @@ LANGUAGE = tuple(LanguageKeys.model_fields)
 """Keys that only language models read."""
 JUDGED = ("pref_beta",)
 """Keys that preferences and rated answers read."""
-PREFERENCES = ("pref_loss", "dpo_label_smoothing")
+PREFERENCES = ("pref_loss", "dpo_label_smoothing", "simpo_gamma")
 """Keys that only preferences read."""
 RATED = ("kto_chosen_weight", "kto_rejected_weight")
 """Keys that only rated answers read."""

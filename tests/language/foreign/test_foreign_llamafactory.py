@@ -227,10 +227,10 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"do_predict": True}, "do_predict=True: not done here; deltaw eval"),
         ({"pref_beta": 0.2}, "pref_beta=0.2 has no effect with .*sft"),
         ({"stage": "dpo", "packing": True}, "packing=True has no effect with .*dpo"),
-        ({"stage": "dpo", "pref_loss": "simpo"}, "pref_loss='simpo': it has no reference"),
         ({"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss='kto_pair': .*stage: kto"),
         ({"stage": "dpo", "pref_loss": "orpa"}, "pref_loss='orpa': Input should be 'sigmoid'"),
         ({"stage": "dpo", "pref_loss": "exo_pair"}, "exo_pair needs dpo_label_smoothing above 0"),
+        ({"stage": "dpo", "simpo_gamma": 1}, "simpo_gamma=1 has no effect with pref_loss=sigmoid"),
         (
             {"stage": "dpo", "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
             "dpo_label_smoothing=0.1 has no effect with pref_loss=ipo",
@@ -304,6 +304,9 @@ def test_preferences_and_plain_texts_have_stages_of_their_own() -> None:
     more = {"stage": "dpo", "pref_beta": 0.3, "pref_loss": "ipo", "pref_ftx": 0.0}
     found = recipe_of(FACTORY | more)
     assert (found.task, found.pref_beta, found.pref_loss) == ("dpo", 0.3, "ipo")
+    alone = {"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 1.2}
+    found = recipe_of(FACTORY | alone)
+    assert (found.pref_loss, found.simpo_gamma) == ("simpo", 1.2)
     smooth = {"stage": "dpo", "dpo_label_smoothing": 0.2, "pref_loss": "robust"}
     found = recipe_of(FACTORY | smooth)
     assert (found.pref_loss, found.dpo_label_smoothing) == ("robust", 0.2)

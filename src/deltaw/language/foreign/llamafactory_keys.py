@@ -31,18 +31,11 @@ ANSWERING = Ignored("how answers are drawn; those that are scored are the likeli
 SCORED = ("max_new_tokens", "num_beams", "length_penalty", "repetition_penalty")
 """How answers are generated where they are scored."""
 
-ALONE_LOSSES = {
-    "kto_pair": "it is not in TRL any more; stage: kto learns from pairs too",
-    "orpo": "it has no reference, and is not there yet",
-    "simpo": "it has no reference, and is not there yet; sigmoid_norm compares lengths fairly too",
-}
-"""Losses of pairs that are not there, and why."""
-
 
 def _pref_loss(value: Any) -> Any:
     """Return the name of a loss of pairs."""
-    if isinstance(value, str) and value in ALONE_LOSSES:
-        raise ValueError(ALONE_LOSSES[value])
+    if value == "kto_pair":
+        raise ValueError("it is not in TRL any more; stage: kto learns from pairs too")
     return value
 
 
@@ -101,6 +94,7 @@ KEYS: dict[str, Fate] = {
     "kto_chosen_weight": Effect("kto_chosen_weight", number),
     "kto_rejected_weight": Effect("kto_rejected_weight", number),
     "dpo_label_smoothing": Effect("dpo_label_smoothing", number),
+    "simpo_gamma": Effect("simpo_gamma", number),
     "pref_ftx": Refused("the loss of answers is not added to that of preferences", (0,)),
     "use_galore": Joint("`optim: galore_adamw`"),
     "galore_layerwise": Joint("`optim: galore_adamw_layerwise`"),
@@ -203,7 +197,6 @@ KEYS: dict[str, Fate] = {
     ),
     **each(
         (
-            "simpo_gamma",
             "ld_alpha",
             "ref_model",
             "ref_model_adapters",

@@ -1,12 +1,12 @@
-"""The losses of pairs that `trl.DPOTrainer` has for every pair by itself, for scores.
+"""The losses of pairs, each of a pair by itself: those of `trl.DPOTrainer`, SimPO's and ORPO's.
 
-With g = log p - log p_ref of an answer, m = β (g_c - g_r), ε the smoothing, S(x) = -log P(x)
-and P(x) = 1 / (1 + exp(-x)):
+With l = log p of an answer, g = l - log p_ref, n its tokens, m = β (g_c - g_r), ε the smoothing,
+S(x) = -log P(x) and P(x) = 1 / (1 + exp(-x)):
 
     sigmoid       (1-ε) S(m) + ε S(-m)                    arXiv 2305.18290; ε: Mitchell 2023, "cDPO"
     robust        ((1-ε) S(m) - ε S(-m)) / (1-2ε)         arXiv 2403.00409
     hinge         max(0, 1 - m)                           arXiv 2305.10425
-    ipo           (g_c / n_c - g_r / n_r - 1 / (2β))²     arXiv 2310.12036; n: tokens of the answer
+    ipo           (g_c / n_c - g_r / n_r - 1 / (2β))²     arXiv 2310.12036
     sigmoid_norm  S(β (g_c / n_c - g_r / n_r))            arXiv 2411.15124
     exo_pair      KL((P(m), P(-m)) || (1-ε, ε))           arXiv 2402.00856
     nca_pair      S(β g_c) + (S(-β g_c) + S(-β g_r)) / 2  arXiv 2402.05369
@@ -14,13 +14,20 @@ and P(x) = 1 / (1 + exp(-x)):
     sppo_hard     (g_c - 1 / (2β))² + (g_r + 1 / (2β))²   arXiv 2405.00675
     apo_zero      P(-β g_c) + P(β g_r)                    arXiv 2408.06266
     apo_down      P(β g_c) + P(-m)                        arXiv 2408.06266
+    simpo         S(β (l_c / n_c - l_r / n_r) - gamma)    arXiv 2405.14734, equation 6
+    orpo          -l_c / n_c + β S(o_c - o_r)             arXiv 2403.07691, equations 6 and 7
+
+where o = log q - log(1 - q) are the log odds of q = exp(l / n). The last two have no reference.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from deltaw.train.recipe import Recipe
 
@@ -28,24 +35,29 @@ if TYPE_CHECKING:
     from trl import DPOTrainer
 
 Floats = NDArray[np.float64]
+CERTAIN = -1e-6
+"""The log of the largest q, whose odds are finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairLoss:
-    """A loss of pairs by its name, `beta` and label `smoothing`."""
+    """A loss of pairs by its name, `beta` and label `smoothing`; `gamma` is SimPO's margin."""
 
     name: str = "sigmoid"
     beta: float = 0.1
     smoothing: float = 0.0
+    gamma: float = 0.5
 
     @classmethod
     def of(cls, recipe: Recipe) -> "PairLoss":
         """Return the loss that a recipe asks for."""
-        return cls(recipe.pref_loss, recipe.pref_beta, recipe.dpo_label_smoothing)
+        smoothing, gamma = recipe.dpo_label_smoothing, recipe.simpo_gamma
+        return cls(recipe.pref_loss, recipe.pref_beta, smoothing, gamma)
 
-    def __call__(self, gained: Floats, sizes: Floats) -> Floats:
-        """Return the loss of each pair from gains and sizes of its answers, each (pairs, 2)."""
+    def __call__(self, said: Floats, reference: Floats, sizes: Floats) -> Floats:
+        """Return the loss of each pair from log p, log p_ref and n of its answers, (pairs, 2)."""
         beta, eps = self.beta, self.smoothing
+        gained = said - reference
         chosen, rejected = gained.T
         margin = beta * (chosen - rejected)
         match self.name:
@@ -70,6 +82,13 @@ class PairLoss:
                 return _sigma(-beta * chosen) + _sigma(beta * rejected)
             case "apo_down":
                 return _sigma(beta * chosen) + _sigma(-margin)
+            case "simpo":
+                better, worse = (said / sizes).T
+                return _soft(beta * (better - worse) - self.gamma)
+            case "orpo":
+                means = np.minimum(said / sizes, CERTAIN)
+                better, worse = (means - np.log(-np.expm1(means))).T
+                return beta * _soft(better - worse) - means[:, 0]
         means = gained / sizes
         apart = means[:, 0] - means[:, 1]
         return (apart - 1 / (2 * beta)) ** 2 if self.name == "ipo" else _soft(beta * apart)
@@ -78,13 +97,30 @@ class PairLoss:
         """Make a trainer learn by this loss.
 
         TRL's sigmoid has no smoothing. S(-m) = S(m) + m, so it is TRL's robust loss with
-        ε' = ε / (2ε - 1).
+        ε' = ε / (2ε - 1). SimPO's is TRL's sigmoid_norm with what `instead` gives it.
         """
         trainer.beta = self.beta
         trainer.loss_types, trainer.label_smoothing = [self.name], self.smoothing
+        if self.name == "simpo":
+            trainer.loss_types = ["sigmoid_norm"]
         if self.name == "sigmoid" and self.smoothing:
             trainer.loss_types = ["robust"]
             trainer.label_smoothing = self.smoothing / (2 * self.smoothing - 1)
+
+    def instead(self, sizes: Tensor) -> Tensor:
+        """Return log p_ref with which sigmoid_norm is SimPO's loss, from n of answers, (pairs, 2).
+
+        (log p_c - n_c gamma / β) / n_c = log p_c / n_c - gamma / β.
+        """
+        chosen, rejected = sizes.float().unbind(-1)
+        return torch.stack([self.gamma / self.beta * chosen, 0 * rejected], -1)
+
+
+def odds_ratio(said: Tensor, sizes: Tensor, beta: float) -> Tensor:
+    """Return ORPO's loss from log p and n of answers, (pairs, 2), in the mean over pairs."""
+    means = (said / sizes).clamp(max=CERTAIN)
+    better, worse = (means - torch.log(-torch.expm1(means))).unbind(-1)
+    return (-beta * logsigmoid(better - worse) - means[:, 0]).mean()
 
 
 def _soft(values: Floats) -> Floats:

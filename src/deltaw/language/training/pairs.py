@@ -128,7 +128,7 @@ def score(found: Floats, reference: Floats, sizes: Floats, loss: PairLoss, seed:
     gained = found - reference
     margin = loss.beta * (gained[:, 0] - gained[:, 1])
     each = {
-        "loss": loss(gained, sizes),
+        "loss": loss(found, reference, sizes),
         "accuracy": 0.5 * (1 + np.sign(margin)),
         "margin": margin,
         "prefers": 0.5 * (1 + np.sign(found[:, 0] - found[:, 1])),

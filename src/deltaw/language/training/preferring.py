@@ -1,4 +1,4 @@
-"""Direct preference optimisation through `trl.DPOTrainer`.
+"""Direct preference optimisation and its kin through `trl.DPOTrainer`.
 
 Source: arXiv 2305.18290.
 """
@@ -8,28 +8,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from deltaw.errors import DataError
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.samples import Preference
-from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.encoding.encoder import MASKED, Encoder
 from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.training.judging import JudgedJob, JudgedTrainer, prepare_judged
-from deltaw.language.training.losses import PairLoss
+from deltaw.language.training.losses import PairLoss, odds_ratio
 from deltaw.language.training.pairs import Pairs
 from deltaw.language.training.pairs import encode as encode_pairs
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
+from deltaw.train.distributed.shares import WEIGHT
 from deltaw.train.loop import arguments
 from deltaw.train.recipe import Recipe
 
 
 class PreferenceTrainer(JudgedTrainer, DPOTrainer):  # type: ignore[misc]
-    """`trl.DPOTrainer` by a recipe, over pairs whose reference is known."""
+    """`trl.DPOTrainer` by a recipe, over pairs whose reference is known or not needed."""
 
     loss_over = "rows"
+    pair_loss: PairLoss
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the mean loss of the pairs."""
+        sizes = torch.stack(inputs["completion_mask"].sum(1).chunk(2), -1)
+        if self.pair_loss.name == "simpo":
+            chosen, rejected = self.pair_loss.instead(sizes).unbind(-1)
+            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        if self.pair_loss.name != "orpo":
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        labels = batch["input_ids"].masked_fill(inputs["completion_mask"] == 0, MASKED)
+        said = model(**batch, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(1)
+        loss = odds_ratio(torch.stack(said.chunk(2), -1), sizes, self.pair_loss.beta)
+        return inputs.get(WEIGHT, 1.0) * loss
 
     def _lengths(self) -> list[int]:
         columns = [self.train_dataset[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")]
@@ -53,7 +70,8 @@ class PreferenceJob(JudgedJob):
         args = arguments(DPOConfig, self.recipe, folder, self.plan, metric)
         collator = DataCollatorForPreference(self.padding.pad)
         trainer = PreferenceTrainer(**self.parts(args), data_collator=collator)
-        PairLoss.of(self.recipe).set(trainer)
+        trainer.pair_loss = PairLoss.of(self.recipe)
+        trainer.pair_loss.set(trainer)
         return trainer
 
 
