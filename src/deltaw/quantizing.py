@@ -69,7 +69,7 @@ def quantize(
     )
     misses = [n for n in exclude_modules if not any(ends_with(path, n) for path in modules)]
     problems = [f"exclude_modules {n!r} matches nothing{nearest(n, list(modules))}" for n in misses]
-    layers = dict(_linear(model, modules, exclude_modules))
+    layers = dict(to_pack(model, exclude_modules))
     problems += [f"{p}: {why}" for p, layer in layers.items() for why in misfits(layer, kind)]
     problems += _tied(modules, layers)
     fix = "leave such layers out with exclude_modules, or choose another kind."
@@ -141,10 +141,9 @@ def packer_of(kind: str, double: bool | None = None) -> Packer:
     return known[kind]
 
 
-def _linear(
-    model: nn.Module, modules: dict[str, nn.Module], exclude: Sequence[str]
-) -> Iterator[tuple[str, nn.Linear]]:
+def to_pack(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[tuple[str, nn.Linear]]:
     """Yield the layers that are packed."""
+    modules = dict(walk(model))
     kept = {path for path in modules for name in exclude if path and ends_with(path, name)}
     kept |= {*output_head(model), *new_heads(model)}
     for path, layer in modules.items():

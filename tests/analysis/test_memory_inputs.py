@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import errors as hub_errors
 from memory_models import llama, saved
 from safetensors.torch import load_file, save_file
 
@@ -105,6 +106,15 @@ def test_a_model_that_was_downloaded_before(
 def test_the_hub_that_does_not_answer() -> None:
     with pytest.raises(RunError, match=r"headers of some/\\x1bmodel cannot be read[^§]*Fix: give"):
         read_headers("some/\x1bmodel")
+
+
+def test_no_way_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise hub_errors.HTTPError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", unreachable)
+    with pytest.raises(RunError, match="no route to host"):
+        read_headers("some/model")
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,19 @@
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from tests.language import seq2seq_models
 from tests.language.models import conversations, make_model, write_json
 from tests.train.conftest import Command
 
 from deltaw.analysis.memory import Estimate, Machine
+from deltaw.analysis.memory.estimate import ABOUT
 from deltaw.analysis.memory.rehearsal import rehearse
 from deltaw.analysis.memory.trace import Record
 from deltaw.errors import ConfigError, RunError
@@ -193,7 +196,70 @@ def test_fixes_are_the_mildest_of_each_kind(talker: Path, monkeypatch: pytest.Mo
     full = one.with_recipe(method="full", optim="galore_adamw_layerwise")
     assert fixes(full, 600 * MB)[0] == "batch_size=8, about 552 MB"
     guessed(monkeypatch, lambda recipe, _: (1 + (recipe.method == "full")) * MB)
-    assert fixes(full, MB) == ["method=lora, about 1.00 MB"]
+    assert fixes(full, MB) == ["method=lora optim=adamw, about 1.00 MB"]
+    parse(dict(full.recipe) | {"method": "lora", "optim": "adamw"})
+    assert fixes(one.with_recipe(method="full"), MB) == ["method=lora, about 1.00 MB"]
+
+
+def test_no_fix_is_a_batch_that_cannot_be(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guessed(monkeypatch, lambda recipe, _: recipe.batch_size * MB)
+    one = outlook_of(talker, batch_size=12)
+    found = [
+        fixes(
+            replace(one, recipe=one.recipe.model_copy(update={"task": task}), processes=n), 5 * MB
+        )
+        for task, n in (("sft", 1), ("kto", 1), ("dpo", 1), ("dpo", 6))
+    ]
+    smallest = ["batch_size=3 gradient_accumulation=4, about 3.00 MB"]
+    assert found[0] == found[2] == smallest
+    assert "even batch_size=6" in found[1][0] and "even batch_size=6" in found[3][0]
+
+
+def test_processes_share_batches_and_the_hosts_memory(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = outlook_of(talker, batch_size=8, method="full")
+    shared = replace(alone, processes=3)
+    assert (alone.trained.rows, shared.trained.rows) == (8, 3)
+    parts = shared.estimate().parts
+    weights = sum(p.numel() for p in alone.model.parameters())
+    assert parts["buckets"] == 4 * weights and "buckets" in ABOUT
+    assert alone.estimate().parts["buckets"] == 0
+    assert shared.ceiling() < alone.ceiling()
+    with pytest.raises(ConfigError, match="shared out"):
+        shared.with_recipe(fsdp=True).estimate()
+    machine(monkeypatch, 900_000 * MB, 600_000 * MB)
+    weighing.weigh(Console(), shared)
+    said = capsys.readouterr().out
+    assert "200 GB of 300 GB RAM (for each of 3 processes) are free" in said
+    monkeypatch.setattr(weighing.cuda, "device_count", lambda: 2)
+    weighing.compare(Console(), alone.with_recipe(method="lora"))
+    assert "largest batch 4 rows of 20 tokens" in capsys.readouterr().out
+
+
+def test_a_classifier_may_begin_from_another_one(tiny: Path, tmp_path: Path) -> None:
+    with_head = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tiny / "model", num_labels=7
+    )
+    with_head.save_pretrained(tmp_path / "seven")
+    transformers.AutoTokenizer.from_pretrained(tiny / "model").save_pretrained(tmp_path / "seven")
+    recipe = parse({"model": str(tmp_path / "seven"), "data": str(tiny / "data.csv")})
+    seen: list[Outlook] = []
+    prepare = choosing.preparation(recipe, lambda _, one: seen.append(one))
+    assert prepare(recipe, Console(silent=True)).model.config.num_labels == 3
+    assert seen[0].weights is not None and seen[0].estimate().total > 0
+
+
+def test_texts_are_tried_with_too_little_memory_if_asked(
+    deltaw_command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    machine(monkeypatch, 60 * MB, 50 * MB)
+    guessed(monkeypatch, lambda recipe, batches: 20 * batches.trained.rows * MB)
+    asked = ("train", tiny / "model", tiny / "data.csv", "--dry-run", "allow_overcommit=true")
+    code, out, err = deltaw_command(*asked)
+    assert (code, err) == (0, "")
+    assert "warning   memory estimate above" in out and "task: classification" in out
 
 
 def test_what_cannot_be_estimated_says_why(
@@ -255,7 +321,7 @@ def test_the_largest_batches(talker: Path) -> None:
     few = of_answers(recipe, alone(5), alone(*[4000] * 5), [], vocabulary=5000)
     assert few.scored == Shape(3, 4000)
     apart = of_answers(recipe, [(5, 30), (9, 4), (20, 20), (6, 1)], [(5, 30)], [], vocabulary=10)
-    assert apart == Batches(Shape(3, 9, 30), Shape(1, 5, 30))
+    assert apart == Batches(Shape(3, 20, 30), Shape(1, 5, 30))
     texts = of_texts(recipe, [5, 9, 100, 5, 5, 90], [7] * 40)
     assert texts == Batches(Shape(3, 100), Shape(32, 7))
     assert of_texts(recipe, [5], []) == Batches(Shape(1, 5), None)
@@ -296,9 +362,10 @@ def rated(file: Path) -> Path:
         {"method": "full", "optim": "galore_adamw_8bit", "galore_rank": 4},
         {"task": "kto"},
         {"kind": "seq2seq", "use_dora": True},
+        {"kind": "seq2seq", "quantization_bit": 4},
         {"kind": "texts", "task": None, "method": "full"},
     ],
-    ids=["lora", "galore", "kto", "seq2seq", "texts"],
+    ids=["lora", "galore", "kto", "seq2seq", "packed", "texts"],
 )
 def test_parts_are_those_of_a_real_run(
     talker: Path, tiny: Path, writer: dict[str, Any], tmp_path: Path, settings: dict[str, Any]

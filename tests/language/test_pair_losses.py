@@ -10,8 +10,9 @@ from tests.language.models import write_json
 
 import deltaw
 from deltaw.language.choosing import settle
-from deltaw.language.training.losses import PairLoss, odds_ratio
+from deltaw.language.training.losses import PairLoss
 from deltaw.language.training.pairs import Pairs
+from deltaw.language.training.pairs import score as score_pairs
 from deltaw.language.training.preferring import PreferenceJob, PreferenceTrainer, prepare
 from deltaw.train.batches import padded_tokens
 from deltaw.train.console import Console
@@ -116,9 +117,61 @@ def test_losses_without_a_reference_by_hand(name: str) -> None:
     sure = PairLoss(name, 1.0)(0 * SAID, SAID, SIZES)
     assert np.isfinite(sure).all()
 
+    said, sizes = torch.tensor(SAID), torch.tensor(SIZES)
+    learnt = PairLoss(name, 2.5, gamma=1.5).of_tokens(said, sizes)
+    np.testing.assert_allclose(learnt.item(), wanted.mean(), rtol=1e-10)
 
-def test_the_odds_of_what_is_certain_have_a_gradient() -> None:
+
+@pytest.mark.parametrize("name", ["simpo", "orpo"])
+def test_what_is_certain_has_a_gradient(name: str) -> None:
     said = torch.tensor([[0.0, -3.0], [-1e-9, -8.0]], requires_grad=True)
-    loss = odds_ratio(said, torch.tensor([[3, 4], [2, 9]]), 0.1)
+    loss = PairLoss(name, 0.1).of_tokens(said, torch.tensor([[3, 4], [2, 9]]))
     loss.backward()
     assert loss.isfinite() and said.grad is not None and said.grad.isfinite().all()
+
+
+def test_losses_without_a_reference_compare_tokens() -> None:
+    loss = PairLoss("simpo", 2.0)
+    score = score_pairs(SAID, np.full_like(SAID, 99.0), SIZES, loss)
+    ahead = 2 * (SAID[:, 0] / SIZES[:, 0] - SAID[:, 1] / SIZES[:, 1])
+    assert score.values["margin"] == pytest.approx(ahead.mean())
+    assert score.values["accuracy"] == pytest.approx((ahead > 0).mean())
+
+
+def test_nothing_is_asked_of_a_reference_that_is_not_there(
+    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": " yes" * (n + 1), "rejected": " no"} for n in range(5)]
+    asked = {
+        "model": str(talker / "model"),
+        "data": str(write_json(tmp_path / "pairs.json", rows)),
+        "validation_share": 1,
+        "pref_loss": "simpo",
+    }
+    monkeypatch.setattr(Pairs, "log_p", lambda *_: pytest.fail("the reference is asked"))
+    job = prepare(settle(parse(asked)), Console())
+    job.show_rows(Console())
+    job.foresee(Console())
+    assert "4 pairs; there is no reference" in capsys.readouterr().out
+    assert "ahead by 5 in log p per token" in "".join(job.warnings)
+    kinder = parse(asked | {"pref_beta": 2, "simpo_gamma": 1})
+    assert not prepare(settle(kinder), Console(silent=True)).warnings
+
+
+def test_adapters_are_tried_on_the_shortest_rows_and_no_more_than_a_batch(
+    talker: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": " yes" * (n + 1), "rejected": " no"} for n in range(5)]
+    asked = {
+        "model": str(talker / "model"),
+        "data": str(write_json(tmp_path / "pairs.json", rows)),
+        "validation_share": 0,
+        "batch_size": 2,
+        "gradient_checkpointing": True,
+    }
+    job = prepare(settle(parse(asked)), Console(silent=True))
+    lengths = [len(r.input_ids) for side in job.train.judged.sides().values() for r in side]
+    with Interrupt() as interrupt:
+        trainer = job.trainer(tmp_path, interrupt, make_progress(job, Console(silent=True)))
+    assert job.probe(trainer)["input_ids"].shape == (2, sorted(lengths)[1])
+    assert any(getattr(part, "gradient_checkpointing", False) for part in job.model.modules())

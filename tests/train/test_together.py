@@ -170,8 +170,9 @@ def test_weights_that_are_shared_out(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo"])
 def test_preferences(
-    talking: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    talking: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
     rows = [
         {"prompt": row["instruction"], "chosen": row["output"], "rejected": "I do not know that."}
@@ -179,7 +180,7 @@ def test_preferences(
     ]
     data = {"data": str(write_json(tmp_path / "pairs.json", rows))}
     values = {key: value for key, value in talking.items() if key != "samples"}
-    both(values, tmp_path, monkeypatch, **data, batch_size=6)
+    both(values, tmp_path, monkeypatch, **data, batch_size=6, pref_loss=loss)
 
 
 @pytest.mark.slow

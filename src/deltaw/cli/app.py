@@ -1,10 +1,12 @@
 """All commands in the order a person meets them."""
 
+from contextlib import suppress
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from deltaw import __version__
 from deltaw.cli.chat import chat
 from deltaw.cli.check import check
 from deltaw.cli.combine import combine
@@ -32,9 +34,11 @@ BESIDE = ("torch", "transformers", "trl")
 def _show_version(asked: bool) -> None:
     if not asked:
         return
-    found = {dist.name.lower(): dist.version for dist in metadata.distributions()}
-    beside = [f"{name} {found[name]}" for name in BESIDE if name in found]
-    typer.echo(f"deltaw {found['deltaw']} ({', '.join(beside)})")
+    beside = []
+    for name in BESIDE:
+        with suppress(metadata.PackageNotFoundError):
+            beside.append(f"{name} {metadata.version(name)}")
+    typer.echo(f"deltaw {__version__} ({', '.join(beside)})")
     raise typer.Exit
 
 

@@ -39,7 +39,6 @@ class LanguageKeys(BaseModel):
     length_penalty: float = 1.0
     repetition_penalty: float = Field(1.0, gt=0)
     no_repeat_ngram_size: int = Field(0, ge=0)
-    allow_overcommit: bool = False
     pref_beta: float = Field(0.1, gt=0)
     pref_loss: Literal[
         "sigmoid",

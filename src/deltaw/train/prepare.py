@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
 from deltaw.errors import ConfigError, RunError
+from deltaw.recomputing import recompute
 from deltaw.train import methods
 from deltaw.train.batches import Collator, EpochSampler
 from deltaw.train.choices import check_reports, chosen, recorded_recipe
@@ -45,6 +46,8 @@ SEEN = 16
 """How many batches a start from data sees."""
 PROBE = 8
 """Rows on which adapters are tried."""
+FEW = 4
+"""Tokens of a row below which attention may have nothing to weigh."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,16 @@ class TextJob(Job):
             compute_loss_func=loss,
             compute_metrics=metrics,
         )
+        if recipe.gradient_checkpointing:  # before the first step, for the probe
+            recompute(self.model)
         trainer.made_for(recipe, interrupt, progress)
         return trainer
 
     def probe(self, trainer: RecipeTrainer) -> dict[str, Tensor]:
-        """Return a few rows, the shortest, on which the adapters are tried."""
-        shortest = sorted(self.train, key=lambda row: len(row["input_ids"]))  # type: ignore[arg-type]
-        return self.collator(shortest[: min(PROBE, self.recipe.batch_size)])
+        """Return a few rows, the shortest of several tokens, on which the adapters are tried."""
+        sizes = _sizes(self.train)
+        order = sorted(range(len(sizes)), key=lambda index: (sizes[index] < FEW, sizes[index]))
+        return self.collator([self.train[i] for i in order[: min(PROBE, self.recipe.batch_size)]])
 
     def score(self) -> Score | None:
         """Return the model's score on the held-out rows, if there are any."""

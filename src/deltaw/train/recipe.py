@@ -113,6 +113,7 @@ class Recipe(LanguageKeys):
     bf16: bool = False
     gradient_checkpointing: bool = False
     fsdp: bool = False
+    allow_overcommit: bool = False
     seed: int = Field(0, ge=0, lt=2**31)
 
     eval_every: int | None = Field(None, ge=1)

@@ -21,6 +21,7 @@ ABOUT = {
     "adapters": "trained beside frozen weights",
     "gradients": "of what is trained",
     "optimiser": "two moments of what is trained",
+    "buckets": "of gradients that processes exchange",
     "activations": "kept for the backward pass",
     "logits": "and their gradients",
     "temporaries": "of the largest moment",

@@ -12,6 +12,8 @@ from deltaw.analysis.memory.headers import Weights
 from deltaw.analysis.memory.trace import Trace
 from deltaw.analysis.memory.training import Training
 from deltaw.errors import ConfigError, FormatError, RunError, printable, raise_all
+from deltaw.heads import new_heads
+from deltaw.patterns import within
 
 LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 """What transformers raises for a configuration that is absent, damaged or unknown."""
@@ -47,10 +49,15 @@ def empty(name: str, training: Training, dtype: torch.dtype) -> nn.Module:
 
 
 def require_fit(model: nn.Module, weights: Weights) -> None:
-    """Raise `FormatError`, listing all, if weights have other shapes than the model's own."""
+    """Raise `FormatError`, listing all, if weights have other shapes than the model's own.
+
+    A new head need not fit.
+    """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    problems = []
+    problems, new = [], new_heads(model)
     for name, parameter in model.named_parameters():
+        if within(name, new):
+            continue
         held = weights.headers.get(name) or weights.headers.get(name.removeprefix(prefix))
         if held is not None and held.shape != tuple(parameter.shape):
             problems.append(

@@ -130,12 +130,13 @@ def _read(file: Path) -> Iterator[tuple[str, Header]]:
 def _hub(name: str, revision: str | None) -> dict[str, Header]:
     try:
         import huggingface_hub
-        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+        from huggingface_hub import errors as hub
     except ImportError as error:
         raise ConfigError(
             f"{printable(name, 200)} is no folder, and the hub needs huggingface_hub, which cannot "
             f"be imported: {error}\nFix: pip install 'deltaw[train]', or give a folder."
         ) from error
+    known_errors = (hub.NotASafetensorsRepoError, hub.SafetensorsParsingError, hub.HTTPError)
     try:
         for file in (WHOLE, INDEX):
             known = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
@@ -143,7 +144,7 @@ def _hub(name: str, revision: str | None) -> dict[str, Header]:
             if folder is not None and all(part.is_file() for part in _files(folder)):
                 return _local(folder)
         found = huggingface_hub.get_safetensors_metadata(name, revision=revision)
-    except (OSError, ValueError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
+    except (OSError, ValueError, *known_errors) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(
             f"The headers of {printable(name, 200)} cannot be read: {printable(first, 300)}\n"

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import TargetError
-from deltaw.heads import new_heads, output_head
-from deltaw.patterns import ends_with, within
 from deltaw.quant import _bnb
 from deltaw.quant.bnb4 import Bnb4
-from deltaw.walking import walk
+from deltaw.quantizing import to_pack
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,11 @@ def pack(model: nn.Module, like: nn.Module, packing: Packing) -> None:
     Raises:
         TargetError: if there is nothing to pack.
     """
-    kept, packed = {*output_head(model), *new_heads(model)}, 0
-    for path, layer in walk(model):
-        left_out = any(ends_with(path, name) for name in packing.exclude_modules)
-        if type(layer) is nn.Linear and not within(path, kept) and not left_out:
-            _pack(layer, like, packing)
-            packed += 1
-    if not packed:
+    layers = [layer for _, layer in to_pack(model, packing.exclude_modules)]
+    if not layers:
         raise TargetError(f"{type(model).__name__} has no linear layer to pack in 4 bits")
+    for layer in layers:
+        _pack(layer, like, packing)
 
 
 def _pack(layer: nn.Linear, like: nn.Module, packing: Packing) -> None:

@@ -8,8 +8,10 @@ from deltaw.analysis.memory.heap import SMALL, Heap
 from deltaw.analysis.memory.trace import PARTS, Event, Record
 
 ALLOCATOR = "allocator"
-ONCE = ("load", "end")
+ONCE = ("load", "begin", "end")
 """The phases that are no part of a step."""
+OUTSIDE = ("load", "end")
+"""The phases that are not on a GPU."""
 NODES, SAVED = 0.35, 0.9
 """How many small objects of a graph outlive the blocks around them: for each block that is made
 while it is built, and for each that it keeps; measured."""
@@ -52,7 +54,7 @@ def most(record: Record) -> dict[str, int]:
     for event in [*record.events, *_again(record)]:
         block = record.blocks[event.number % len(record.blocks)]
         live[block.part] += block.size if event.born else -block.size
-        if event.phase not in ONCE and live.total() > total:
+        if event.phase not in OUTSIDE and live.total() > total:
             total, found = live.total(), dict(live)
     return found
 

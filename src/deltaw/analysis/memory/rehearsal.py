@@ -35,7 +35,7 @@ def rehearse(model: nn.Module, run: Run, weights: Weights | None) -> Record:
                 pack(model, like, run.packs)
         with trace.phase("load", "adapters"):
             run.adapt(model)
-        with trace.phase("load", "temporaries"), torch.no_grad():
+        with trace.phase("begin", "temporaries"), torch.no_grad():
             run.begin(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from deltaw.analysis.memory.estimate import Estimate, size
 from deltaw.errors import DeltawError
 from deltaw.language.memory.outlook import Outlook
-from deltaw.language.memory.shapes import Batches, Shape
+from deltaw.language.memory.shapes import Batches
 
 SHORTEST = 64
 """Tokens below which a row is not cut to save memory."""
@@ -48,7 +48,8 @@ def _estimate(outlook: Outlook) -> Estimate | None:
 def _smaller_batches(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
     recipe, trained = outlook.recipe, outlook.batches.trained
     size, passes = recipe.batch_size, recipe.gradient_accumulation
-    while size % 2 == 0:
+    least = {"kto": 2, "dpo": outlook.processes}.get(recipe.task or "", 1)
+    while size % (2 * least) == 0:
         size, passes = size // 2, passes * 2
         text = f"batch_size={size} gradient_accumulation={passes}"
         changes = {"batch_size": size, "gradient_accumulation": passes}
@@ -72,17 +73,15 @@ def _packed(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
 
 def _adapters(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
     if outlook.recipe.method == "full":
-        yield "method=lora", outlook.with_recipe(method="lora", optim="adamw")
+        optim = " optim=adamw" if outlook.recipe.optim != "adamw" else ""
+        yield f"method=lora{optim}", outlook.with_recipe(method="lora", optim="adamw")
 
 
 def _shorter(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
-    batches, tokens = outlook.batches, outlook.batches.trained.tokens // 2
+    batches = outlook.batches
+    tokens = max(batches.trained.tokens, batches.trained.answers) // 2
     while tokens >= SHORTEST:
-        held = (_cut(shape, tokens) for shape in (batches.scored, batches.known))
-        trained = replace(batches.trained, tokens=tokens)
-        yield f"max_length={tokens}", outlook.with_recipe(Batches(trained, *held))
+        held = (shape and shape.cut(tokens) for shape in (batches.scored, batches.known))
+        cut = Batches(batches.trained.cut(tokens), *held)
+        yield f"max_length={tokens}", outlook.with_recipe(cut)
         tokens //= 2
-
-
-def _cut(shape: Shape | None, tokens: int) -> Shape | None:
-    return None if shape is None else replace(shape, tokens=min(shape.tokens, tokens))

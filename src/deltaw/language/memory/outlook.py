@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from deltaw.language.loading import weight_dtype
 from deltaw.language.memory.labelling import TextRun
 from deltaw.language.memory.running import RecipeRun
 from deltaw.language.memory.shapes import Batches, Shape, Sides, of_answers, of_texts
+from deltaw.train.distributed.processes import count
 from deltaw.train.methods import IN_PLACE
 from deltaw.train.recipe import Recipe
 
@@ -29,17 +30,26 @@ PROCESS = 200 << 20
 
 @dataclass(frozen=True)
 class Outlook:
-    """A recipe, its model without memory, the headers of its weights, and its largest batches."""
+    """A recipe, its model without memory, the headers of its weights, and its largest batches.
+
+    So many `processes` share every batch; what is said is of each of them.
+    """
 
     recipe: Recipe
     model: nn.Module
     weights: Weights | None
     batches: Batches
+    processes: int = 1
 
     def with_recipe(self, batches: Batches | None = None, **changes: Any) -> "Outlook":
         """Return the outlook of another recipe, whose largest batches may be others too."""
         recipe = self.recipe.model_copy(update=changes)
-        return Outlook(recipe, self.model, self.weights, batches or self.batches)
+        return replace(self, recipe=recipe, batches=batches or self.batches)
+
+    @property
+    def trained(self) -> Shape:
+        """The largest share of a batch."""
+        return self.batches.trained.shared_by(self.processes)
 
     def estimate(self) -> Estimate:
         """Return the peak memory of the run.
@@ -50,16 +60,20 @@ class Outlook:
         bit, method = self.recipe.quantization_bit, self.recipe.quantization_method
         if bit is not None and (bit, method) != (4, "bnb"):
             raise ConfigError(f"weights in {bit} bits of {method} are not in the estimate")
+        if self.recipe.fsdp and self.processes > 1:
+            raise ConfigError("weights that are shared out (fsdp) are not in the estimate")
         dtype = weight_dtype(self.recipe) if self.recipe.is_language else torch.float32
         model = copy.deepcopy(self.model).to(dtype)
         try:
-            run = self._kind()(self.recipe, self.batches)
-            return estimate_run(model, run, self.weights, device())
+            run = self._kind()(self.recipe, replace(self.batches, trained=self.trained))
+            found = estimate_run(model, run, self.weights, device())
         except DeltawError:
             raise
         except Exception as error:  # a model's own code may need values, which there are none of
             first = (str(error).strip().splitlines() or [""])[0]
             raise RunError(f"{type(error).__name__}: {first}") from error
+        exchanged = run.gradients if self.processes > 1 else 0
+        return Estimate({**found.parts, "buckets": exchanged})
 
     def _kind(self) -> type[RecipeRun]:
         if not self.recipe.is_language:
@@ -80,7 +94,7 @@ class Outlook:
         """
         config = self.model.config.get_text_config()  # type: ignore[operator]
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        trained, nothing = self.batches.trained, Shape(0, 0)
+        trained, nothing = self.trained, Shape(0, 0)
         held = (self.batches.scored or nothing, self.batches.known or nothing)
         scored = max(held, key=lambda shape: shape.size)
         rows = trained.rows * (1 + (self.recipe.task in ("dpo", "kto")))
@@ -113,14 +127,15 @@ def outlook(
     """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     batches = of_answers(recipe, trained, scored, known, vocabulary)
-    return Outlook(recipe, model, _headers(recipe), batches)
+    return Outlook(recipe, model, _headers(recipe), batches, count())
 
 
 def text_outlook(
     recipe: Recipe, model: nn.Module, trained: Sequence[int], scored: Sequence[int]
 ) -> Outlook:
     """Return the same of labelled texts, from how many tokens each has."""
-    return Outlook(recipe, model, _headers(recipe), of_texts(recipe, trained, scored))
+    batches = of_texts(recipe, trained, scored)
+    return Outlook(recipe, model, _headers(recipe), batches, count())
 
 
 def _headers(recipe: Recipe) -> Weights | None:

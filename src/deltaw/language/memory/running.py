@@ -26,6 +26,8 @@ class RecipeRun(Run):
 
     restores = True
     runtime = 0
+    gradients = 0
+    """The bytes of all gradients, known when there is an optimiser."""
 
     def __init__(self, recipe: Recipe, batches: Batches) -> None:
         plain = {"absorb": False, "init_lora_weights": True}
@@ -51,6 +53,7 @@ class RecipeRun(Run):
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """Return the recipe's optimiser."""
+        self.gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         groups = optimizer_groups(model, self.recipe, RATE, ())
         if self.recipe.uses_galore:
             return GaLoreAdamW(groups, RATE, layerwise=self.recipe.updates_in_backward)

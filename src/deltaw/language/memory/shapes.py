@@ -1,10 +1,11 @@
 """How large the largest batches are that a recipe trains on and scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltaw.language import scores
 from deltaw.train.batches import EpochSampler
+from deltaw.train.data.wording import counted
 from deltaw.train.recipe import Recipe
 
 EVALUATED = 32
@@ -31,6 +32,18 @@ class Shape:
     def size(self) -> int:
         """How many tokens all rows have."""
         return self.rows * self.length
+
+    def __str__(self) -> str:
+        apart = f", and {counted(self.answers, 'token')} of the answer" if self.answers else ""
+        return f"{counted(self.rows, 'row')} of {counted(self.tokens, 'token')}{apart}"
+
+    def cut(self, tokens: int) -> "Shape":
+        """Return it with no more tokens on either side."""
+        return Shape(self.rows, min(self.tokens, tokens), min(self.answers, tokens))
+
+    def shared_by(self, processes: int) -> "Shape":
+        """Return the largest share of so many processes."""
+        return replace(self, rows=-(-self.rows // processes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +92,13 @@ def _trained(recipe: Recipe, rows: Sequence[Sides], *, longest_first: bool) -> S
 
 
 def _largest(parts: Sequence[Sequence[Sides]]) -> Shape:
-    shapes = (Shape(len(part), *map(max, zip(*part, strict=True))) for part in parts)
-    return max(shapes, key=lambda shape: shape.size)
+    """Return the batch of the most tokens; where answers are apart, with the longest of all."""
+    shapes = [Shape(len(part), *map(max, zip(*part, strict=True))) for part in parts]
+    largest = max(shapes, key=lambda shape: shape.size)
+    if not largest.answers:
+        return largest
+    return Shape(
+        max(shape.rows for shape in shapes),
+        max(shape.tokens for shape in shapes),
+        max(shape.answers for shape in shapes),
+    )

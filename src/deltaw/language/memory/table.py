@@ -10,7 +10,7 @@ from deltaw.train.packing import packing
 
 COLUMNS = {
     "weights": ("weights",),
-    "trained": ("adapters", "gradients", "optimiser"),
+    "trained": ("adapters", "gradients", "optimiser", "buckets"),
     "batch": ("activations", "logits", "temporaries"),
     "rest": ("allocator", "runtime"),
 }

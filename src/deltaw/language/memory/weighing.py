@@ -1,8 +1,10 @@
 """What is said of a run's memory before its weights are read, and when it is refused."""
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from torch import nn
+from torch import cuda, nn
 
 from deltaw.analysis.memory.estimate import Estimate, size
 from deltaw.analysis.memory.machine import Machine, available
@@ -11,7 +13,8 @@ from deltaw.language.memory import table
 from deltaw.language.memory.fixes import fixes
 from deltaw.language.memory.outlook import Outlook, device, text_outlook
 from deltaw.train.console import Console
-from deltaw.train.data.wording import counted
+from deltaw.train.distributed.processes import count
+from deltaw.train.distributed.shares import most
 from deltaw.train.prepare import WeighTexts
 from deltaw.train.recipe import Recipe
 
@@ -27,10 +30,10 @@ def weigh(console: Console, outlook: Outlook) -> None:
     Raises:
         RunError: if the machine surely has too little memory, unless `allow_overcommit`.
     """
-    machine = available(device())
-    most = outlook.ceiling()
-    if most <= machine.free:
-        console.field("memory", f"below {size(most)} by a rough bound, {_has(machine)}")
+    machine = _machine(outlook)
+    bound = outlook.ceiling()
+    if bound <= machine.free:
+        console.field("memory", f"below {size(bound)} by a rough bound, {_has(machine)}")
         return
     try:
         own = outlook.estimate()
@@ -62,7 +65,9 @@ def compare(console: Console, outlook: Outlook) -> None:
     Raises:
         RunError: if the machine surely has too little memory, unless `allow_overcommit`.
     """
-    machine = available(device())
+    if count() == 1:  # as `deltaw train` will be started where there are several GPUs
+        outlook = replace(outlook, processes=most(outlook.recipe, max(1, cuda.device_count())))
+    machine = _machine(outlook)
     found, own = [], None
     for name, one, mine in table.variants(outlook):
         estimated = _attempt(one)
@@ -73,8 +78,8 @@ def compare(console: Console, outlook: Outlook) -> None:
     if len(errors) == len(found):
         _say_why_not(console, errors[0])
         return
-    shape, recipe = outlook.batches.trained, outlook.recipe
-    batch = f"{counted(shape.rows, 'row')} of {counted(shape.tokens, 'token')}"
+    recipe = outlook.recipe
+    batch = str(outlook.trained)
     with_it = ", gradient checkpointing" * recipe.gradient_checkpointing + ", bf16" * recipe.bf16
     title = f"estimated before loading; largest batch {batch}{with_it}:"
     verdict = "" if own is None else "fits: " if own.fits(machine) else "does not fit: "
@@ -115,6 +120,17 @@ def _judge(console: Console, outlook: Outlook, own: Estimate, machine: Machine) 
             ]
         )
     )
+
+
+def _machine(outlook: Outlook) -> Machine:
+    """Return the memory that one process has: a GPU of its own, or its part of the host's."""
+    machine = available(device())
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", outlook.processes))
+    if device() != "cpu" or beside == 1:
+        return machine
+    limited = f"{machine.limited}, " * bool(machine.limited) + f"for each of {beside} processes"
+    parts = (part // beside for part in (machine.total, machine.free))
+    return Machine(*parts, limited, machine.swap // beside)
 
 
 def _has(machine: Machine) -> str:

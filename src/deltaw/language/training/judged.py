@@ -50,6 +50,10 @@ class Judged(ABC):
     def as_data(self, reference: Floats) -> dict[str, Any]:
         """Return the columns that TRL's collator reads."""
 
+    def refers(self, recipe: Recipe) -> bool:
+        """Tell whether a recipe compares what a model says with what a reference does."""
+        return True
+
     def batched(self, recipe: Recipe) -> "Judged":
         """Return the judgements as a recipe trains on them; raise if it cannot."""
         return self
@@ -57,7 +61,7 @@ class Judged(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Judged answers, and what the reference says of them, (judgements, 2)."""
+    """Judged answers, and what the reference says of them, (judgements, 2); zeros without one."""
 
     judged: Judged
     reference: Floats

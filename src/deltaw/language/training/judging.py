@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -36,6 +37,7 @@ from deltaw.language.training.prepare import first_batches, loss_of
 from deltaw.language.training.receipt import skips
 from deltaw.language.training.sides import lines
 from deltaw.layer import AdaptedLayer
+from deltaw.recomputing import recompute
 from deltaw.train import methods
 from deltaw.train.console import Console
 from deltaw.train.identity import base_digest
@@ -48,7 +50,7 @@ from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.recipe import Recipe
 
-PROBE = 2
+PROBE = 4
 
 
 class Absent(nn.Module):
@@ -100,7 +102,7 @@ class JudgedJob(Job):
     padding: Padding
     template: Chosen
     encoder: Encoder
-    reference: str
+    reference: str | None
 
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     """What the best state may be chosen by."""
@@ -148,12 +150,17 @@ class JudgedJob(Job):
         if self.validation is not None:
             trainer.judged = self.validation
         trainer.padding = self.padding
+        if self.recipe.gradient_checkpointing:  # before the first step, for the probe
+            recompute(self.model)
         trainer.made_for(self.recipe, interrupt, progress)
         return trainer
 
     def probe(self, trainer: RecipeTrainer) -> dict[str, Any]:
-        """Return a few rows on which the adapters are tried, computed as in training."""
-        rows = [row for side in self.train.judged.sides().values() for row in side[:PROBE]]
+        """Return a few rows, the shortest, on which the adapters are tried, as in training."""
+        rows = [row for side in self.train.judged.sides().values() for row in side]
+        rows = sorted(rows, key=lambda row: len(row.input_ids))[
+            : min(PROBE, self.recipe.batch_size)
+        ]
         batch = self.padding([{"input_ids": r.input_ids, "labels": r.labels} for r in rows])
         return {**batch, "use_cache": False, "fused_lm_head": True}
 
@@ -168,7 +175,7 @@ class JudgedJob(Job):
         judged = self.train.judged
         name, count = self.counted
         console.field("template", self.template.origin)
-        found = [f"{count}; the reference is {self.reference}"]
+        found = [f"{count}; {_named(self.reference)}"]
         console.field(name, "\n".join([*found, *skips(judged.skipped)]))
         console.field("tokens", "\n".join(lines(judged, self.encoder)))
         for skip in judged.skipped:
@@ -178,6 +185,8 @@ class JudgedJob(Job):
         """Say what rows and model let one expect, and which answers the base finds likelier."""
         super().foresee(console)
         known = self.train
+        if self.reference is None:
+            return
         score = known.judged.score(known.reference, known.reference, self.recipe)
         if "prefers" in score.values:
             share, (low, high) = score.values["prefers"], score.intervals["prefers"]
@@ -220,7 +229,8 @@ def prepare_judged(
     require_scored(recipe, len(corpus.validation), len(parts[1]), parts[1].skipped, console)
     parts[0] = parts[0].batched(recipe)
     train, validation, test = ([(length, 0) for length in part.lengths()] for part in parts)
-    weigh(console, outlook(recipe, opening.model, train, [*validation, *test], train))
+    seen = train if parts[0].refers(recipe) else []
+    weigh(console, outlook(recipe, opening.model, train, [*validation, *test], seen))
     model = load_model(recipe)
     base = base_digest(model)
     padding = Padding(opening.tokenizer.pad_token_id)
@@ -233,10 +243,12 @@ def prepare_judged(
             "Fix: leave it out of target_modules, or train the head in full (modules_to_save)."
         )
     frozen = recipe.method not in methods.IN_PLACE and not recipe.absorb
+    start = "the model with its adapters off" if frozen else "the model as it starts"
+    reference = start if parts[0].refers(recipe) else None
+    if torch.cuda.is_available():
+        model.cuda()
     with deltaw.disabled(model) if frozen else nullcontext():
-        known, *held = (
-            Known(part, part.log_p(model, padding)) if len(part) else None for part in parts
-        )
+        known, *held = (_known(part, model, padding, reference) for part in parts)
     assert known is not None
     plan = planned(recipe, len(known.judged), hidden_size(model.config), recipe.metric or "loss")
     return kind(
@@ -254,8 +266,19 @@ def prepare_judged(
         padding=padding,
         template=opening.template,
         encoder=encoder,
-        reference="the model with its adapters off" if frozen else "the model as it starts",
+        reference=reference,
     )
+
+
+def _known(part: Judged, model: nn.Module, padding: Padding, reference: str | None) -> Known | None:
+    if not len(part):
+        return None
+    said = np.zeros((len(part), 2)) if reference is None else part.log_p(model, padding)
+    return Known(part, said)
+
+
+def _named(reference: str | None) -> str:
+    return "there is no reference" if reference is None else f"the reference is {reference}"
 
 
 def _as_data(known: Known) -> Dataset:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trl import DPOTrainer
 
 Floats = NDArray[np.float64]
+ALONE = ("simpo", "orpo")
 CERTAIN = -1e-6
 """The log of the largest q, whose odds are finite."""
 
@@ -53,6 +54,16 @@ class PairLoss:
         """Return the loss that a recipe asks for."""
         smoothing, gamma = recipe.dpo_label_smoothing, recipe.simpo_gamma
         return cls(recipe.pref_loss, recipe.pref_beta, smoothing, gamma)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it has no reference."""
+        return self.name in ALONE
+
+    def margins(self, said: Floats, reference: Floats, sizes: Floats) -> Floats:
+        """Return how far better answers are ahead: m, or β (l_c / n_c - l_r / n_r) if `alone`."""
+        ahead = said / sizes if self.alone else said - reference
+        return self.beta * (ahead[:, 0] - ahead[:, 1])
 
     def __call__(self, said: Floats, reference: Floats, sizes: Floats) -> Floats:
         """Return the loss of each pair from log p, log p_ref and n of its answers, (pairs, 2)."""
@@ -97,30 +108,27 @@ class PairLoss:
         """Make a trainer learn by this loss.
 
         TRL's sigmoid has no smoothing. S(-m) = S(m) + m, so it is TRL's robust loss with
-        ε' = ε / (2ε - 1). SimPO's is TRL's sigmoid_norm with what `instead` gives it.
+        ε' = ε / (2ε - 1). Those without a reference are not TRL's.
         """
         trainer.beta = self.beta
+        if self.alone:
+            return
         trainer.loss_types, trainer.label_smoothing = [self.name], self.smoothing
-        if self.name == "simpo":
-            trainer.loss_types = ["sigmoid_norm"]
         if self.name == "sigmoid" and self.smoothing:
             trainer.loss_types = ["robust"]
             trainer.label_smoothing = self.smoothing / (2 * self.smoothing - 1)
 
-    def instead(self, sizes: Tensor) -> Tensor:
-        """Return log p_ref with which sigmoid_norm is SimPO's loss, from n of answers, (pairs, 2).
+    def of_tokens(self, said: Tensor, sizes: Tensor) -> Tensor:
+        """Return a loss without a reference, in the mean over pairs, for training.
 
-        (log p_c - n_c gamma / β) / n_c = log p_c / n_c - gamma / β.
+        `said` are log p of the answers and `sizes` their n, (pairs, 2).
         """
-        chosen, rejected = sizes.float().unbind(-1)
-        return torch.stack([self.gamma / self.beta * chosen, 0 * rejected], -1)
-
-
-def odds_ratio(said: Tensor, sizes: Tensor, beta: float) -> Tensor:
-    """Return ORPO's loss from log p and n of answers, (pairs, 2), in the mean over pairs."""
-    means = (said / sizes).clamp(max=CERTAIN)
-    better, worse = (means - torch.log(-torch.expm1(means))).unbind(-1)
-    return (-beta * logsigmoid(better - worse) - means[:, 0]).mean()
+        means = said / sizes
+        if self.name == "simpo":
+            return -logsigmoid(self.beta * (means[:, 0] - means[:, 1]) - self.gamma).mean()
+        means = means.clamp(max=CERTAIN)
+        better, worse = (means - torch.log(-torch.expm1(means))).unbind(-1)
+        return (-self.beta * logsigmoid(better - worse) - means[:, 0]).mean()
 
 
 def _soft(values: Floats) -> Floats:

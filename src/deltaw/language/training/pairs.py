@@ -65,6 +65,10 @@ class Pairs(Judged):
         """Return log p of the better and of the worse answer of each pair, (pairs, 2)."""
         return preferred(model, self.pairs, padding)
 
+    def refers(self, recipe: Recipe) -> bool:
+        """Tell whether the recipe's loss has a reference."""
+        return not PairLoss.of(recipe).alone
+
     def score(self, found: Floats, reference: Floats, recipe: Recipe) -> Score:
         """Return loss, accuracy, margin and preference of a model by the recipe's loss."""
         sizes = np.array([[pair.chosen.learnt, pair.rejected.learnt] for pair in self.pairs])
@@ -119,14 +123,13 @@ def score(found: Floats, reference: Floats, sizes: Floats, loss: PairLoss, seed:
 
         m = β ((log p_c - log p_ref,c) - (log p_r - log p_ref,r))
 
-    `accuracy` is the share of m > 0 (a half for m = 0), `margin` the mean of m, `prefers` the share
-    of log p_c > log p_r. `sizes` counts the tokens of the answers, (pairs, 2). Intervals are 95% of
-    resampled pairs.
+    or, for losses without a reference, β (log p_c / n_c - log p_r / n_r). `accuracy` is the share
+    of m > 0 (a half for m = 0), `margin` the mean of m, `prefers` the share of log p_c > log p_r.
+    `sizes` counts the tokens of the answers, (pairs, 2). Intervals are 95% of resampled pairs.
 
     Source: arXiv 2305.18290, equation 7.
     """
-    gained = found - reference
-    margin = loss.beta * (gained[:, 0] - gained[:, 1])
+    margin = loss.margins(found, reference, sizes)
     each = {
         "loss": loss(found, reference, sizes),
         "accuracy": 0.5 * (1 + np.sign(margin)),

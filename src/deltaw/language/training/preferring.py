@@ -4,7 +4,7 @@ Source: arXiv 2305.18290.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.encoder import MASKED, Encoder
 from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.training.judging import JudgedJob, JudgedTrainer, prepare_judged
-from deltaw.language.training.losses import PairLoss, odds_ratio
+from deltaw.language.training.losses import PairLoss
 from deltaw.language.training.pairs import Pairs
 from deltaw.language.training.pairs import encode as encode_pairs
 from deltaw.train.console import Console
@@ -26,6 +26,9 @@ from deltaw.train.data.wording import counted
 from deltaw.train.distributed.shares import WEIGHT
 from deltaw.train.loop import arguments
 from deltaw.train.recipe import Recipe
+
+FARTHEST = 1.0
+"""The most that SimPO's gamma / β usually is."""
 
 
 class PreferenceTrainer(JudgedTrainer, DPOTrainer):  # type: ignore[misc]
@@ -36,16 +39,18 @@ class PreferenceTrainer(JudgedTrainer, DPOTrainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the mean loss of the pairs."""
-        sizes = torch.stack(inputs["completion_mask"].sum(1).chunk(2), -1)
-        if self.pair_loss.name == "simpo":
-            chosen, rejected = self.pair_loss.instead(sizes).unbind(-1)
-            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        if self.pair_loss.name != "orpo":
+        if not self.pair_loss.alone:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        labels = batch["input_ids"].masked_fill(inputs["completion_mask"] == 0, MASKED)
-        said = model(**batch, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(1)
-        loss = odds_ratio(torch.stack(said.chunk(2), -1), sizes, self.pair_loss.beta)
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self.aux_loss_enabled:
+            asked["output_router_logits"] = True
+        answers = inputs["completion_mask"]
+        labels = inputs["input_ids"].masked_fill(answers == 0, MASKED)
+        out = model(**asked, labels=labels, use_cache=False, fused_lm_head=True)
+        said, sizes = out.log_probs.sum(1), answers.sum(1)
+        loss = self.pair_loss.of_tokens(*(torch.stack(n.chunk(2), -1) for n in (said, sizes)))
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * out.aux_loss
         return inputs.get(WEIGHT, 1.0) * loss
 
     def _lengths(self) -> list[int]:
@@ -83,7 +88,24 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Prefer
     Raises:
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
     """
-    return prepare_judged(recipe, console, _encode, PreferenceJob, weigh)
+    job = prepare_judged(recipe, console, _encode, PreferenceJob, weigh)
+    return replace(job, warnings=(*job.warnings, *unreachable(recipe)))
+
+
+def unreachable(recipe: Recipe) -> list[str]:
+    """Return a warning where SimPO's margin is far beyond those of its paper.
+
+    gamma / β is by how much answers are to differ in log p per token. Source: arXiv 2405.14734,
+    table 7, where it is at most 0.8.
+    """
+    ratio = recipe.simpo_gamma / recipe.pref_beta
+    if recipe.pref_loss != "simpo" or ratio <= FARTHEST:
+        return []
+    return [
+        f"simpo_gamma={recipe.simpo_gamma:g} with pref_beta={recipe.pref_beta:g} asks for better "
+        f"answers that are ahead by {ratio:g} in log p per token; arXiv 2405.14734 has 0.1 to 0.8."
+        "\nFix: pref_beta=2, or 2.5"
+    ]
 
 
 def _encode(encoder: Encoder, samples: Sequence[Any], corpus: Corpus) -> Pairs:

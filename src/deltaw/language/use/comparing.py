@@ -48,7 +48,10 @@ def compare(
     beta = opened.recipe.pref_beta
     loss = f"loss={opened.recipe.pref_loss}" if paired else "the loss of KTO"
     lines = [f"{counted(len(judged), name)}{what}"]
-    lines += [f"{loss} at pref_beta={beta:g}; the reference is the model before the run"]
+    named = "the reference is the model before the run"
+    if not judged.refers(opened.recipe):
+        named = "there is no reference"
+    lines += [f"{loss} at pref_beta={beta:g}; {named}"]
     console.field("data", "\n".join([*lines, *skips(judged.skipped)]))
     if warning:
         console.field("WARNING", warning)

@@ -67,7 +67,13 @@ class Guarded(ExactCheckpoints):
         return float(super().rate_tried * SLOWER**self.slowed)
 
     def good_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint of weights that the wrong step did not begin with."""
+        """Return the newest checkpoint of weights that the wrong step did not begin with.
+
+        What the first process sees counts for all, which call this together.
+        """
+        return processes.from_first(self._good_checkpoint)
+
+    def _good_checkpoint(self) -> Path | None:
         found = {step_of(path): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
         good = [step for step in found if step < self.went_wrong - 1]
         return found[max(good)] if good else None
@@ -134,8 +140,10 @@ class Guarded(ExactCheckpoints):
 
 def rolled_back(trainer: Guarded, error: DivergedError) -> Rollback:
     """Return how to go on after `error`, or raise it where that was tried before or cannot be."""
+    if trainer.watchdog is None or trainer.slowed >= MOST:
+        raise error
     good = trainer.good_checkpoint()
-    if trainer.watchdog is None or trainer.slowed >= MOST or good is None:
+    if good is None:
         raise error
     why = str(error).split("\n")[0]
     return Rollback(trainer.went_wrong, step_of(good), SLOWER ** (trainer.slowed + 1), why)
