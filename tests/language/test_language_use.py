@@ -15,6 +15,7 @@ import deltaw
 from deltaw.errors import RunError
 from deltaw.language.choosing import train
 from deltaw.language.generating import Sampling, generate
+from deltaw.language.use import opened
 from deltaw.language.use.chatting import chat, escaped
 from deltaw.language.use.opened import open_language
 from deltaw.train.recipe import parse
@@ -175,3 +176,11 @@ def test_what_needs_a_classifier_says_so(
         "-o", tmp_path / "out",
     )  # fmt: skip
     assert code == 1 and "only classification and regression can be compared" in err
+
+
+def test_a_run_is_opened_on_the_gpu_where_there_is_one(
+    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[Any] = []
+    monkeypatch.setattr(opened, "place", lambda model: placed.append(model) or model)
+    assert opened.open_language(runs[0]).model is placed[0]

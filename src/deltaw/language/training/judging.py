@@ -46,6 +46,7 @@ from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer
 from deltaw.train.metrics import Score
 from deltaw.train.model import hidden_size
+from deltaw.train.placing import place
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.recipe import Recipe
@@ -245,8 +246,7 @@ def prepare_judged(
     frozen = recipe.method not in methods.IN_PLACE and not recipe.absorb
     start = "the model with its adapters off" if frozen else "the model as it starts"
     reference = start if parts[0].refers(recipe) else None
-    if torch.cuda.is_available():
-        model.cuda()
+    place(model)
     with deltaw.disabled(model) if frozen else nullcontext():
         known, *held = (_known(part, model, padding, reference) for part in parts)
     assert known is not None

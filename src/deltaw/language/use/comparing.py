@@ -16,6 +16,7 @@ from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.identity import find_base, require_base
 from deltaw.train.metrics import Score
+from deltaw.train.placing import place
 from deltaw.train.receipt import skips
 from deltaw.train.scores import table
 
@@ -76,7 +77,7 @@ def _reference(
     source = find_base(recipe, model)
     base = load_model(recipe, source)
     require_base(base, source, recipe)
-    base.eval()
+    place(base).eval()
     found = judged.log_p(base, padding)
     del base
     gc.collect()

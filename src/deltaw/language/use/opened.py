@@ -21,6 +21,7 @@ from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_tokenizer
 from deltaw.train.packing import absorbing, pack
+from deltaw.train.placing import place
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import read_recipe, read_results
 
@@ -95,7 +96,7 @@ def open_language(
             ) from error
         if recipe.absorb:
             pack(base, recipe, ())
-    base.eval()
+    place(base).eval()
     template = choose(tokenizer, None)
     encoder = encoder_of(recipe, tokenizer, template, base)
     return OpenedLanguage(folder, recipe, base, tokenizer, template, encoder)
