@@ -1,11 +1,13 @@
 """Which stretch of a conversation's text is an answer, for templates of every kind."""
 
 import pytest
+from tests.language.tokenizers_ import byte_level
 
 from deltaw.language.data.samples import Message
 from deltaw.language.encoding import naming
 from deltaw.language.encoding.answers import answers
 from deltaw.language.encoding.rendering import Refused, Template
+from deltaw.language.encoding.templating import ends
 
 DIALOGUE = (
     Message("system", "Be kind."),
@@ -104,3 +106,66 @@ def test_a_turn_that_is_no_answer_cannot_be_learnt_alone() -> None:
     messages = (Message("user", "x", trained=True), Message("assistant", "y"))
     with pytest.raises(Refused, match=r"turn 1 is to be learnt .* train_on=all"):
         found(naming.source("chatml"), messages)
+
+
+CALLS = """
+{%- for m in messages -%}
+<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and not loop.last and not m.tool_calls %}
+{{- m.content.split('</think>')[-1] }}
+{%- elif m.role == 'assistant' %}<think>
+{{ m.content.split('</think>')[0].split('<think>')[-1] | trim }}
+</think>
+
+{{ m.content.split('</think>')[-1] | trim }}
+{%- for call in m.tool_calls or () %}
+<tool_call>{{ call.function.name }}</tool_call>
+{%- endfor %}
+{%- else %}{{ m.content }}{% endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}
+"""
+"""As Qwen3's: thoughts are written in its own way, and calls stand behind them."""
+
+
+def test_a_call_in_a_template_that_rewrites_what_came_before() -> None:
+    call = {"type": "function", "function": {"name": "search", "arguments": {}}}
+    messages = (
+        DIALOGUE[1],
+        Message("assistant", "<think>Look it up.</think>", (call,)),
+        Message("tool", "blue: sky"),
+        Message("assistant", "<think>So</think>The sky."),
+    )
+    first, last = found(CALLS, messages)
+    assert first.endswith("<tool_call>search</tool_call><|im_end|>")
+    assert last == "<think>\nSo\n</think>\n\nThe sky.<|im_end|>"
+
+
+def test_only_turns_that_are_learnt_must_be_as_the_row_has_them() -> None:
+    thought = Message("assistant", "<think>Well</think>The sky.")
+    last = Message("assistant", "<think>Hm</think>The sea.")
+    kept = ["<think>\nHm\n</think>\n\nThe sea.<|im_end|>"]
+    messages = (DIALOGUE[1], thought, DIALOGUE[3], last)
+    with pytest.raises(Refused, match="turn 2 is changed or left out"):
+        found(CALLS, messages)
+    template = Template(CALLS, {})
+    text, spans = answers(template, messages, (), ENDS, last=True)
+    assert [text[a:b] for a, b in spans] == kept
+    left_out = Message("assistant", thought.content, trained=False)
+    assert found(CALLS, (DIALOGUE[1], left_out, DIALOGUE[3], last)) == kept
+
+
+def test_what_ends_a_turn_is_what_the_template_writes_behind_it() -> None:
+    tokenizer = byte_level(turns=["<|im_start|>", "<|im_end|>"])
+    for name, wanted in (("chatml", ("<eos>", "<|im_end|>")), ("alpaca", ("<eos>",))):
+        template = Template(naming.source(name), tokenizer.special_tokens_map)
+        assert ends(tokenizer, None, template) == wanted
+    refusing = Template("{{ raise_exception('no') }}", {})
+    assert ends(tokenizer, None, refusing) == ("<eos>",)
+
+
+def test_the_default_of_llama_factory() -> None:
+    template = Template(naming.source("default"), {"bos_token": "<s>", "eos_token": "</s>"})
+    text, _ = template.render([{"role": m.role, "content": m.content} for m in DIALOGUE[:3]])
+    assert text == ("<s>System: Be kind.</s>\nHuman: What is blue?</s>\nAssistant:The sky.</s>\n")

@@ -10,7 +10,15 @@ from tests.language.tokenizers_ import byte_level, sentence_piece
 from deltaw.errors import DataError
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
 from deltaw.language.encoding import naming
-from deltaw.language.encoding.encoder import MASKED, Encoder, Learnt, Rows, Sample, TooLong
+from deltaw.language.encoding.encoder import (
+    MASKED,
+    Encoder,
+    Learnt,
+    Rows,
+    Sample,
+    TooLong,
+    unknown_id,
+)
 from deltaw.language.encoding.rendering import Template
 from deltaw.language.encoding.templating import choose, ends
 
@@ -244,3 +252,10 @@ def test_what_is_longer_than_a_tokenizer_says_is_for_the_encoder_to_say() -> Non
     chosen = choose(tokenizer, "alpaca")
     Encoder(tokenizer, chosen.template, 500, ends(tokenizer)).prompt_ids(["What is blue?"] * 2, 5)
     assert not tokenizer.deprecation_warnings
+
+
+def test_an_end_that_stands_for_unknown_characters_too_is_no_unknown_character() -> None:
+    tokenizer = byte_level()
+    tokenizer.unk_token = tokenizer.eos_token
+    assert encode(tokenizer, TALK).unknown == 0
+    assert unknown_id(tokenizer) is None and unknown_id(sentence_piece()) is not None

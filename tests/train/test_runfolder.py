@@ -6,6 +6,7 @@ import pytest
 
 from deltaw.errors import RunError
 from deltaw.train import staging
+from deltaw.train.choices import by_name, full_data_name
 from deltaw.train.recipe import parse
 from deltaw.train.runfolder import RunFolder, read_results
 
@@ -98,3 +99,29 @@ def test_what_cannot_be_written_names_no_option_that_its_command_lacks(tmp_path:
     with pytest.raises(RunError, match="cannot be written") as caught:
         staging.write_text(tmp_path / "file" / "out", "")
     assert "--output" not in str(caught.value)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    assert by_name({"/x/a/train.jsonl": "1", "/x/b/test.jsonl": "2"}) == {
+        "train.jsonl": "1",
+        "test.jsonl": "2",
+    }
+    assert by_name({"/x/a/train.jsonl": "1", "/x/b/train.jsonl": "2"}) == {
+        "a/train.jsonl": "1",
+        "b/train.jsonl": "2",
+    }
+    assert by_name({}) == {}
+
+
+def test_every_local_part_of_the_data_is_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.json"):
+        Path(name).touch()
+    assert full_data_name("a.json") == str(tmp_path / "a.json")
+    asked = "a.json, b.json#50,owner/set,owner/set#7"
+    assert full_data_name(asked) == (
+        f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}#50,owner/set,owner/set#7"
+    )
+    assert full_data_name("a.json,b.json", "folder") == "a.json,b.json"

@@ -17,6 +17,7 @@ from deltaw.compare.processes import Pool
 from deltaw.compare.record import Record
 from deltaw.compare.running import Runs
 from deltaw.errors import ConfigError, raise_all
+from deltaw.train.choices import by_name
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
 from deltaw.train.interrupt import Interrupt
@@ -60,7 +61,7 @@ def compare(
     with Interrupt() as interrupt, held(folder, partial(refuse_foreign, folder)):
         fresh = Record(
             shared=_recorded(shared),
-            data={Path(path).name: digest for path, digest in data.hashes.items()},
+            data=by_name(data.hashes),
             methods=_as_read(methods),
             compared=list(methods),
             machine=_machine(jobs),

@@ -59,7 +59,7 @@ def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> 
         tokenizer,
         template.template,
         _room(recipe, positions(model)),
-        ends(tokenizer, model.generation_config),
+        ends(tokenizer, model.generation_config, template.template),
         recipe.train_on,
         recipe.too_long,
         recipe.separator,

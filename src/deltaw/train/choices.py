@@ -37,25 +37,40 @@ def recorded_recipe(
     base: str,
     tokenizer: str,
     labels: Sequence[str] = (),
+    reading: str | None = None,
 ) -> Recipe:
     """Return the recipe with its places in full and the record of what it was run on."""
     return recipe.model_copy(
         update={
             "model": full_name(recipe.model),
-            "data": full_data_name(recipe.data),
+            "data": full_data_name(recipe.data, recipe.dataset_dir),
+            "eval_data": _full_data(recipe.eval_data, recipe.dataset_dir),
             "output": _full(recipe.output),
             "dataset_dir": _full(recipe.dataset_dir),
             "record": {
                 "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
                 "versions": {name: version(name) for name in VERSIONS}
                 | {"python": platform.python_version()},
-                "data": {Path(path).name: digest for path, digest in hashes.items()},
+                "data": by_name(hashes),
                 "base": base,
                 "tokenizer": tokenizer,
                 "labels": list(labels),
-            },
+            }
+            | ({} if reading is None else {"reading": reading}),
         }
     )
+
+
+def by_name(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return digests by the names of their files, with as many folders as tell all apart."""
+    paths = [Path(path) for path in hashes]
+    size, most = 1, max((len(path.parts) for path in paths), default=1)
+    while size < most and len({path.parts[-size:] for path in paths}) < len(paths):
+        size += 1
+    return {
+        "/".join(path.parts[-size:]): digest
+        for path, digest in zip(paths, hashes.values(), strict=True)
+    }
 
 
 def check_reports(recipe: Recipe) -> None:
@@ -74,6 +89,19 @@ def _full(path: str | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
 
 
-def full_data_name(name: str) -> str:
-    """Return a local path as an absolute one and a hub name as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+def full_data_name(names: str, folder: str | None = None) -> str:
+    """Return local paths as absolute ones; hub names, and names within a `folder`, as they are."""
+    if Path(names).exists():
+        return str(Path(names).resolve())
+    return names if folder is not None else ",".join(map(_full_part, names.split(",")))
+
+
+def _full_part(name: str) -> str:
+    path, mark, limit = name.strip().rpartition("#")
+    if mark and limit.isdigit() and Path(path).exists():
+        return f"{Path(path).resolve()}#{limit}"
+    return str(Path(name.strip()).resolve()) if Path(name.strip()).exists() else name.strip()
+
+
+def _full_data(names: str | None, folder: str | None) -> str | None:
+    return None if names is None else full_data_name(names, folder)

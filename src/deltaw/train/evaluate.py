@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deltaw.errors import DataError, RunError
 from deltaw.train.batches import Collator
+from deltaw.train.choices import by_name
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
 from deltaw.train.data.detect import Schema
@@ -88,5 +89,5 @@ def _trained_on(recipe: Recipe, table: Table, examples: Sequence[Example]) -> st
 
 def _unchanged(data: Data, recipe: Recipe) -> bool:
     """Tell whether the run's data are still what they were."""
-    now = {Path(path).name: digest for path, digest in data.hashes.items()}
+    now = by_name(data.hashes)
     return now == (recipe.record or {}).get("data")

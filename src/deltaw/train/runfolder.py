@@ -201,6 +201,10 @@ class RunFolder:
             problems.append("the base model's weights changed since the run began (other hash)")
         if then.get("tokenizer") != now.get("tokenizer"):
             problems.append("the model's tokenizer changed since the run began (other hash)")
+        if then.get("reading") != now.get("reading"):
+            problems.append(
+                "the chat template, or which columns are read as what, changed since the run began"
+            )
         raise_all(
             RunError,
             f"{self.shown} holds a run from another recipe, which cannot be resumed with this one:",

@@ -253,10 +253,30 @@ def test_trl() -> None:
         "bf16": True,
         "gradient_checkpointing": True,
         "max_length": 1024,
+        "separator": "",
         "validation_share": 0.0,
         "seed": 42,
         "keep": "last",
     }
+
+
+def test_trl_evaluates_as_often_as_it_logs() -> None:
+    assert recipe_of(TRL | {"eval_strategy": "steps"}).eval_every == 10
+    assert recipe_of(FACTORY | {"eval_strategy": "steps"}).eval_every == 500
+
+
+def test_mlx_counts_batches_and_not_steps() -> None:
+    found = recipe_of(MLX | {"iters": 1000, "grad_accumulation_steps": 8, "save_every": 80})
+    assert (found.max_steps, found.eval_every, found.gradient_accumulation) == (125, 10, 8)
+    without = {key: value for key, value in MLX.items() if key not in ("iters", "save_every")}
+    assert recipe_of(without | {"grad_accumulation_steps": 4}).max_steps == 250
+    assert "columns: {prompt: prompt, response: completion}" in said_of(MLX)
+
+
+def test_long_texts_of_axolotl_are_cut_into_pieces() -> None:
+    texts = {"datasets": [{"path": "rows.jsonl", "type": "completion"}]}
+    assert recipe_of(AXOLOTL | texts).too_long == "split"
+    assert recipe_of(AXOLOTL).too_long == "drop"
 
 
 @pytest.mark.parametrize(

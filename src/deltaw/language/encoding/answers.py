@@ -33,14 +33,17 @@ def answers(
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] = (),
     ends: Sequence[str] = (),
+    *,
+    last: bool = False,
 ) -> tuple[str, list[Span]]:
-    """Return the text of a conversation and the span of each answer that is learnt.
+    """Return the text of a conversation and the span of each answer that is learnt, or the `last`.
 
     A span begins after the words that prompt for it and ends with the last of `ends` (the words
     that end a turn) that follows its content, blanks after that left out.
 
     Raises:
-        Refused: if the template raises, or an answer is not in the text as the row has it.
+        Refused: if the template raises, or an answer that is learnt is not in the text as the row
+            has it, blanks aside.
     """
     for index, message in enumerate(messages):
         if message.role != "assistant" and message.trained:
@@ -51,15 +54,13 @@ def answers(
     data = as_data(messages)
     text, marked = template.render(data, tools)
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    if marked and len(marked) == len(turns):
-        found = marked
-    else:
-        found = [_span(template, data, tools, text, index) for index in turns]
+    believed = dict(zip(turns, marked, strict=True)) if len(marked) == len(turns) else {}
+    learnt = [index for index in turns if trained(messages[index])]
     kept = []
-    for index, span in zip(turns, found, strict=True):
+    for index in learnt[-1:] if last else learnt:
+        span = believed.get(index) or _span(template, data, tools, text, index)
         _require(text, span, messages[index], index)
-        if trained(messages[index]):
-            kept.append(_ended(text, span, ends))
+        kept.append(_ended(text, span, ends))
     return text, kept
 
 
@@ -74,12 +75,12 @@ def _span(
     until, _ = template.render(data[: index + 1], tools)
     if until.startswith(before) and text.startswith(until):
         return len(before), len(until)
-    replaced = [*data]
-    replaced[index] = {**data[index], "content": STAND_IN}
-    other, _ = template.render(replaced, tools)
-    head, found, tail = other.partition(STAND_IN)
-    if found and text.startswith(head) and text.endswith(tail):
-        return len(head), len(text) - len(tail)
+    plain = {"role": data[index]["role"], "content": STAND_IN}
+    for turn in (plain, {**data[index], "content": STAND_IN}):
+        other, _ = template.render([*data[:index], turn, *data[index + 1 :]], tools)
+        head, found, tail = other.partition(STAND_IN)
+        if found and text.startswith(head) and text.endswith(tail):
+            return len(head), len(text) - len(tail)
     raise Refused(
         f"turn {index + 1} cannot be found in what the template makes of the whole conversation"
     )
@@ -87,10 +88,25 @@ def _span(
 
 def _require(text: str, span: Span, message: Message, index: int) -> None:
     """Raise unless the answer, and each call of a tool, stands in its span."""
-    inside = text[slice(*span)]
-    parts = [message.content.strip(), *(call["function"]["name"] for call in message.tool_calls)]
-    if not all(part in inside for part in parts):
+    inside = _joined(text[slice(*span)])
+    parts = [message.content, *(call["function"]["name"] for call in message.tool_calls)]
+    if not all(_joined(part) in inside for part in parts):
         raise Refused(f"turn {index + 1} is changed or left out by the template")
+
+
+def _joined(text: str) -> str:
+    """Return a text without its blanks, which templates set as they like."""
+    return "".join(text.split())
+
+
+def turn_end(template: Template) -> str:
+    """Return what a template writes behind an answer."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": STAND_IN}]
+    try:
+        text, _ = template.render(turns)
+    except Refused:
+        return ""
+    return text.partition(STAND_IN)[2]
 
 
 def _ended(text: str, span: Span, ends: Sequence[str]) -> Span:

@@ -93,7 +93,7 @@ class Encoder:
         """
         found = Rows()
         problems: list[Skip] = []
-        unknown = self.tokenizer.unk_token_id
+        unknown = unknown_id(self.tokenizer)
         for start in range(0, len(samples), BATCH):
             some = samples[start : start + BATCH]
             for sample, row, joined in self._rows(some, problems):
@@ -120,8 +120,8 @@ class Encoder:
         if self.learnt == "all":
             text, _ = self.template.render(as_data(messages), sample.tools)
             return text, [(0, len(text))]
-        text, spans = answers(self.template, messages, sample.tools, self.ends)
-        return text, spans[-1:] if self.learnt == "last" else spans
+        last = self.learnt == "last"
+        return answers(self.template, messages, sample.tools, self.ends, last=last)
 
     def joined(self, prompt: str, completion: str) -> str:
         """Return a plain prompt with what parts it from its completion."""
@@ -243,6 +243,13 @@ class Encoder:
         learnt = [label for label in row.labels if label != MASKED]
         words = self.tokenizer.convert_ids_to_tokens(learnt[-2:])
         return words[-1] in self.ends or (self.learnt == "all" and words[0] in self.ends)
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """Return the token that stands for unknown characters alone, or None."""
+    number: int | None = tokenizer.unk_token_id
+    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return None if number in others else number
 
 
 def _row(ids: list[int], labels: list[int], sample: Sample) -> Row:

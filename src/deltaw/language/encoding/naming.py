@@ -8,7 +8,6 @@ from deltaw.train.escape import printable
 
 FOLDER = files("deltaw.language.encoding") / "templates"
 SAME = {
-    "default": "alpaca",
     "qwen2": "qwen",
     "qwen3": "chatml",
     "qwen3_nothink": "chatml",

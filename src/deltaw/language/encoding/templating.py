@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.errors import ConfigError
+from deltaw.language.encoding.answers import turn_end
 from deltaw.language.encoding.naming import APART, WITHOUT, source
 from deltaw.language.encoding.rendering import Template
 from deltaw.train.escape import printable
@@ -54,10 +55,19 @@ def _made(tokenizer: Any, text: str, origin: str) -> Chosen:
     return Chosen(Template(text, tokenizer.special_tokens_map), origin)
 
 
-def ends(tokenizer: Any, generation: Any = None) -> tuple[str, ...]:
-    """Return the words that end an answer: EOS, and what else stops the model's generation."""
+def ends(
+    tokenizer: Any, generation: Any = None, template: Template | None = None
+) -> tuple[str, ...]:
+    """Return the words that end an answer: EOS, and what else stops the model's generation.
+
+    A special token that the template writes behind an answer ends it too: that of chats is often
+    not the EOS of a model that has only read texts.
+    """
     stops = getattr(generation, "eos_token_id", None)
     stops = [stops] if isinstance(stops, int) else stops or []
     ids = [tokenizer.eos_token_id, *stops]
     found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i is not None]
+    behind = "" if template is None else turn_end(template).lstrip()
+    special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    found += [word for word in special if word and behind.startswith(word)]
     return tuple(dict.fromkeys(found))

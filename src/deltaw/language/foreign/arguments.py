@@ -116,7 +116,6 @@ DEFAULTS: dict[str, Any] = {
     "keep": "last",
 }
 EPOCHS = 3.0
-LOGGING_STEPS = 500
 METRICS = {
     "exact_match": "exact_match",
     "bleu-4": "bleu",
@@ -128,10 +127,10 @@ METRICS = {
 STRATEGIES = ("no", "steps", "epoch")
 
 
-def join(given: Values, found: Found) -> None:
+def join(given: Values, found: Found, logging_steps: int = 500) -> None:
     """Read the arguments that act together."""
     paced(given, found)
-    _evaluation(given, found)
+    _evaluation(given, found, logging_steps)
     _order(given, found)
     _folder(given, found)
 
@@ -176,7 +175,7 @@ def _schedule(given: Values, found: Found) -> None:
             found.give("warmup", value, name)
 
 
-def _evaluation(given: Values, found: Found) -> None:
+def _evaluation(given: Values, found: Found, logging_steps: int) -> None:
     name = "evaluation_strategy" if "evaluation_strategy" in given else "eval_strategy"
     strategy = given.get(name, "no")
     strategy = "no" if strategy is False else strategy
@@ -190,7 +189,7 @@ def _evaluation(given: Values, found: Found) -> None:
         found.problems.append(f"{judge} needs eval_strategy: steps, and eval_steps")
     if strategy == "steps":
         every = "eval_steps" if "eval_steps" in given else "logging_steps"
-        found.give("eval_every", given.get(every, LOGGING_STEPS), every)
+        found.give("eval_every", given.get(every, logging_steps), every)
     elif "save_steps" in given:
         found.give("eval_every", given["save_steps"], "save_steps")
     _metric(given, found)

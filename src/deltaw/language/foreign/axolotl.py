@@ -180,6 +180,8 @@ def _data(given: Values, found: Found) -> None:
         if entries:
             found.give(key, ",".join(map(_place, entries)), name)
     found.names.setdefault("data", "datasets")
+    if kinds and all(kind == "completion" for kind in kinds):
+        found.usual["too_long"] = "split"
     template = given.get("chat_template", "tokenizer_default")
     if "alpaca" in kinds:
         template = "alpaca"

@@ -37,7 +37,7 @@ KEYS: dict[str, Fate] = {
     "fine_tune_type": Joint("`method`; `dora` is `use_dora: true`"),
     "lora_parameters": Joint("`r`, `lora_alpha` (scale times rank), `lora_dropout`, targets"),
     "num_layers": Joint("`layers_to_transform`, the last ones"),
-    "iters": Effect("max_steps"),
+    "iters": Joint("`max_steps`, times `gradient_accumulation`, as they count batches"),
     "batch_size": Effect("batch_size"),
     "grad_accumulation_steps": Effect("gradient_accumulation"),
     "learning_rate": Effect("learning_rate", number),
@@ -50,7 +50,7 @@ KEYS: dict[str, Fate] = {
     "seed": Effect("seed"),
     "report_to": Effect("report_to", reports),
     "wandb": Refused("give report_to: wandb"),
-    "save_every": Effect("eval_every"),
+    "save_every": Joint("`eval_every`, times `gradient_accumulation`, as `iters`"),
     "resume_adapter_file": Refused("an adapter is always new; leave it out", ()),
     "test": Refused("deltaw eval scores a run; leave it out"),
     "hf_dataset": Refused("give the data set's name as data", ()),
@@ -64,7 +64,6 @@ KEYS: dict[str, Fate] = {
 }
 DEFAULTS: dict[str, Any] = {
     "batch_size": 4,
-    "max_steps": 1000,
     "learning_rate": 1e-5,
     "scheduler": "constant_with_warmup",
     "warmup": 0.0,
@@ -73,7 +72,7 @@ DEFAULTS: dict[str, Any] = {
     "validation_share": 0.0,
     "keep": "last",
 }
-RANK, SCALE, LAYERS = 8, 20.0, 16
+RANK, SCALE, LAYERS, ITERS = 8, 20.0, 16, 1000
 
 
 def join(given: Values, found: Found) -> None:
@@ -94,6 +93,17 @@ def join(given: Values, found: Found) -> None:
     masked = found.read(given, "mask_prompt", truth)
     found.choose(given, "train_on", "last" if masked else "all", "mask_prompt")
     _optimizer(given, found)
+    batches = found.read(given, "grad_accumulation_steps", number) or 1
+    for name, key in (("iters", "max_steps"), ("save_every", "eval_every")):
+        count = found.read(given, name, number)
+        if count is not None:
+            found.give(key, max(1, int(count // batches)), name)
+    if "iters" not in given:
+        found.usual["max_steps"] = max(1, int(ITERS // batches))
+    found.notes.append(
+        "rows of prompt and completion are plain texts here and chat turns in mlx-lm; columns: "
+        "{prompt: prompt, response: completion} makes them turns"
+    )
 
 
 def _adapter(given: Values, found: Found) -> None:

@@ -101,6 +101,7 @@ DEFAULTS: dict[str, Any] = arguments.DEFAULTS | {
     "gradient_checkpointing": True,
     "validation_share": 0.0,
     "max_length": 1024,
+    "separator": "",
 }
 SETTINGS = {
     "lora_r": ("r", number),
@@ -123,6 +124,7 @@ JUDGEMENTS = {
 WEIGHTS = ("desirable_weight", "undesirable_weight")
 ANSWERS = ("nll", "chunked_nll", "dft")
 """Losses of answers as they are."""
+LOGGING_STEPS = 10
 SLOW = 1e-6
 """The learning rate of `trl dpo` and `trl kto` where a file has none."""
 ADAPTER_DEFAULTS = {"r": 16, "lora_alpha": 32.0, "lora_dropout": 0.05}
@@ -130,7 +132,7 @@ ADAPTER_DEFAULTS = {"r": 16, "lora_alpha": 32.0, "lora_dropout": 0.05}
 
 def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
-    arguments.join(given, found)
+    arguments.join(given, found, LOGGING_STEPS)
     _task(given, found)
     if found.read(given, "use_peft", truth):
         _adapter(given, found)

@@ -6,7 +6,7 @@ from typing import Any
 from deltaw.errors import printable
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.batches import as_data, packed
-from deltaw.language.encoding.encoder import Encoder, Row, Rows
+from deltaw.language.encoding.encoder import Encoder, Row, Rows, unknown_id
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.loading import outline
 from deltaw.language.reading import encoder_of, require_rows, template_of
@@ -92,7 +92,7 @@ def _longest(found: Rows, encoder: Encoder, every: bool) -> list[str]:
 
 def unknown(tokenizer: Any, rows: Sequence[Row]) -> str:
     """Say which characters of the rows the tokenizer does not know."""
-    number = tokenizer.unk_token_id
+    number = unknown_id(tokenizer)
     if number is None:
         return "none: the tokenizer can write every character"
     some = {id(row.sample): row.sample for row in rows if row.holds(number)}

@@ -1,5 +1,6 @@
 """What every training of a language model begins with, and what it records of that."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,16 @@ class Opening:
             self.corpus.hashes,
             base=base,
             tokenizer=tokenizer_digest(self.tokenizer),
+            reading=self._reading(),
         )
+
+    def _reading(self) -> str:
+        """Return a digest of the template, and of which columns are read as what."""
+        roles = [
+            (s.kind, sorted(s.columns.items()), s.plain, repr(s.tags))
+            for s in (origin.schema for origin in self.corpus.origins)
+        ]
+        return hashlib.sha256(repr([self.template.template.source, roles]).encode()).hexdigest()
 
 
 def begin(recipe: Recipe, console: Console, metrics: Sequence[str]) -> Opening:

@@ -22,6 +22,7 @@ from deltaw.language.training.judgements import are_judged
 from deltaw.language.use.comparing import compare
 from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train import staging
+from deltaw.train.choices import by_name
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
@@ -173,7 +174,7 @@ def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, s
 
 def _own(recipe: Recipe) -> Corpus:
     corpus = load(request(recipe))
-    now = {Path(path).name: digest for path, digest in corpus.hashes.items()}
+    now = by_name(corpus.hashes)
     if now != (recipe.record or {}).get("data"):
         raise RunError(
             f"The data {printable(recipe.data, 300)} changed since the run, so rows held out now "
