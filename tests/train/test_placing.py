@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from deltaw.errors import RunError
+from deltaw.language import merged
 from deltaw.train import evaluate, predict
+from deltaw.train import run as running
 from deltaw.train.placing import place
+from deltaw.train.recipe import parse
 
 
 def test_without_a_gpu_a_model_stays_where_it_is() -> None:
@@ -42,3 +45,27 @@ def test_runs_are_scored_and_asked_there(
     evaluate.evaluate_run(finished, None)
     predict.predict_run(finished, ["refund order 1 now"])
     assert len(placed) == 2
+
+
+def test_a_gpu_that_fills_up_in_training_is_said(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(running.RecipeTrainer, "training_step", full)
+    values = {"model": str(tiny / "model"), "data": str(tiny / "data.csv"), "max_steps": 1}
+    with pytest.raises(RunError, match=r"no memory left: CUDA out[^§]*Fix: a smaller batch_size"):
+        running.train(parse(values | {"output": str(tmp_path / "run")}), silent=True)
+
+
+def test_an_adapter_that_cannot_be_merged_for_want_of_memory_stays_beside(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: nn.Module) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(merged.deltaw, "merge", full)
+    recipe = parse({"model": str(tiny / "model"), "data": str(tiny / "data.csv")})
+    with merged.merged(nn.Linear(2, 2), recipe) as done:
+        assert done == "adapter not merged: CUDA out of memory"

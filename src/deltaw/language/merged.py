@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 import deltaw
@@ -23,7 +24,7 @@ def merged(model: nn.Module, recipe: Recipe, merge: bool = True) -> Iterator[str
         return
     try:
         deltaw.merge(model)
-    except MergeError as error:
+    except (MergeError, torch.OutOfMemoryError) as error:
         yield f"adapter not merged: {str(error).splitlines()[0]}"
         return
     try:

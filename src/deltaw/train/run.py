@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import transformers
 
 import deltaw
-from deltaw.errors import DivergedError
+from deltaw.errors import DivergedError, RunError
 from deltaw.train import staging, yamlfile
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
@@ -74,7 +75,15 @@ def train(
                 folder.refuse_other(filled(job.recipe))
             run = _Run(job, folder, console, interrupt, scored)
             console.log_to(path / LOG if processes.first() else Path(os.devnull))
-            run.finish()
+            try:
+                run.finish()
+            except torch.OutOfMemoryError as error:
+                raise RunError(
+                    f"The GPU has no memory left: {str(error).splitlines()[0]}\n"
+                    "Fix: a smaller batch_size with gradient_accumulation, "
+                    "gradient_checkpointing=true, or a shorter max_length; deltaw check says what "
+                    "each would take."
+                ) from error
     return path
 
 
