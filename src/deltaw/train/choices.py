@@ -97,10 +97,11 @@ def full_data_name(names: str, folder: str | None = None) -> str:
 
 
 def _full_part(name: str) -> str:
-    path, mark, limit = name.strip().rpartition("#")
-    if mark and limit.isdigit() and Path(path).exists():
-        return f"{Path(path).resolve()}#{limit}"
-    return str(Path(name.strip()).resolve()) if Path(name.strip()).exists() else name.strip()
+    name = name.strip()
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    path, mark, limit = name.rpartition("#")
+    return f"{Path(path).resolve()}#{limit}" if mark and Path(path).exists() else name
 
 
 def _full_data(names: str | None, folder: str | None) -> str | None:

@@ -1,5 +1,7 @@
-"""The device that a model is used on, where no Trainer places it."""
+"""The device that a model is used on where no Trainer places it, and what is said of a full one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -24,4 +26,17 @@ def place(model: Model) -> Model:
         raise RunError(
             f"{type(model).__name__} does not fit into the memory of the GPU.\n"
             "Fix: end what else uses the GPU, or set CUDA_VISIBLE_DEVICES='' to use the CPU."
+        ) from error
+
+
+@contextmanager
+def memory_said() -> Iterator[None]:
+    """Turn a GPU without memory left, in training, into an error that says what takes less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"The GPU has no memory left: {str(error).splitlines()[0]}\n"
+            "Fix: a smaller batch_size with gradient_accumulation, gradient_checkpointing=true, or "
+            "a shorter max_length; deltaw check says what each would take."
         ) from error

@@ -9,11 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import transformers
 
 import deltaw
-from deltaw.errors import DivergedError, RunError
+from deltaw.errors import DivergedError
 from deltaw.train import staging, yamlfile
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
@@ -29,6 +28,7 @@ from deltaw.train.loop import Pace, RecipeTrainer, is_done
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.metrics import Score
 from deltaw.train.model import quiet, save_tokenizer, size_on_disk
+from deltaw.train.placing import memory_said
 from deltaw.train.prepare import prepare
 from deltaw.train.progress import ProgressBar, duration
 from deltaw.train.receipt import show_job
@@ -61,7 +61,7 @@ def train(
     path = default_path(recipe)
     if processes.shared_out():
         recipe = recipe.model_copy(update={"fsdp": True})
-    with processes.together(), Interrupt() as interrupt, quiet():
+    with processes.together(), Interrupt() as interrupt, quiet(), memory_said():
         if dry_run:
             with rehearsal(recipe, prepare, console, interrupt, overwrite) as (job, _):
                 _show_recipe(job.recipe, console)
@@ -75,15 +75,7 @@ def train(
                 folder.refuse_other(filled(job.recipe))
             run = _Run(job, folder, console, interrupt, scored)
             console.log_to(path / LOG if processes.first() else Path(os.devnull))
-            try:
-                run.finish()
-            except torch.OutOfMemoryError as error:
-                raise RunError(
-                    f"The GPU has no memory left: {str(error).splitlines()[0]}\n"
-                    "Fix: a smaller batch_size with gradient_accumulation, "
-                    "gradient_checkpointing=true, or a shorter max_length; deltaw check says what "
-                    "each would take."
-                ) from error
+            run.finish()
     return path
 
 
@@ -105,7 +97,7 @@ def rehearsal(
     job = prepare(recipe, console)
     if folder.started and not overwrite:
         folder.refuse_other(filled(job.recipe))
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, memory_said():
         trainer = job.trainer(Path(scratch), interrupt, make_progress(job, console))
         verified = verify(job, trainer)
         show_job(console, job, f"{folder.shown} (not written: dry run)", verified)

@@ -45,11 +45,11 @@ class Run(ABC):
         """Return what updates the weights that are trained."""
 
     def begin(self, model: nn.Module) -> None:
-        """Do what is done once before the first step, without gradients."""
+        """Do what is done once before the first step, without gradients; by default nothing."""
         return
 
     def before(self, model: nn.Module) -> None:
-        """Do what is done before the loss of every batch, without gradients."""
+        """Do what is done before the loss of every batch, without gradients; by default nothing."""
         return
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Run(ABC):
         """Return the loss of a batch."""
 
     def between(self, model: nn.Module) -> None:
-        """Do what is done between steps, without gradients."""
+        """Do what is done between steps, without gradients; by default nothing."""
         return
 
 

@@ -32,7 +32,7 @@ from deltaw.language.reading import (
     require_scored,
 )
 from deltaw.language.training.judged import Judged, Known
-from deltaw.language.training.opening import begin
+from deltaw.language.training.opening import Opening, begin
 from deltaw.language.training.prepare import first_batches, loss_of
 from deltaw.language.training.receipt import skips
 from deltaw.language.training.sides import lines
@@ -203,12 +203,13 @@ class JudgedJob(Job):
 
 
 Made = TypeVar("Made", bound=JudgedJob)
+Encode = Callable[[Encoder, Sequence[Any], Corpus], Judged]
 
 
 def prepare_judged(
     recipe: Recipe,
     console: Console,
-    encode: Callable[[Encoder, Sequence[Any], Corpus], Judged],
+    encode: Encode,
     kind: type[Made],
     weigh: Weigh,
 ) -> Made:
@@ -221,14 +222,7 @@ def prepare_judged(
         ConfigError, DataError, TargetError, RunError: whatever is wrong with its part.
     """
     opening = begin(recipe, console, kind.metrics)
-    corpus, encoder = opening.corpus, opening.encoder
-    parts = [
-        encode(encoder, part, corpus) for part in (corpus.train, corpus.validation, corpus.test)
-    ]
-    if not len(parts[0]):
-        raise DataError("\n".join(["Nothing can be trained on.", *skips(parts[0].skipped)]))
-    require_scored(recipe, len(corpus.validation), len(parts[1]), parts[1].skipped, console)
-    parts[0] = parts[0].batched(recipe)
+    parts = _parts(opening, encode, console)
     train, validation, test = ([(length, 0) for length in part.lengths()] for part in parts)
     seen = train if parts[0].refers(recipe) else []
     weigh(console, outlook(recipe, opening.model, train, [*validation, *test], seen))
@@ -259,15 +253,28 @@ def prepare_judged(
         adapted=adapted,
         warnings=warnings,
         held_out_name="validation" if held[1] is None else "test",
-        corpus=corpus,
+        corpus=opening.corpus,
         train=known,
         validation=held[0],
         held_out=held[1] or held[0],
         padding=padding,
         template=opening.template,
-        encoder=encoder,
+        encoder=opening.encoder,
         reference=reference,
     )
+
+
+def _parts(opening: Opening, encode: Encode, console: Console) -> list[Judged]:
+    """Return training, validation and test part as tokens, the first as it is trained on."""
+    recipe, corpus = opening.recipe, opening.corpus
+    train, validation, test = (
+        encode(opening.encoder, part, corpus)
+        for part in (corpus.train, corpus.validation, corpus.test)
+    )
+    if not len(train):
+        raise DataError("\n".join(["Nothing can be trained on.", *skips(train.skipped)]))
+    require_scored(recipe, len(corpus.validation), len(validation), validation.skipped, console)
+    return [train.batched(recipe), validation, test]
 
 
 def _known(part: Judged, model: nn.Module, padding: Padding, reference: str | None) -> Known | None:

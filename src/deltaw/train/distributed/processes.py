@@ -62,11 +62,13 @@ def together() -> Iterator[None]:
         yield
         dist.barrier()
     except BaseException as error:
-        if not _first_to_fail():
+        first = _first_to_fail()
+        if not torch.cuda.is_available():  # under NCCL that would wait for the others
+            dist.destroy_process_group()
+        if not first:
             raise SystemExit(error.exit_code if isinstance(error, Stopped) else 1) from None
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def _first_to_fail() -> bool:
