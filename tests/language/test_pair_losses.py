@@ -28,17 +28,18 @@ SIZES = np.array([[3, 5], [4, 4], [1, 9]])
 SAID = np.array([[-2.0, -9.5], [-7.0, -1.0], [-0.1, -20.0]])
 
 
+def five_pairs(talker: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    """What a recipe says of five pairs whose answers have different lengths."""
+    rows = [{"prompt": f"{n}?", "chosen": " yes" * (n + 1), "rejected": " no"} for n in range(5)]
+    data = write_json(folder / "pairs.json", rows)
+    return {"model": str(talker / "model"), "data": str(data), **more}
+
+
 @pytest.fixture(scope="module")
 def trained(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A job of five pairs whose adapters have moved, and its trainer."""
     folder = tmp_path_factory.mktemp("losses")
-    rows = [{"prompt": f"{n}?", "chosen": " yes" * (n + 1), "rejected": " no"} for n in range(5)]
-    asked = {
-        "model": str(talker / "model"),
-        "data": str(write_json(folder / "pairs.json", rows)),
-        "validation_share": 0,
-        "batch_size": 5,
-    }
+    asked = five_pairs(talker, folder, validation_share=0, batch_size=5)
     console = Console(silent=True)
     job = prepare(settle(parse(asked)), console)
     with Interrupt() as interrupt:
@@ -141,13 +142,7 @@ def test_losses_without_a_reference_compare_tokens() -> None:
 def test_nothing_is_asked_of_a_reference_that_is_not_there(
     talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    rows = [{"prompt": f"{n}?", "chosen": " yes" * (n + 1), "rejected": " no"} for n in range(5)]
-    asked = {
-        "model": str(talker / "model"),
-        "data": str(write_json(tmp_path / "pairs.json", rows)),
-        "validation_share": 1,
-        "pref_loss": "simpo",
-    }
+    asked = five_pairs(talker, tmp_path, validation_share=1, pref_loss="simpo")
     monkeypatch.setattr(Pairs, "log_p", lambda *_: pytest.fail("the reference is asked"))
     job = prepare(settle(parse(asked)), Console())
     job.show_rows(Console())
@@ -161,14 +156,8 @@ def test_nothing_is_asked_of_a_reference_that_is_not_there(
 def test_adapters_are_tried_on_the_shortest_rows_and_no_more_than_a_batch(
     talker: Path, tmp_path: Path
 ) -> None:
-    rows = [{"prompt": f"{n}?", "chosen": " yes" * (n + 1), "rejected": " no"} for n in range(5)]
-    asked = {
-        "model": str(talker / "model"),
-        "data": str(write_json(tmp_path / "pairs.json", rows)),
-        "validation_share": 0,
-        "batch_size": 2,
-        "gradient_checkpointing": True,
-    }
+    more = {"validation_share": 0, "batch_size": 2, "gradient_checkpointing": True}
+    asked = five_pairs(talker, tmp_path, **more)
     job = prepare(settle(parse(asked)), Console(silent=True))
     lengths = [len(r.input_ids) for side in job.train.judged.sides().values() for r in side]
     with Interrupt() as interrupt:
