@@ -1,6 +1,7 @@
 """Training of a language model from end to end."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,18 @@ def test_gpt2_with_queries_and_values_alone(values: dict[str, Any], tmp_path: Pa
         assert changed.tolist() == [True, False, True]
         assert generate(opened.speaker, [prompt], sampling) == apart
     assert torch.equal(opened.model.transformer.h[0].attn.c_attn.weight, weight)
+
+
+def test_a_run_does_not_go_on_with_an_edited_template(values: dict[str, Any]) -> None:
+    template = Path(values["output"]).with_suffix(".jinja")
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}" + "{{ eos_token }}{% endfor %}"
+    template.write_text(source)
+    run = start(values, template=str(template))
+    (run / "results.json").unlink()
+    template.write_text(source.replace("[", "<"))
+    with pytest.raises(RunError, match="the chat template, or which columns are read as what"):
+        start(values, template=str(template))
+    template.write_text(source)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(re.sub(r"\n +reading: .*", "", recipe.read_text()))
+    start(values, template=str(template))

@@ -201,7 +201,7 @@ class RunFolder:
             problems.append("the base model's weights changed since the run began (other hash)")
         if then.get("tokenizer") != now.get("tokenizer"):
             problems.append("the model's tokenizer changed since the run began (other hash)")
-        if then.get("reading") != now.get("reading"):
+        if then.get("reading") not in (None, now.get("reading")):
             problems.append(
                 "the chat template, or which columns are read as what, changed since the run began"
             )
