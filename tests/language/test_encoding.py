@@ -21,6 +21,7 @@ from deltaw.language.encoding.encoder import (
 )
 from deltaw.language.encoding.rendering import Template
 from deltaw.language.encoding.templating import choose, ends
+from deltaw.language.questions import questions
 
 TOKENIZERS = {
     "byte-level": byte_level(),
@@ -259,3 +260,16 @@ def test_an_end_that_stands_for_unknown_characters_too_is_no_unknown_character()
     tokenizer.unk_token = tokenizer.eos_token
     assert encode(tokenizer, TALK).unknown == 0
     assert unknown_id(tokenizer) is None and unknown_id(sentence_piece()) is not None
+
+
+def test_a_call_of_a_tool_is_no_answer_in_words() -> None:
+    call = {"type": "function", "function": {"name": "search", "arguments": {}}}
+    asking = Message("user", "What is blue?")
+    calling = Conversation((asking, Message("assistant", "", (call,))), "f.json", 1)
+    said = Conversation((asking, Message("assistant", "The sky.")), "f.json", 2)
+    tokenizer = byte_level()
+    chosen = choose(tokenizer, "chatml")
+    encoder = Encoder(tokenizer, chosen.template, 500, ends(tokenizer))
+    (one,) = questions(encoder, [calling, said, calling])
+    assert one.references == ("The sky.",)
+    assert questions(encoder, [calling]) == []

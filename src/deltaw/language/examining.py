@@ -55,13 +55,14 @@ def examination(speaker: Speaker, recipe: Recipe, samples: Sequence[Sample]) -> 
     """Return the examination on what these samples ask.
 
     Raises:
-        DataError: if they ask nothing, as plain texts do.
+        DataError: if they ask nothing that is answered in words, as plain texts do.
     """
     asked = questions(speaker.encoder, samples)
     if not asked:
         raise DataError(
-            "Plain texts ask nothing, so there are no answers to score.\nFix: give rows with "
-            "prompts and answers, or leave out what scores them (metric, --generate)."
+            "Plain texts ask nothing, and calls of tools have no words, so there are no answers to "
+            "score.\nFix: give rows with prompts and answers, or leave out what scores them "
+            "(metric, --generate)."
         )
     return Examination(
         speaker,

@@ -19,12 +19,16 @@ class Question:
 
 
 def questions(encoder: Encoder, samples: Sequence[Sample]) -> list[Question]:
-    """Return what conversations and completions ask last; equal prompts are one question."""
+    """Return what conversations and completions ask last; equal prompts are one question.
+
+    An answer without words, which calls a tool, has nothing that another could be compared with.
+    """
     found: dict[str, list[str]] = {}
     for sample in samples:
         if not isinstance(sample, Passage):
             prompt, _, answer = asked(encoder, sample)
-            found.setdefault(prompt, []).append(answer)
+            if answer.strip():
+                found.setdefault(prompt, []).append(answer)
     return [Question(prompt, tuple(dict.fromkeys(texts))) for prompt, texts in found.items()]
 
 
