@@ -192,22 +192,31 @@ def test_held_out_prompts_are_answered_before_and_while_training(
 
 
 @pytest.mark.parametrize(
-    "rows",
+    ("rows", "asked"),
     [
-        [{"prompt": f"colour {n}:", "completion": " blue"} for n in range(20)],
-        [{"text": f"The colour {n} of the sky is blue, and so is the sea."} for n in range(20)],
+        ([{"prompt": f"colour {n}:", "completion": " blue"} for n in range(20)], "<s>x"),
+        ([{"prompt": f"colour {n}", "completion": "blue"} for n in range(20)], "<s>x\n"),
+        ([{"text": f"The colour {n} of the sky is blue."} for n in range(20)], "<s>x"),
     ],
-    ids=["completions", "passages"],
+    ids=["completions", "lines", "passages"],
 )
 def test_plain_texts_are_learnt_and_gone_on_with(
     values: dict[str, Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     rows: list[dict[str, str]],
+    asked: str,
 ) -> None:
+    """A chat goes on with a text as training had it: no template is put around it."""
     run = start(values, data=str(write_json(tmp_path / "plain.json", rows)), max_steps=2)
-    assert "step     2  answer" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "template  none, texts as they are" in out
+    assert "step     2  answer" in out
     assert (run / ADAPTER).is_file()
+    template = open_language(run).template.template
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    assert template.render(turns[:1], prompt=True)[0] == asked
+    assert template.render(turns)[0] == f"{asked}y"
 
 
 def test_gpt2_with_queries_and_values_alone(values: dict[str, Any], tmp_path: Path) -> None:

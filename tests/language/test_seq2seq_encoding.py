@@ -10,6 +10,7 @@ from deltaw.errors import DataError
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Sample
+from deltaw.language.encoding.naming import plain
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.encoding.templating import choose
 from deltaw.language.report.colouring import Stretch, sides
@@ -17,7 +18,7 @@ from deltaw.language.report.colouring import Stretch, sides
 
 def encoder(tokenizer: Any = None, *, template: str | None = None, **settings: Any) -> Any:
     tokenizer = tokenizer or letters()
-    chosen = choose(tokenizer, template, apart=True).template
+    chosen = choose(tokenizer, template, plain=plain()).template
     return Seq2SeqEncoder(tokenizer, chosen, 16, ("</s>",), **settings)
 
 

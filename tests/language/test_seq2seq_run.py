@@ -130,7 +130,7 @@ def test_a_receipt_counts_prompts_and_answers(
 ) -> None:
     run = start(values, samples=1)
     out = capsys.readouterr().out
-    assert "template  none, a prompt as it is" in out
+    assert "template  none, texts as they are" in out
     assert "tokens    69 of answers learnt: every answer, with its end </s>" in out
     assert "          69 of prompts read" in out
     assert "          longest 3 and 3, 2,048 fit each; none cut" in out

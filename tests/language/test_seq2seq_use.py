@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 import deltaw
 from deltaw.errors import RunError
 from deltaw.language.choosing import train
+from deltaw.language.encoding.naming import plain
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.encoding.templating import choose
 from deltaw.language.generating import Sampling, Speaker, answers, generate
@@ -78,7 +79,7 @@ def test_answers_are_the_models_own_and_padding_changes_none(opened: OpenedLangu
 def test_no_answer_is_longer_than_the_decoder_has_positions() -> None:
     model, tokenizer = bart(), letters(bos=True)
     model.final_logits_bias[0, tokenizer.convert_tokens_to_ids("a")] = 100
-    template = choose(tokenizer, None, apart=True).template
+    template = choose(tokenizer, None, plain=plain()).template
     speaker = Speaker(model, tokenizer, Seq2SeqEncoder(tokenizer, template, 24, ("</s>",)))
     for asked, written in ((7, 7), (100, 24)):
         assert generate(speaker, ["b"], Sampling(asked)) == [" ".join("a" * written)]

@@ -1,13 +1,23 @@
 """What a recipe asks of its data: which, and as which tokens."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deltaw.errors import ConfigError, DataError, raise_all
 from deltaw.language.data.corpus import Corpus, Request
-from deltaw.language.data.samples import Completion, Conversation, Passage
-from deltaw.language.encoding.encoder import Encoder, Rows
+from deltaw.language.data.samples import (
+    Completion,
+    Conversation,
+    Passage,
+    Preference,
+    Rated,
+    Sample,
+    Turns,
+)
+from deltaw.language.encoding.encoder import Encoder, Rows, begun, parting
+from deltaw.language.encoding.naming import plain
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.encoding.templating import Chosen, choose, ends
 from deltaw.train.console import Console
@@ -39,9 +49,36 @@ def request(recipe: Recipe) -> Request:
     )
 
 
-def template_of(recipe: Recipe, tokenizer: Any, model: Any) -> Chosen:
-    """Return the template of the recipe, or what this model and its tokenizer go without one."""
-    return choose(tokenizer, recipe.template, apart=model.config.is_encoder_decoder)
+def template_of(recipe: Recipe, tokenizer: Any, model: Any, corpus: Corpus) -> Chosen:
+    """Return the template of the recipe, or what this model and its tokenizer go without one.
+
+    Where no sample is a dialogue, that is the texts as training reads them: with BOS where the
+    tokenizer adds it, and between prompt and completion what mostly stands there.
+    """
+    if model.config.is_encoder_decoder:
+        return choose(tokenizer, recipe.template, plain=plain())
+    partings: Counter[str] = Counter()
+    for sample in (*corpus.train, *corpus.validation, *corpus.test):
+        prompt, answer = _asked(sample)
+        if not isinstance(prompt, str) or not isinstance(answer, str):
+            return choose(tokenizer, recipe.template)
+        partings[parting(prompt, answer, recipe.separator) if prompt else ""] += 1
+    between = partings.most_common(1)[0][0] if partings else ""
+    begin = "".join(tokenizer.convert_ids_to_tokens(begun(tokenizer)))
+    return choose(tokenizer, recipe.template, plain=plain(begin, between, between))
+
+
+def _asked(sample: Sample) -> tuple[Turns, Turns]:
+    """Return the prompt and the answer of a sample; a passage has no prompt."""
+    match sample:
+        case Completion() | Rated():
+            return sample.prompt, sample.completion
+        case Preference():
+            return sample.prompt, sample.chosen
+        case Passage():
+            return "", sample.text
+        case Conversation():
+            return sample.messages[:-1], sample.messages[-1:]
 
 
 def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> Encoder:

@@ -125,8 +125,7 @@ class Encoder:
 
     def joined(self, prompt: str, completion: str) -> str:
         """Return a plain prompt with what parts it from its completion."""
-        blank = prompt[-1:].isspace() or completion[:1].isspace()
-        return prompt + ("" if blank or not prompt else self.separator)
+        return prompt + parting(prompt, completion, self.separator)
 
     def prompted(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Return the text of turns that the model is to answer."""
@@ -186,14 +185,8 @@ class Encoder:
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Return the tokens before and after a plain text: BOS where the tokenizer adds it, EOS."""
-        mark = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer("a")["input_ids"]
         eos = self.tokenizer.eos_token_id
-        size = len(whole) - len(mark)
-        before: list[int] = next(
-            (whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), []
-        )
-        return list(before), [] if eos is None else [eos]
+        return begun(self.tokenizer), [] if eos is None else [eos]
 
     def _add(self, found: Rows, sample: Sample, row: Row, problems: list[Skip]) -> None:
         where = (sample.file, sample.line)
@@ -243,6 +236,20 @@ class Encoder:
         learnt = [label for label in row.labels if label != MASKED]
         words = self.tokenizer.convert_ids_to_tokens(learnt[-2:])
         return words[-1] in self.ends or (self.learnt == "all" and words[0] in self.ends)
+
+
+def parting(prompt: str, completion: str, separator: str) -> str:
+    """Return what goes between a plain prompt and its completion: nothing where a blank is."""
+    blank = prompt[-1:].isspace() or completion[:1].isspace()
+    return "" if blank or not prompt else separator
+
+
+def begun(tokenizer: Any) -> list[int]:
+    """Return the tokens that the tokenizer puts before a text, such as BOS."""
+    mark = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    size = len(whole) - len(mark)
+    return next((whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), [])
 
 
 def unknown_id(tokenizer: Any) -> int | None:

@@ -1,6 +1,8 @@
 """Chat templates by the names that people know, for tokenizers that bring none."""
 
 import difflib
+import json
+import re
 from importlib.resources import files
 
 from deltaw.errors import ConfigError
@@ -19,20 +21,32 @@ SAME = {
 }
 """Other names of the same template."""
 WITHOUT = "alpaca"
-"""What is used where neither tokenizer nor recipe has a template: it needs no special words."""
-APART = """\
+"""What dialogues get where neither tokenizer nor recipe has a template: no special words in it."""
+PARTS = re.compile("BEFORE|BETWEEN|CALL")
+PLAIN = """\
 {%- if tools -%}{{- raise_exception('it has no place for tools') -}}{%- endif -%}
+{{- BEFORE -}}
 {%- for message in messages -%}
-{{- message['content'] + ('' if loop.last else '\\n') -}}
+{{- message['content'] + ('' if loop.last else BETWEEN) -}}
 {%- endfor -%}
+{%- if add_generation_prompt -%}{{- CALL -}}{%- endif -%}
 """
-"""The same where a prompt is read apart from its answer: the turns as they are, a line each."""
+"""The turns as they are, with texts before, between and behind them."""
 
 
 def known() -> list[str]:
     """Return every name that a template has here."""
     own = [file.name.removesuffix(".jinja") for file in FOLDER.iterdir()]
     return sorted([*own, *SAME])
+
+
+def plain(before: str = "", between: str = "\n", call: str = "") -> str:
+    """Return a template that adds nothing but `before` all, `between` turns, and `call` to go on.
+
+    It is for models that read no dialogues, where neither tokenizer nor recipe has a template.
+    """
+    parts = {"BEFORE": before, "BETWEEN": between, "CALL": call}
+    return PARTS.sub(lambda found: json.dumps(parts[found[0]], ensure_ascii=False), PLAIN)
 
 
 def source(name: str) -> str:

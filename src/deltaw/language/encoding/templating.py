@@ -6,7 +6,7 @@ from typing import Any
 
 from deltaw.errors import ConfigError
 from deltaw.language.encoding.answers import turn_end
-from deltaw.language.encoding.naming import APART, WITHOUT, source
+from deltaw.language.encoding.naming import WITHOUT, source
 from deltaw.language.encoding.rendering import Template
 from deltaw.train.escape import printable
 
@@ -19,10 +19,10 @@ class Chosen:
     origin: str
 
 
-def choose(tokenizer: Any, name: str | None, *, apart: bool = False) -> Chosen:
+def choose(tokenizer: Any, name: str | None, *, plain: str | None = None) -> Chosen:
     """Return the template of a name or a .jinja file, else the tokenizer's own, else `alpaca`.
 
-    Where prompts are read `apart` from answers, the last is the turns as they are.
+    `plain` takes the place of the last, for models that read no dialogues.
 
     Raises:
         ConfigError: if there is none of that name, or it cannot be read.
@@ -42,8 +42,8 @@ def choose(tokenizer: Any, name: str | None, *, apart: bool = False) -> Chosen:
         return _made(tokenizer, source(name), f"{name} (asked for{other})")
     if own:
         return _made(tokenizer, own, "the tokenizer's own")
-    if apart:
-        return _made(tokenizer, APART, "none, a prompt as it is (template=NAME asks for one)")
+    if plain is not None:
+        return _made(tokenizer, plain, "none, texts as they are (template=NAME asks for one)")
     return _made(
         tokenizer,
         source(WITHOUT),

@@ -6,9 +6,8 @@ from typing import Any
 from deltaw.errors import DataError
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.encoder import Row
-from deltaw.language.encoding.templating import choose
 from deltaw.language.loading import outline
-from deltaw.language.reading import encoder_of
+from deltaw.language.reading import encoder_of, template_of
 from deltaw.language.report import colouring
 from deltaw.language.report.listing import listed
 from deltaw.language.report.tokenreport import control, unknown
@@ -28,7 +27,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     """
     loaded = outline(recipe)
     tokenizer = loaded.tokenizer
-    template = choose(tokenizer, recipe.template)
+    template = template_of(recipe, tokenizer, loaded.model, corpus)
     encoder = encoder_of(recipe, tokenizer, template, loaded.model)
     everything = [*corpus.train, *corpus.validation, *corpus.test]
     console.field("template", template.origin)

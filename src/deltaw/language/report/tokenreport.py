@@ -34,7 +34,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     """
     loaded = outline(recipe)
     tokenizer = loaded.tokenizer
-    template = template_of(recipe, tokenizer, loaded.model)
+    template = template_of(recipe, tokenizer, loaded.model, corpus)
     encoder = encoder_of(recipe, tokenizer, template, loaded.model)
     everything = [*corpus.train, *corpus.validation, *corpus.test]
     console.field("template", template.origin)

@@ -73,7 +73,7 @@ def begin(recipe: Recipe, console: Console, metrics: Sequence[str]) -> Opening:
     show_corpus(console, corpus)
     require_validation(recipe, corpus)
     seen = outline(recipe)
-    template = template_of(recipe, seen.tokenizer, seen.model)
+    template = template_of(recipe, seen.tokenizer, seen.model, corpus)
     seen.tokenizer.chat_template = template.template.source
     encoder = encoder_of(recipe, seen.tokenizer, template, seen.model)
     return Opening(recipe, corpus, seen.model, seen.tokenizer, template, encoder)
