@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from language_models import config, logits, save_adapter, save_base, tokens, with_peft
+from language_models import config, logits, save_adapter, save_base, tokenizer, tokens, with_peft
 from safetensors.torch import load_file
 
 from deltaw.errors import ConfigError, FormatError, MergeError, RunError
@@ -46,6 +46,25 @@ def test_generation_settings_go_along(tmp_path: Path) -> None:
     source = save_adapter(tmp_path / "run", base)
     export(source, tmp_path / "out", to="hf", base=str(base))
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").max_new_tokens == 17
+
+
+TURNS = "{% for m in messages %}{{ m.role }} {{ m.content }}<turn>\n{% endfor %}"
+
+
+def test_the_model_stops_where_the_template_ends_a_turn(tmp_path: Path) -> None:
+    """The base knows its EOS alone; a template of chats ends answers with another token."""
+    base = save_base(tmp_path / "base")
+    speaker = tokenizer(TURNS)
+    speaker.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    speaker.save_pretrained(base)
+    source = save_adapter(tmp_path / "run", base)
+    told = export(source, tmp_path / "out", to="hf", base=str(base))
+    assert told["stops"] == "at <turn> too, which ends an answer in the chat template"
+    end = speaker.convert_tokens_to_ids("<turn>")
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [2, end]
+    transformers.GenerationConfig(eos_token_id=[2, end]).save_pretrained(base)
+    told = export(source, tmp_path / "again", to="hf", base=str(base))
+    assert "stops" not in told
 
 
 @pytest.mark.parametrize(("asked", "found"), [(None, "bfloat16"), ("float32", "float32")])

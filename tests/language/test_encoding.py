@@ -17,9 +17,9 @@ from deltaw.language.encoding.encoder import (
     Rows,
     Sample,
     TooLong,
-    unknown_id,
 )
 from deltaw.language.encoding.rendering import Template
+from deltaw.language.encoding.specials import unknown_id
 from deltaw.language.encoding.templating import choose, ends
 from deltaw.language.questions import questions
 

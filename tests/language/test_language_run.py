@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.language.models import conversations, make_model, write_json
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from deltaw.errors import ConfigError, DataError, RunError
 from deltaw.language.choosing import settle, train
@@ -124,8 +124,12 @@ def test_every_method_that_needs_no_head(values: dict[str, Any], method: str) ->
             start(values, method=method)
         return
     more = {"last_layers": 1} if method == "freeze" else {}
-    run = start(values, method=method, max_steps=1, **more)
-    assert (run / ("model.safetensors" if method in ("full", "freeze") else ADAPTER)).is_file()
+    run = start(values, method=method, max_steps=1, template="chatml", **more)
+    whole = method in ("full", "freeze")
+    assert (run / ("model.safetensors" if whole else ADAPTER)).is_file()
+    if whole:
+        turn = AutoTokenizer.from_pretrained(run).convert_tokens_to_ids("<|im_end|>")
+        assert turn in GenerationConfig.from_pretrained(run).eos_token_id
 
 
 @pytest.mark.parametrize(

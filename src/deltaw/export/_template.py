@@ -83,6 +83,20 @@ def recognised(tokenizer: Any) -> Chat | str:
     return chat
 
 
+def turn_end(tokenizer: Any) -> str | None:
+    """Return the special token that the chat template writes behind an answer, if it does."""
+    if not tokenizer.chat_template:
+        return None
+    spoken = [{"role": role, "content": ROLES[role]} for role in ("user", "assistant")]
+    try:
+        text = tokenizer.apply_chat_template(spoken, tokenize=False)
+    except (TemplateError, TypeError, ValueError):
+        return None
+    behind = text.partition(A)[2].lstrip()
+    special = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
+    return next((word for word in special if word and behind.startswith(word)), None)
+
+
 def _between(tokenizer: Any) -> Chat | None:
     """Return the texts between the marks, or None where they do not add up."""
     opened, called = (_split(tokenizer, "u", call=call) for call in (False, True))

@@ -6,16 +6,18 @@ import torch
 from torch import nn
 
 import deltaw
-from deltaw.errors import RunError
+from deltaw.errors import RunError, printable
 from deltaw.export._model import adapted, dtype_of
 from deltaw.export._order import Order, Told
 from deltaw.export._probing import answers, largest, probe_tokens, rms, tolerance
 from deltaw.export._source import Source
-from deltaw.export._tokenizer import add_tokenizer
+from deltaw.export._template import turn_end
+from deltaw.export._tokenizer import add_tokenizer, tokenizer_of
 from deltaw.quant import storage_of
 from deltaw.train.export import ROUNDED
 from deltaw.train.model import quiet
 from deltaw.train.packing import packing
+from deltaw.train.stopping import stop_at
 
 
 def write(order: Order) -> Told:
@@ -40,6 +42,7 @@ def write(order: Order) -> Told:
     deltaw.detach(model)
     if any(storage_of(module) is not None for module in model.modules()):
         deltaw.dequantize(model)
+    told = _stop(model, tokenizer_of(source))
     with quiet():
         model.save_pretrained(order.folder)
         kind = type(model)
@@ -53,7 +56,7 @@ def write(order: Order) -> Told:
             f"than rounding to {_name(dtype)} explains (their rms is {size:.2e}); nothing was "
             "written.\nFix: try --dtype float32, or keep the adapter apart (--to peft)."
         )
-    told = {"written": f"{kind.__name__} in {_name(dtype)}"}
+    told["written"] = f"{kind.__name__} in {_name(dtype)}"
     told["checked"] = (
         f"largest difference of answers to {tokens.numel()} probe tokens: {difference:.1e} "
         f"(their rms is {size:.2g})"
@@ -72,6 +75,17 @@ def write(order: Order) -> Told:
 def _of_base(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     with deltaw.disabled(model):
         return answers(model, tokens)
+
+
+def _stop(model: Any, tokenizer: Any) -> Told:
+    """Let a model that generates stop where its chat template ends an answer; say so if it is new.
+
+    Servers that hold the base and this adapter apart go by the base's settings alone.
+    """
+    end = None if tokenizer is None or not model.can_generate() else turn_end(tokenizer)
+    if end is None or not stop_at(model, [tokenizer.convert_tokens_to_ids(end)]):
+        return {}
+    return {"stops": f"at {printable(end)} too, which ends an answer in the chat template"}
 
 
 def _absorbed(source: Source) -> bool:

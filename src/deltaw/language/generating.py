@@ -93,7 +93,7 @@ def generate(
             length_penalty=sampling.length_penalty if sampling.num_beams > 1 else None,
             repetition_penalty=sampling.repetition_penalty,
             no_repeat_ngram_size=sampling.no_repeat_ngram_size,
-            eos_token_id=[tokenizer.convert_tokens_to_ids(end) for end in speaker.encoder.ends],
+            eos_token_id=speaker.encoder.end_ids,
             pad_token_id=pad,
             streamer=streamer,
         )

@@ -16,9 +16,10 @@ from deltaw.language.data.samples import (
     Sample,
     Turns,
 )
-from deltaw.language.encoding.encoder import Encoder, Rows, begun, parting
+from deltaw.language.encoding.encoder import Encoder, Rows, parting
 from deltaw.language.encoding.naming import plain
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
+from deltaw.language.encoding.specials import begun
 from deltaw.language.encoding.templating import Chosen, choose, ends
 from deltaw.train.console import Console
 from deltaw.train.data.rows import Skip

@@ -9,6 +9,7 @@ from deltaw.errors import DataError, raise_all
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
 from deltaw.language.encoding.answers import answers, as_data
 from deltaw.language.encoding.rendering import Refused, Span, Template
+from deltaw.language.encoding.specials import begun, unknown_id
 from deltaw.train.data.rows import Skip, place
 
 Learnt = Literal["answers", "last", "all"]
@@ -83,6 +84,11 @@ class Encoder:
     too_long: TooLong | None = None
     separator: str = "\n"
     system: str | None = None
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end a turn."""
+        return [self.tokenizer.convert_tokens_to_ids(end) for end in self.ends]
 
     def encode(self, samples: Sequence[Sample]) -> Rows:
         """Return the rows of all samples, in their order.
@@ -242,21 +248,6 @@ def parting(prompt: str, completion: str, separator: str) -> str:
     """Return what goes between a plain prompt and its completion: nothing where a blank is."""
     blank = prompt[-1:].isspace() or completion[:1].isspace()
     return "" if blank or not prompt else separator
-
-
-def begun(tokenizer: Any) -> list[int]:
-    """Return the tokens that the tokenizer puts before a text, such as BOS."""
-    mark = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole: list[int] = tokenizer("a")["input_ids"]
-    size = len(whole) - len(mark)
-    return next((whole[:n] for n in range(size + 1) if whole[n : n + len(mark)] == mark), [])
-
-
-def unknown_id(tokenizer: Any) -> int | None:
-    """Return the token that stands for unknown characters alone, or None."""
-    number: int | None = tokenizer.unk_token_id
-    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
-    return None if number in others else number
 
 
 def _row(ids: list[int], labels: list[int], sample: Sample) -> Row:

@@ -6,8 +6,9 @@ from typing import Any
 from deltaw.errors import printable
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.batches import as_data, packed
-from deltaw.language.encoding.encoder import Encoder, Row, Rows, unknown_id
+from deltaw.language.encoding.encoder import Encoder, Row, Rows
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
+from deltaw.language.encoding.specials import unknown_id
 from deltaw.language.loading import outline
 from deltaw.language.reading import encoder_of, require_rows, template_of
 from deltaw.language.report import colouring

@@ -50,6 +50,7 @@ from deltaw.train.placing import place
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.recipe import Recipe
+from deltaw.train.stopping import stop_at
 
 PROBE = 4
 
@@ -227,6 +228,7 @@ def prepare_judged(
     seen = train if parts[0].refers(recipe) else []
     weigh(console, outlook(recipe, opening.model, train, [*validation, *test], seen))
     model = load_model(recipe)
+    stop_at(model, opening.encoder.end_ids)
     base = base_digest(model)
     padding = Padding(opening.tokenizer.pad_token_id)
     better = next(iter(parts[0].sides().values()))

@@ -45,6 +45,7 @@ from deltaw.train.model import hidden_size
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.recipe import Recipe
+from deltaw.train.stopping import stop_at
 
 PROBE = 4
 SEEN = 16
@@ -183,6 +184,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
     sizes = (_sides(columns, opening.model) for columns in (data, held))
     weigh(console, outlook(recipe, opening.model, *sizes))
     model = load_model(recipe)
+    stop_at(model, encoder.end_ids)
     if recipe.packing:
         require_apart(model, train.rows)
     base = base_digest(model)
