@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # A row may import the rows above it. Files of one row may import each other, folders may not.
 ROWS = (
     {"errors", "kernels/"},
-    {"config", "state", "patterns", "folder"},
+    {"config", "state", "patterns", "folder", "marks"},
     {
         "select",
         "heads",
@@ -81,7 +81,7 @@ ROWS = (
 )
 CELLS = set().union(*ROWS)
 # These see less than their row would allow: data and plain tensors, never a module.
-DATA = {"errors", "kernels/", "config", "state", "patterns", "folder"}
+DATA = {"errors", "kernels/", "config", "state", "patterns", "folder", "marks"}
 NARROWER: dict[str, set[str]] = {"formats/": DATA, "combine/": DATA, "kernels/": set()}
 CORE_LIBRARIES = {"torch", "safetensors"}
 LIBRARIES = {

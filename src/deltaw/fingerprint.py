@@ -1,6 +1,5 @@
 """Recognising the base that an adapter was trained on by its bits."""
 
-import ctypes
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -9,14 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.geometry import WEIGHT
+from deltaw.marks import mark, raw
 from deltaw.offload import stored
 from deltaw.state import LayerState
 from deltaw.storage import inner
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-ROWS = 8
-"""How many rows of each weight its fingerprint looks at, or up to twice as many."""
 
 
 def bits(tensor: Tensor) -> str:
@@ -40,12 +37,6 @@ def bits(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def raw(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor's elements in order."""
-    here = tensor.detach().cpu().contiguous()
-    return ctypes.string_at(here.data_ptr(), here.nbytes)
-
-
 def adapted_weights(layers: Mapping[str, LayerState]) -> list[tuple[str, str]]:
     """Return path and name of every parameter that a state adapts by factors."""
     return [
@@ -64,10 +55,8 @@ def parameters_of(layer: LayerState) -> list[str]:
 def fingerprint(model: nn.Module, adapted: Iterable[tuple[str, str]]) -> str | None:
     """Return `dtype/rows:digest` over rows of frozen weights, given by path and name.
 
-    Some rows of each weight are looked at, at equal distances: another base differs in all of them,
-    and a model of any size takes milliseconds. None where there are no such weights, or they are on
-    the meta device. A table with `max_norm` is left out: torch
-    renormalises its rows whenever they are looked up.
+    None where there are no such weights, or they are on the meta device. A table with `max_norm` is
+    left out: torch renormalises its rows whenever they are looked up.
     """
     weights: dict[str, Tensor] = {}
     for path, name in sorted(adapted):
@@ -79,12 +68,7 @@ def fingerprint(model: nn.Module, adapted: Iterable[tuple[str, str]]) -> str | N
             return None
         for part, weight in own.items():
             weights[path if part == WEIGHT else f"{path}.{part}"] = inner(weight)[0]
-    digest = hashlib.sha256()
-    for path, frozen in weights.items():
-        digest.update(f"{path} {tuple(frozen.shape)}\n".encode())
-        digest.update(raw(_some_rows(frozen)))
-    dtypes = ",".join(sorted({str(weight.dtype) for weight in weights.values()}))
-    return f"{dtypes.replace('torch.', '')}/{ROWS} rows:{digest.hexdigest()}" if weights else None
+    return mark(weights)
 
 
 def _weights(module: nn.Module, name: str) -> dict[str, Tensor]:
@@ -100,9 +84,3 @@ def _weights(module: nn.Module, name: str) -> dict[str, Tensor]:
         if parameter.dim() > 1 and "adapter" not in inside.split("."):
             found[path] = stored(module.get_submodule(inside), own)
     return found
-
-
-def _some_rows(weight: Tensor) -> Tensor:
-    """Return rows at equal distances, from the first one on."""
-    rows = len(weight) if weight.dim() else 0
-    return weight.detach()[:: max(1, (rows - 1) // ROWS)] if rows > ROWS else weight

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deltaw
@@ -133,6 +134,24 @@ def test_sums_are_the_same_in_peft(family: tuple[nn.Module, list[State]], tmp_pa
         model = copy.deepcopy(base)
         deltaw.load(model, tmp_path / name)
         torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sums_of_dora_are_the_same_in_peft(
+    family: tuple[nn.Module, list[State]], tmp_path: Path
+) -> None:
+    base, states = family
+    paths = ["conv", "emb", "lin"] if isinstance(base, Mixed) else ["c_attn", "c_fc"]
+    settings = {"r": 2, "lora_alpha": 5, "target_modules": paths, "use_dora": True}
+    if isinstance(base, Mixed):
+        states = [combine.without_copies(states[0])]
+    both = [*states[:1], adapter(base, settings, 4)]
+    expected = by_formula(base, both, [0.7, 0.6])
+    weights = {n: t.clone() for n, t in base.state_dict().items() if n != "lm_head.weight"}
+    save_file(weights, tmp_path / "base.safetensors")
+    stored = combine.StoredBase(tmp_path / "base.safetensors")
+    made = combine.add(both, [0.7, 0.6], base=stored).state
+    ours = in_peft(base, made, tmp_path / "sum")
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_unequal_ranks_are_the_same_in_peft(

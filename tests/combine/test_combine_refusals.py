@@ -162,3 +162,15 @@ def test_what_cannot_be_portable_is_listed() -> None:
         "  - g: a convolution that is grouped or factored",
         "  - h: weight.trained is trained in full",
     ]
+
+
+def test_adapters_that_name_different_bases_are_refused() -> None:
+    """By the last part of the name, which may be a path; a fingerprint knows better."""
+
+    def named(name: str | None, mark: str | None = None) -> State:
+        return state({"h": layer("linear", 2)}, mark, base_model_name_or_path=name)
+
+    combine.add([named("org/model-A"), named("/tmp/model-a"), named(None)])
+    combine.add([named("org/A", "f32/8 rows:1"), named("org/B", "f32/8 rows:1")])
+    with pytest.raises(MergeError, match="adapter 2 is for org/B, adapter 1 for org/A"):
+        combine.add([named("org/A"), named("org/B")])

@@ -1,6 +1,7 @@
 """`deltaw combine`, `resize` and `extract`: what they write and what they print."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,34 @@ def test_an_extraction_says_what_it_leaves_out(
     )
     assert code == 1
     assert "changed more than the targets" in err
+
+
+def test_dora_is_summed_and_resized_with_its_base(deltaw_command: Command, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file({f"h.{n}.lin.weight": torch.randn(6, 7) for n in range(2)}, tmp_path / "base")
+    for number, name in enumerate(("org/A", "org/B")):
+        layers = peft.read(adapter(tmp_path / f"lora{number}", 2, number)).layers
+        m = {"weight.lora_magnitude_vector": torch.rand(6)}
+        gained = {p: replace(own, tensors={**own.tensors, **m}) for p, own in layers.items()}
+        config = LoraConfig(r=2, lora_alpha=1, use_dora=True, base_model_name_or_path=name)
+        peft.write(State(config, gained), tmp_path / f"dora{number}")
+    both = tmp_path / "dora0", tmp_path / "dora1"
+    code, _, err = deltaw_command("combine", *both, "--out", tmp_path / "sum")
+    assert code == 1 and "base=deltaw.combine.StoredBase(folder), or --base" in err
+    with_base = ("--base", tmp_path / "base")
+    code, _, err = deltaw_command("combine", *both, "--out", tmp_path / "sum", *with_base)
+    assert code == 1 and "adapter 2 is for org/B, adapter 1 for org/A" in err
+    code, _, err = deltaw_command(
+        "combine", *both, "--out", tmp_path / "sum", "--any-base", *with_base
+    )
+    assert (code, err) == (0, "")
+    found = peft.read(tmp_path / "sum")
+    assert found.config.use_dora and found.config.r == 4
+    code, _, err = deltaw_command(
+        "resize", both[0], "--out", tmp_path / "cut", "--rank", 1, *with_base
+    )
+    assert (code, err) == (0, "") and peft.read(tmp_path / "cut").config.r == 1
+    code, _, err = deltaw_command(
+        "combine", *both, "--out", tmp_path / "ties", "--method", "ties", *with_base
+    )
+    assert code == 1 and "--base would change nothing with --method ties" in err

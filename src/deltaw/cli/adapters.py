@@ -21,6 +21,9 @@ Energy = Annotated[
 Portable = Annotated[
     bool, typer.Option("--portable", help="One rank, and alpha = r, in all layers (vLLM).")
 ]
+Base = Annotated[
+    str | None, typer.Option("--base", help="Folder or file of the base, which DoRA needs.")
+]
 Exact = Annotated[
     bool, typer.Option("--exact", help="A full SVD of large matrices instead of a random sketch.")
 ]
@@ -39,6 +42,13 @@ def read_adapter(path: str) -> "State":
     from deltaw.formats import sniff
 
     return sniff(Path(path)).read(Path(path))
+
+
+def nameless(state: "State") -> "State":
+    """Return the adapter without the name of its base."""
+    from dataclasses import replace
+
+    return replace(state, config=replace(state.config, base_model_name_or_path=None))
 
 
 def show(kept: "Sequence[Kept]") -> None:

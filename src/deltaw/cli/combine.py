@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltaw.cli.adapters import (
+    Base,
     Energy,
     Exact,
     Out,
     Portable,
     Rank,
+    nameless,
     new_folder,
     read_adapter,
     show,
@@ -45,24 +47,32 @@ def combine(
     ] = False,
     portable: Portable = False,
     exact: Exact = False,
+    base: Base = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Combine adapters that name different bases.")
+    ] = False,
 ) -> None:
     """Write the weighted sum of adapters of one base, or their merge by TIES or DARE.
 
     sum is exact, at the lowest rank that holds it; svd cuts it to the highest rank of the adapters.
-    --rank and --energy cut every method's result.
+    --rank and --energy cut every method's result. The sum of DoRA adapters needs --base.
     """
     folder = new_folder(out)
     numbers = None if weights is None else _numbers(weights)
-    given = {"density": density, "seed": seed, "exact": exact or None}
-    options = {name: value for name, value in given.items() if value is not None}
+    given = {"density": density, "seed": seed, "exact": exact or None, "base": base}
+    options: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     _check(method, options)
     announce_loading()
-    from deltaw.combine import highest_rank, without_copies
+    from deltaw.combine import StoredBase, highest_rank, without_copies
     from deltaw.train.console import Console
 
     states = [read_adapter(path) for path in adapters]
     if drop_copies:
         states = [without_copies(state) for state in states]
+    if any_base:
+        states = [nameless(state) for state in states]
+    if base is not None:
+        options["base"] = StoredBase(base)
     limit: dict[str, Any] = {"rank": rank, "energy": energy}
     if method == "svd" and rank is None and energy is None:
         limit["rank"] = max(map(highest_rank, states))
@@ -93,7 +103,7 @@ def _function(method: str) -> "Callable[..., Reduced]":
 def _check(method: str, options: dict[str, Any]) -> None:
     if method not in METHODS:
         raise ConfigError(f"--method must be one of {', '.join(METHODS)}, not {method!r}.")
-    known = {"density", "exact"} if method in ("ties", "prune") else set[str]()
+    known = {"density", "exact"} if method in ("ties", "prune") else {"base"}
     if method.startswith("dare"):
         known = {"density", "exact", "seed"}
     odd = [f"--{name}" for name in options if name not in known]

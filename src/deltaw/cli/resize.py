@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from deltaw.cli.adapters import (
+    Base,
     Energy,
     Out,
     Portable,
@@ -23,12 +24,17 @@ def resize(
     rank: Rank = None,
     energy: Energy = None,
     portable: Portable = False,
+    base: Base = None,
 ) -> None:
-    """Cut an adapter to a rank, or to the rank that keeps a share of ΔW in every layer."""
+    """Cut an adapter to a rank, or to the rank that keeps a share of ΔW in every layer.
+
+    One of DoRA needs --base.
+    """
     folder = new_folder(out)
     announce_loading()
-    from deltaw.combine import resize
+    from deltaw.combine import StoredBase, resize
 
-    made = resize(read_adapter(adapter), rank=rank, energy=energy)
+    weights = None if base is None else StoredBase(base)
+    made = resize(read_adapter(adapter), rank=rank, energy=energy, base=weights)
     show(made.kept)
     write_adapter(made.state, folder, portable)

@@ -12,16 +12,19 @@ from deltaw.combine._matching import Place
 from deltaw.combine._result import Kept, Reduced
 from deltaw.combine._settings import highest_rank
 from deltaw.combine.adding import add, concatenate, negate, resize
+from deltaw.combine.bases import Base, StoredBase
 from deltaw.combine.dropping import dare
 from deltaw.combine.electing import prune, ties
 from deltaw.combine.extracting import Extracted, extract
 from deltaw.combine.padding import portable
 
 __all__ = [
+    "Base",
     "Extracted",
     "Kept",
     "Place",
     "Reduced",
+    "StoredBase",
     "add",
     "concatenate",
     "dare",

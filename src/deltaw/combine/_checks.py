@@ -5,16 +5,30 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from deltaw.combine._deltas import copies, groups_in, pair, slots
+from deltaw.combine._deltas import (
+    ALONGSIDE,
+    EXPERTS,
+    MAGNITUDE,
+    count_in,
+    matrix_shape,
+    pair,
+    rank_of,
+    slots,
+)
+from deltaw.combine.bases import Base, is_dora
 from deltaw.errors import ConfigError, MergeError, printable, raise_all
 from deltaw.kernels.merge import is_finite
-from deltaw.state import LayerState, State
+from deltaw.state import IDS, LayerState, State
 
-FACTORS = (".lora_A", ".lora_B", ".lora_B_bias", ".start_A", ".start_B", ".trained")
+FACTORS = (".lora_A", ".lora_B", ".lora_B_bias", ".start_A", ".start_B", *ALONGSIDE)
 
 
-def check(states: Sequence[State], weights: Sequence[float] | None) -> list[float]:
+def check(
+    states: Sequence[State], weights: Sequence[float] | None, base: Base | None = None
+) -> list[float]:
     """Return one weight per adapter, 1 where none are given.
+
+    `base` gives the weights that DoRA needs; without it DoRA is refused.
 
     Raises:
         ConfigError: if there are no adapters, or the weights are not one number for each.
@@ -34,13 +48,13 @@ def check(states: Sequence[State], weights: Sequence[float] | None) -> list[floa
     raise_all(
         MergeError,
         "These adapters cannot be combined:",
-        [problem for n, state in enumerate(states, 1) for problem in _unusable(n, state)],
+        [problem for n, state in enumerate(states, 1) for problem in _unusable(n, state, base)],
         "combine adapters whose ΔW is linear in B A, with finite numbers in them.",
     )
     raise_all(
         MergeError,
         "These adapters do not go together:",
-        [*_other_bases(states), *_misfits(states)],
+        [*_other_bases(states), *_other_than(base, states), *_misfits(states)],
         "combine adapters of one base model, or take out the layers above.",
     )
     return weights
@@ -81,30 +95,47 @@ def sides(states: Sequence[State]) -> dict[str, int]:
     for state in states:
         for path, layer in state.layers.items():
             for slot in slots(layer):
-                A, B = pair(layer, slot)
-                groups = groups_in(layer, slot)
-                side = min(A[0].numel(), len(B) // groups) * groups
-                found[path] = max(side, len(A), found.get(path, 0))
+                out, width = matrix_shape(layer, slot)
+                groups = 1 if layer.kind == EXPERTS else count_in(layer, slot)
+                side = min(width, out // groups) * groups
+                found[path] = max(side, rank_of(layer, slot), found.get(path, 0))
     return dict(sorted(found.items()))
 
 
-def low_rank_paths(state: State) -> list[str]:
-    """Return the paths of the layers with factors."""
-    return sorted(path for path, layer in state.layers.items() if slots(layer))
+def adapted_weights(state: State) -> list[str]:
+    """Return the weights with factors: the paths of layers, and those of single parameters."""
+    found = []
+    for path, layer in state.layers.items():
+        if layer.kind == EXPERTS:
+            found += [f"{path}.{slot}" for slot in slots(layer)]
+        elif slots(layer):
+            found.append(path)
+    return sorted(found)
 
 
-def _unusable(number: int, state: State) -> list[str]:
+def _unusable(number: int, state: State, base: Base | None) -> list[str]:
     """List what keeps one adapter from being combined with any other."""
     who = f"adapter {number}"
-    if state.config.method != "lora":
+    if is_dora(state) and base is None:
+        return [
+            f"{who}: the ΔW of DoRA depends on the base's weights; sums take them by "
+            "base=deltaw.combine.StoredBase(folder), or --base"
+        ]
+    if state.config.method not in ("lora", "dora"):
         return [f"{who}: its method is {state.config.method!r}, not linear in its factors"]
     problems = [] if state.layers else [f"{who}: it is empty"]
+    factors = (*FACTORS, f".{MAGNITUDE}") if is_dora(state) else FACTORS
+    if packed := _packed_stacks(state):
+        problems.append(
+            f"{who}: {', '.join(packed)} hold stacked experts as PEFT's files pack them; load it "
+            "onto its base and combine what deltaw.capture returns"
+        )
     for path, layer in state.layers.items():
         where = f"{who}, {printable(path, 300)!r}"
         problems += [
             f"{where}: {name} is not linear in its factors"
             for name in layer.tensors
-            if not name.endswith(FACTORS)
+            if not name.endswith(factors)
         ]
         problems += [
             f"{where}: {slot}.lora_B is missing"
@@ -123,21 +154,59 @@ def _unusable(number: int, state: State) -> list[str]:
     return problems
 
 
-def _other_bases(states: Sequence[State]) -> list[str]:
-    """List the adapters whose base has other bits than that of an earlier one.
+def _packed_stacks(state: State) -> list[str]:
+    """Return the layers of a file whose parameters the base alone tells apart."""
+    wanted = {name.rpartition(".")[0] for name in state.config.target_parameters or ()}
+    return [
+        printable(path, 300)
+        for path, layer in state.layers.items()
+        if (layer.kind == EXPERTS and any(slot.isdigit() for slot in slots(layer)))
+        or (layer.kind == "linear" and any(path.endswith(module) for module in wanted))
+    ]
 
-    A fingerprint is that of the adapted layers, so only those of the same layers are compared.
+
+def _other_than(base: Base | None, states: Sequence[State]) -> list[str]:
+    """List the adapters that the given base is not the base of."""
+    return [
+        f"adapter {number} was trained on another base than the one given"
+        for number, state in enumerate(states, 1)
+        if base is not None and is_dora(state) and base.is_other_than(state)
+    ]
+
+
+def _other_bases(states: Sequence[State]) -> list[str]:
+    """List the adapters whose base has other bits than that of an earlier one, or another name.
+
+    A fingerprint is that of the adapted layers, so only those of the same layers are compared; of
+    adapters without one to compare with, the last parts of the names are.
     """
     seen: dict[tuple[object, ...], tuple[int, str]] = {}
+    named: tuple[int, str] | None = None
     problems = []
     for number, state in enumerate(states, 1):
-        if state.base is None:
+        name = state.config.base_model_name_or_path
+        kind = (str(state.base).split(":")[0], *adapted_weights(state))
+        if state.base is not None and kind in seen:
+            first, base = seen[kind]
+            if base != state.base:
+                problems.append(
+                    f"adapter {number} was trained on another base than adapter {first}"
+                )
             continue
-        kind = (state.base.split(":")[0], *low_rank_paths(state))
-        first, base = seen.setdefault(kind, (number, state.base))
-        if base != state.base:
-            problems.append(f"adapter {number} was trained on another base than adapter {first}")
+        if state.base is not None:
+            seen[kind] = number, state.base
+        if name and named and _last(name) != _last(named[1]):
+            problems.append(
+                f"adapter {number} is for {printable(name, 300)}, adapter {named[0]} for "
+                f"{printable(named[1], 300)}; if these are the same weights, use one "
+                "base_model_name_or_path in both, or --any-base"
+            )
+        named = named or ((number, name) if name else None)
     return problems
+
+
+def _last(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
 
 
 def _misfits(states: Sequence[State]) -> list[str]:
@@ -152,18 +221,39 @@ def _misfits(states: Sequence[State]) -> list[str]:
         if len(forms) > 1:
             told = ", ".join(f"{form} in adapter {number}" for form, number in forms.items())
             problems.append(f"{printable(name, 300)} is {told}")
-    return problems
+    return [*problems, *_unordered(states)]
+
+
+def _unordered(states: Sequence[State]) -> list[str]:
+    """List the modules of which no adapter has all parameters, so that none says their order."""
+    held: dict[str, list[set[str]]] = {}
+    for state in states:
+        for path, layer in state.layers.items():
+            if layer.kind == EXPERTS:
+                held.setdefault(path, []).append(set(slots(layer)))
+    return [
+        f"{printable(path, 300)}: no adapter has all of {', '.join(sorted(set.union(*own)))}"
+        for path, own in held.items()
+        if set.union(*own) not in own
+    ]
 
 
 def _forms(layer: LayerState) -> dict[str, str]:
     """Return the form of a layer's ΔW and of each full copy, which all adapters must share."""
     forms = {
         name.removesuffix(".trained"): f"trained in full as {tuple(tensor.shape)}"
-        for name, tensor in copies(layer).items()
+        for name, tensor in layer.tensors.items()
+        if name.endswith(".trained")
     }
+    for name, ids in layer.tensors.items():
+        if name.endswith(f".{IDS}"):
+            forms[name.removesuffix(f".{IDS}")] = f"trained for the tokens {ids.tolist()}"
     for slot in slots(layer):
         A, B = pair(layer, slot)
         rows = len(B) * max(len(layer.enabled), 1)
+        if layer.kind == EXPERTS:
+            forms[slot] = f"experts {' x '.join(map(str, (*B.shape[:-1], A.shape[-1])))}"
+            continue
         kind = "linear" if layer.kind in ("conv1d", "fused") else layer.kind
         shape = " x ".join(map(str, (rows, *A.shape[1:])))
         within = f" in {layer.groups} groups" if layer.kind == "conv" and layer.groups > 1 else ""

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from deltaw.combine._deltas import copies, wide
 from deltaw.errors import MergeError, raise_all
-from deltaw.state import LayerState, State
+from deltaw.state import IDS, LayerState, State
 
 
 def without_copies(state: State) -> State:
-    """Return the low-rank part of an adapter alone, without biases and heads trained in full."""
+    """Return the low-rank part of an adapter alone, without what it trained in full."""
     layers = {}
     for path, layer in state.layers.items():
         own = {name: t for name, t in layer.tensors.items() if name not in copies(layer)}
         if own:
             layers[path] = replace(layer, tensors=own)
-    config = replace(state.config, bias="none", modules_to_save=[])
+    config = replace(state.config, bias="none", modules_to_save=[], trainable_token_indices=None)
     return replace(state, config=config, layers=layers)
 
 
@@ -45,11 +45,15 @@ def mixed(states: Sequence[State], weights: Sequence[float]) -> dict[str, dict[s
             f"{path}.{name.removesuffix('.trained')}: {sum(w for w, _ in own):g}"
             for path, names in held.items()
             for name, own in names.items()
-            if not math.isclose(sum(w for w, _ in own), 1, abs_tol=1e-9)
+            if not name.endswith(IDS) and not math.isclose(sum(w for w, _ in own), 1, abs_tol=1e-9)
         ],
-        "give weights that sum to 1, or combine deltaw.combine.without_copies(state).",
+        "give weights that sum to 1, or leave them out: deltaw.combine.without_copies(state), or "
+        "--drop-copies.",
     )
-    return {p: {n: _sum(own) for n, own in names.items()} for p, names in held.items()}
+    return {
+        path: {name: own[0][1] if name.endswith(IDS) else _sum(own) for name, own in names.items()}
+        for path, names in held.items()
+    }
 
 
 def beside(

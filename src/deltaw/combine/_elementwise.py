@@ -39,7 +39,7 @@ def elementwise(
             key: of_matrix(mix([part.dense(layer.dtype) for part in layer.of(key)]), limit, exact)
             for key in layer.keys
         }
-        left, report = cut(layer.path, spectra, limit)
+        left, report = cut(layer.path, spectra, limit, together=layer.shares_rank)
         biases = {
             slot: mix(shifts)
             for slot in dict.fromkeys(slot for slot, _ in spectra)

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from deltaw.combine._checks import low_rank_paths
-from deltaw.combine._deltas import pair, slots
+from deltaw.combine._checks import adapted_weights
+from deltaw.combine._deltas import EXPERTS, pair, rank_of, slots
+from deltaw.combine.bases import is_dora
 from deltaw.config import LoraConfig
 from deltaw.state import LayerState, State
 
@@ -18,24 +19,35 @@ def state_of(states: Sequence[State], layers: Mapping[str, LayerState]) -> State
     config = settings(configs[0], layers)
     tasks = {each.task_type for each in configs}
     heads = dict.fromkeys(name for each in configs for name in each.modules_to_save or ())
+    gained = any(map(is_dora, states))
+    tokens = (each.trainable_token_indices for each in configs)
     rules = {each.bias for each in configs}
     named = next((each for each in configs if each.base_model_name_or_path), configs[0])
     config = replace(
         config,
         bias=next(rule for rule in ("all", "lora_only", "none") if rule in rules),
         modules_to_save=list(heads),
+        trainable_token_indices=next((each for each in tokens if each), None),
+        method="dora" if gained else "lora",
+        use_dora=gained,
         task_type=tasks.pop() if len(tasks) == 1 else None,
         base_model_name_or_path=named.base_model_name_or_path,
         revision=named.revision,
     )
     made = State(config, dict(sorted(layers.items())))
-    same = (state.base for state in states if low_rank_paths(state) == low_rank_paths(made))
+    same = (state.base for state in states if adapted_weights(state) == adapted_weights(made))
     return replace(made, base=next((base for base in same if base), None))
 
 
 def settings(config: LoraConfig, layers: Mapping[str, LayerState]) -> LoraConfig:
     """Return `config` with the ranks of these layers and alpha = r in each."""
-    ranks = {path: rank(layer) for path, layer in layers.items() if slots(layer)}
+    ranks: dict[str, int] = {}
+    for path, layer in layers.items():
+        if layer.kind == EXPERTS:
+            ranks |= {f"{path}.{slot}": rank_of(layer, slot) for slot in slots(layer)}
+        elif slots(layer):
+            ranks[path] = rank(layer)
+    stacks = [name for name in sorted(ranks) if name not in layers]
     r = Counter(ranks.values()).most_common(1)[0][0] if ranks else config.r
     others = {pinned(path): own for path, own in sorted(ranks.items()) if own != r}
     enabled = {pinned(path): own.enabled for path, own in layers.items() if own.enabled}
@@ -46,7 +58,8 @@ def settings(config: LoraConfig, layers: Mapping[str, LayerState]) -> LoraConfig
         use_rslora=False,
         rank_pattern=others,
         alpha_pattern=others,
-        target_modules=sorted(ranks),
+        target_modules=sorted(ranks.keys() - set(stacks)),
+        target_parameters=stacks or None,
         exclude_modules=None,
         layers_to_transform=None,
         layers_pattern=None,
@@ -66,7 +79,7 @@ def _with_biases(layers: Mapping[str, LayerState]) -> dict[str, LayerState]:
         return dict(layers)
     made = {}
     for path, own in layers.items():
-        names = slots(own) if own.kind != "embedding" else []
+        names = slots(own) if own.kind not in ("embedding", EXPERTS) else []
         zeros = {f"{name}.lora_B_bias": pair(own, name)[1][:, 0] * 0 for name in names}
         made[path] = replace(own, tensors={**zeros, **own.tensors})
     return made
@@ -79,7 +92,7 @@ def highest_rank(state: State) -> int:
 
 def rank(layer: LayerState) -> int:
     """Return the rows of A, which are those of one slice where the layer is fused."""
-    return len(pair(layer, slots(layer)[0])[0])
+    return rank_of(layer, slots(layer)[0])
 
 
 def pinned(path: str) -> str:

@@ -72,7 +72,7 @@ class Limit(NamedTuple):
 
 def of_product(part: Product) -> Spectrum:
     """Return the exact spectrum of L R; what is rounding beside its factors counts as zero."""
-    L, R = part
+    L, R, _ = part
     Q, X = torch.linalg.qr(L)
     P, Y = torch.linalg.qr(R.T)
     U, S, Vh = torch.linalg.svd(X @ Y.T, full_matrices=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from deltaw.combine._checkpoint import Checkpoint, shown
 from deltaw.combine._checks import check_limit
 from deltaw.combine._copies import beside
-from deltaw.combine._deltas import layer_of
+from deltaw.combine._layers import layer_of
 from deltaw.combine._matching import Place, check_match, chosen, guessed, names_in_both
 from deltaw.combine._result import Kept, cut
 from deltaw.combine._settings import settings

@@ -3,15 +3,8 @@
 from dataclasses import replace
 
 from deltaw.combine._checks import check
-from deltaw.combine._deltas import (
-    copies,
-    dtype_of,
-    kernel,
-    layer_of,
-    padded,
-    products,
-    unfused,
-)
+from deltaw.combine._deltas import EXPERTS, copies, dtype_of, kernel, products
+from deltaw.combine._layers import layer_of, padded, unfused
 from deltaw.combine._settings import rank, settings
 from deltaw.errors import MergeError, printable, raise_all
 from deltaw.state import State
@@ -24,7 +17,7 @@ def portable(state: State) -> State:
 
     Raises:
         MergeError: listing what such servers cannot read: parameters trained in full, a bias on B,
-            grouped convolutions and loralib's.
+            grouped convolutions and loralib's, stacked experts.
     """
     check([state], None)
     problems = []
@@ -32,6 +25,8 @@ def portable(state: State) -> State:
         where = printable(path, 300)
         problems += [f"{where}: {name} is trained in full" for name in copies(layer)]
         problems += [f"{where}: {name}" for name in layer.tensors if name.endswith("lora_B_bias")]
+        if layer.kind == EXPERTS:
+            problems.append(f"{where}: stacked experts")
         if layer.groups > 1 or layer.factored:
             problems.append(f"{where}: a convolution that is grouped or factored")
     raise_all(

@@ -9,13 +9,14 @@ is off by √r, the bias on B is lost, and convolutions of one and three dimensi
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 import deltaw
 from deltaw import combine
 from deltaw.combine import Reduced
 from deltaw.errors import ConfigError
-from deltaw.root import AdaptedModel
-from deltaw.state import State
+from deltaw.root import AdaptedModel, adapted_layers
+from deltaw.state import LayerState, State
 
 EXACT = ("linear", "cat")
 OTHERS = ("svd", "ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -56,18 +57,34 @@ class CombiningModel(AdaptedModel):
         if svd_clamp is not None:
             raise ConfigError("svd_clamp is not supported. Fix: leave it out.")
         states = [deltaw.capture(self, name) for name in adapters]
+        base = _LiveBase(self)
         if combination_type == "cat":
-            made = combine.concatenate(states, weights)
+            made = combine.concatenate(states, weights, base=base)
         elif combination_type == "linear":
-            made = combine.add(states, weights).state
+            made = combine.add(states, weights, base=base).state
         else:
-            method = _method(combination_type, density, majority_sign_method)
+            method = _method(combination_type, density, majority_sign_method, base)
             made = method(states, weights, svd_rank).state
         deltaw.attach(self, made, adapter_name, trainable=False)
 
 
+class _LiveBase:
+    """The frozen weights of the adapters' own model."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+
+    def is_other_than(self, state: State) -> bool:
+        """Tell that the adapters are on this very base."""
+        return False
+
+    def matrix(self, path: str, layer: LayerState, slot: str) -> Tensor:
+        """Return W of a slot (out, in)."""
+        return adapted_layers(self._model)[path].matrix(slot)
+
+
 def _method(
-    kind: str, density: float | None, majority: str
+    kind: str, density: float | None, majority: str, base: combine.Base
 ) -> Callable[[list[State], Sequence[float], int | None], Reduced]:
     name = kind.removesuffix("_svd")
     if name not in OTHERS:
@@ -75,7 +92,7 @@ def _method(
         raise ConfigError(f"combination_type must be one of {known}, not {kind!r}.")
     if name == "svd":
         return lambda states, weights, r: combine.add(
-            states, weights, rank=r or max(map(combine.highest_rank, states), default=1)
+            states, weights, rank=r or max(map(combine.highest_rank, states), default=1), base=base
         )
     if density is None:
         raise ConfigError(f"{kind} needs a density. Fix: pass one in (0, 1].")
