@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import deltaw
 from deltaw import combine
 from deltaw.analysis.places import places
+from deltaw.combine._matching import guessed
 from deltaw.errors import ConfigError, FormatError, MergeError
 from deltaw.formats import peft as files
 
@@ -384,3 +385,15 @@ def test_a_transposed_convolution_comes_back_and_is_not_taken_for_another(tmp_pa
     torch.testing.assert_close(logits(base, x), logits(tuned, x), rtol=1e-4, atol=1e-5)
     with pytest.raises(FormatError, match=r"0\.weight \(4, 3, 3, 2\) beside a bias \(6,\)"):
         combine.extract(*ours, energy=1.0)
+
+
+def test_a_linear_layer_that_is_called_an_embedding_is_known_by_its_bias() -> None:
+    """ALBERT's `embedding_hidden_mapping_in`, and GPT-NeoX's head `embed_out`."""
+    shapes = {"a.embedding_hidden_mapping_in.weight": (8, 4), "embed_out.weight": (9, 4)}
+    shapes |= {"a.embedding_hidden_mapping_in.bias": (8,), "a.word_embeddings.weight": (9, 4)}
+    kinds = {path: place.kind for path, place in guessed(shapes).items()}
+    assert kinds == {
+        "a.embedding_hidden_mapping_in": "linear",
+        "embed_out": "linear",
+        "a.word_embeddings": "embedding",
+    }

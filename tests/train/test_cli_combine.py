@@ -250,3 +250,34 @@ def test_dora_is_summed_and_resized_with_its_base(deltaw_command: Command, tmp_p
         "combine", *both, "--out", tmp_path / "ties", "--method", "ties", *with_base
     )
     assert code == 1 and "--base would change nothing with --method ties" in err
+
+
+def test_weights_that_the_model_calls_otherwise_are_found(
+    deltaw_command: Command, tmp_path: Path
+) -> None:
+    """GPT-NeoX's head is `embed_out` in files, and `lm_head` in transformers."""
+    config = transformers.GPTNeoXConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GPTNeoXForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    assert "embed_out.weight" in load_file(tmp_path / "base" / "model.safetensors")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path / "tuned")
+    both, out = (tmp_path / "base", tmp_path / "tuned"), tmp_path / "out"
+    told = ("--out", out, "--energy", "1", "--rest", "save")
+    code, _, err = deltaw_command("extract", *both, *told)
+    assert code == 0, err
+    extracted = transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path / "base").eval()
+    deltaw.load(extracted, out)
+    ids = torch.tensor([[1, 5, 6, 2]])
+    with torch.no_grad():
+        torch.testing.assert_close(extracted(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    code, _, err = deltaw_command(
+        "extract", both[0], both[0], "--out", tmp_path / "no", "--rank", 1
+    )
+    assert code == 1 and "do not differ.\nFix: give the fine-tuned model second" in err

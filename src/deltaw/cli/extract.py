@@ -7,7 +7,7 @@ import typer
 
 from deltaw.cli.adapters import Energy, Exact, Out, Portable, Rank, new_folder, show, write_adapter
 from deltaw.cli.options import TrustRemoteCode, announce_loading, targets
-from deltaw.errors import RunError, printable
+from deltaw.errors import MergeError, RunError, printable
 
 if TYPE_CHECKING:
     from deltaw.combine import Place
@@ -44,6 +44,7 @@ def extract(
     from deltaw.train.data.wording import counted
 
     console = Console()
+    places, names = _layout(Path(tuned), trust_remote_code)
     made = combine.extract(
         base,
         tuned,
@@ -52,10 +53,17 @@ def extract(
         targets=targets(target_modules),
         exclude=[name for value in exclude or () for name in value.split(",")],
         rest=rest,
-        places=_places(Path(tuned), trust_remote_code),
+        places=places,
+        renamed=names,
         exact=exact,
         seed=seed,
     )
+    if not made.state.layers:
+        others = f" but for {', '.join(map(printable, made.rest[:SHOWN]))}" if made.rest else ""
+        raise MergeError(
+            f"{printable(base, 300)} and {printable(tuned, 300)} do not differ{others}.\n"
+            "Fix: give the fine-tuned model second, or other --targets."
+        )
     show(made.kept)
     console.field("unchanged", counted(made.unchanged, "tensor"))
     if made.rest:
@@ -67,16 +75,17 @@ def extract(
     write_adapter(made.state, folder, portable)
 
 
-def _places(tuned: Path, trust: bool) -> "dict[str, Place] | None":
-    """Return the layers of the model that `config.json` names, or None where that is not known."""
+def _layout(tuned: Path, trust: bool) -> "tuple[dict[str, Place] | None, dict[str, str]]":
+    """Return layers and names of the model that `config.json` names, None where it is not known."""
     if not (tuned / "config.json").is_file():
-        return None
-    from deltaw.analysis.places import places
+        return None, {}
+    from deltaw.analysis.places import places, renamed
     from deltaw.train.model import load_own
 
     try:
-        return places(load_own(str(tuned), trust_remote_code=trust))
+        model = load_own(str(tuned), trust_remote_code=trust)
     except RunError as error:
         print(f"warning   {printable(str(error).splitlines()[0], 300)}")
         print("          layers are told from names and shapes")
-        return None
+        return None, {}
+    return places(model), renamed(model)

@@ -12,7 +12,7 @@ from deltaw.patterns import ends_with, full_matches
 
 LINEAR = ("linear", "conv1d")
 TRANSPOSED = ("conv1d", "embedding")
-_EMBEDDING = re.compile(r"emb|wte|wpe|shared$", re.IGNORECASE)
+_EMBEDDING = re.compile(r"emb(?!ed_out)|wte|wpe|shared$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def guessed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
         bias = shapes.get(f"{path}.bias", shape[:1])
         if bias != shape[:1] and (len(shape) > 2 or bias == shape[1:]):
             turned.append(f"{printable(name, 300)} {shape} beside a bias {bias}")
-        embeds = _EMBEDDING.search(path.rpartition(".")[2])
+        embeds = _EMBEDDING.search(path.rpartition(".")[2]) and f"{path}.bias" not in shapes
         kind = "conv" if len(shape) > 2 else "embedding" if embeds else "linear"
         places[path] = Place(kind, (name,))
     raise_all(

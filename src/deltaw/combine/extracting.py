@@ -53,6 +53,7 @@ def extract(
     exclude: Sequence[str] = (),
     rest: str = "report",
     places: Mapping[str, Place] | None = None,
+    renamed: Mapping[str, str] | None = None,
     exact: bool = False,
     seed: int = 0,
 ) -> Extracted:
@@ -71,6 +72,8 @@ def extract(
         places: the layers of the model, by `deltaw.analysis.places`; without it they are told from
             names and shapes, where groups of a convolution, that it is transposed (without a bias)
             and tied heads go unseen.
+        renamed: what the checkpoints call otherwise than the model does, by
+            `deltaw.analysis.places`; copies in full are called as there.
         exact: a full SVD also of large matrices.
         seed: of the sketches.
 
@@ -108,7 +111,7 @@ def extract(
     ours = {layout[path][1] for path in found}
     changed = [n for n in sorted(both.tuned.shapes) if n not in ours and not both.same(n)]
     both.check_sound()
-    copies = _copies(both, changed, rest)
+    copies = _copies(both, changed, rest, renamed or {})
     unchanged = len(both.tuned.shapes) - len(changed) - len({layout[path][1] for path in layers})
     state = _state(beside(layers, copies), str(base))
     return Extracted(state, tuple(kept), tuple(changed), unchanged)
@@ -156,7 +159,9 @@ class _Both:
         )
 
 
-def _copies(both: _Both, changed: Sequence[str], rest: str) -> dict[str, dict[str, Tensor]]:
+def _copies(
+    both: _Both, changed: Sequence[str], rest: str, renamed: Mapping[str, str]
+) -> dict[str, dict[str, Tensor]]:
     """Return what is kept as full copies: single biases, and of any other module all it holds."""
     raise_all(
         MergeError,
@@ -172,10 +177,11 @@ def _copies(both: _Both, changed: Sequence[str], rest: str) -> dict[str, dict[st
         [printable(name, 300) for name in changed if "." not in name],
         'pass rest="report" to leave them out.',
     )
-    whole = {name.rpartition(".")[0] for name in changed if not name.endswith(".bias")}
+    names = {name: renamed.get(name, name) for name in both.tuned.shapes}
+    whole = {names[name].rpartition(".")[0] for name in changed if not name.endswith(".bias")}
     copies: dict[str, dict[str, Tensor]] = {}
-    for name in both.tuned.shapes:
-        path, _, own = name.rpartition(".")
+    for name, called in names.items():
+        path, _, own = called.rpartition(".")
         if path in whole or name in changed:
             copies.setdefault(path, {})[f"{own}.trained"] = both.tuned.read(name).clone()
     return copies
