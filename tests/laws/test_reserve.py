@@ -124,6 +124,19 @@ def test_layers_that_come_and_go(tmp_path: Path) -> None:
     assert counter.frame_count == 1
 
 
+@over_cases(reservable)
+def test_a_layer_that_the_new_adapter_leaves_out(case: Case, tmp_path: Path) -> None:
+    """It is the base's again."""
+    s = Setting(case, lora_bias=case.file == "linear")
+    model, x = base(s), case.x(s.dtype)
+    deltaw.load(model, written(s, tmp_path)[0], reserve=4)
+    for part in parts(model):
+        assert isinstance(part, ReservedLora)
+        part.clear()
+    with torch.no_grad():
+        close(model(x), base(s)(x), 1e-5)
+
+
 def test_rows_of_reserved_adapters(tmp_path: Path) -> None:
     s = setting("linear").but(dtype=torch.float64)
     files = written(s, tmp_path)

@@ -60,7 +60,8 @@ class ReservedLora(LoraAdapter):
     def forward(self, matrix: Callable[[], Tensor]) -> LowRank:
         """Return the factors: without the padding, or with them in a compiled graph."""
         if not torch.compiler.is_compiling():
-            A, B = self.lora_A[: self.rank], self.lora_B[:, : self.rank]
+            rank = max(self.rank, 1)  # A convolution takes no zero kernels.
+            A, B = self.lora_A[:rank], self.lora_B[:, :rank]
             return LowRank(A, B, self.scale, self.bias_delta())
         shift = None if self.lora_B_bias is None else self.lora_B_bias * self.gain
         return LowRank(self.lora_A, self.lora_B, self.gain, shift)
