@@ -32,6 +32,7 @@ from deltaw.serving import USUAL, Serving
 from deltaw.starting import as_started, initial_state
 from deltaw.state import State
 from deltaw.swap import clear_bound_forward, refuse_hidden_names, swap, unswap
+from deltaw.walking import walk
 
 
 def attach(
@@ -204,10 +205,11 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     if not authority.configs:
         thawed = authority.thawed
         if authority.absorbed:
-            thawed = thawed - {f"{p}.{WEIGHT}" for p, m in root.named_modules() if storage_of(m)}
-        for path, parameter in root.named_parameters():
-            if path in thawed:
-                parameter.requires_grad_(True)
+            thawed = thawed - {f"{p}.{WEIGHT}" for p, m in walk(root) if storage_of(m)}
+        for path, module in walk(root):
+            for own, parameter in module._parameters.items():
+                if parameter is not None and f"{path}.{own}".lstrip(".") in thawed:
+                    parameter.requires_grad_(True)
         del root.authority
         for module in root.modules():
             if isinstance(module, Stepwise):

@@ -12,6 +12,7 @@ from deltaw.marks import mark, raw
 from deltaw.offload import stored
 from deltaw.state import LayerState
 from deltaw.storage import inner
+from deltaw.walking import walk
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -59,8 +60,9 @@ def fingerprint(model: nn.Module, adapted: Iterable[tuple[str, str]]) -> str | N
     left out: torch renormalises its rows whenever they are looked up.
     """
     weights: dict[str, Tensor] = {}
+    modules = dict(walk(model))
     for path, name in sorted(adapted):
-        module = model.get_submodule(path)
+        module = modules[path]
         if getattr(module, "max_norm", None) is not None:
             continue
         own = _weights(module, name)

@@ -5,6 +5,8 @@ import re
 
 from torch import nn
 
+from deltaw.walking import unwrapped, walk
+
 _TASK = re.compile(
     r"For(Sequence|Token|Image|Audio|Video|AudioFrame)Classification|ForQuestionAnswering"
     r"|ForMultipleChoice"
@@ -20,7 +22,7 @@ def new_heads(model: nn.Module) -> list[str]:
     """
     return [
         f"{path}.{name}".lstrip(".")
-        for path, inner in model.named_modules()
+        for path, inner in walk(model)
         if _TASK.search(type(inner).__name__)
         and getattr(inner, "base_model_prefix", "") in inner._modules
         for name, child in inner.named_children()
@@ -32,17 +34,18 @@ def output_head(model: nn.Module) -> list[str]:
     """Return the paths of the output embeddings of the transformers models in `model`."""
     heads = [
         inner.get_output_embeddings()  # type: ignore[operator]
-        for inner in model.modules()
+        for _, inner in walk(model)
         if hasattr(inner, "get_output_embeddings")
     ]
-    return [path for path, m in model.named_modules() if any(m is head for head in heads)]
+    found = [unwrapped(head) for head in heads if head is not None]
+    return [path for path, m in walk(model) if any(m is head for head in found)]
 
 
 def input_embedding(model: nn.Module) -> list[str]:
     """Return the path of the input embeddings of the first transformers model in `model`."""
     tables = [
         inner.get_input_embeddings()  # type: ignore[operator]
-        for inner in model.modules()
+        for _, inner in walk(model)
         if hasattr(inner, "get_input_embeddings")
     ]
-    return [path for path, m in model.named_modules() if m in tables[:1]]
+    return [path for path, m in walk(model) if m in map(unwrapped, tables[:1])]

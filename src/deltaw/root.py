@@ -14,7 +14,7 @@ from deltaw.formats import format_of
 from deltaw.layer import AdaptedLayer
 from deltaw.snapshot import state_of
 from deltaw.swap import swap
-from deltaw.walking import walk
+from deltaw.walking import bare, unwrapped, walk
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -70,15 +70,15 @@ class AdaptedModel(AdaptedPart):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *others
         )
-        layers = adapted_layers(self)
+        layers, present = adapted_layers(self), set(map(bare, state_dict))
         for name in self.authority.configs:
             slots = {
-                f"{prefix}{path}.adapter.{name}.{slot}.": part
+                f"{bare(prefix)}{path}.adapter.{name}.{slot}.": part
                 for path, layer in layers.items()
                 for slot, part in layer.parts(name).items()
             }
             keys = {slot: [slot + key for key in part.state_dict()] for slot, part in slots.items()}
-            absent = [s for s, names in keys.items() if not any(k in state_dict for k in names)]
+            absent = [s for s, names in keys.items() if not any(k in present for k in names)]
             if len(absent) < len(slots):
                 missing_keys += [key for slot in absent for key in keys[slot]]
 
@@ -156,9 +156,10 @@ def check_attachable(model: nn.Module, name: str) -> None:
             "Fix: attach to the model first, then wrap it (DistributedDataParallel or FSDP2; "
             "DataParallel copies the model at every step and is not supported)."
         )
-    if "_orig_mod" in model._modules:
+    if unwrapped(model) is not model:
         raise StateError(
-            "Cannot attach to a compiled model.\nFix: attach to the model first, then compile it."
+            "Cannot attach to a compiled or checkpointed model.\n"
+            "Fix: attach to the model first, then wrap it."
         )
     if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
         raise ConfigError(

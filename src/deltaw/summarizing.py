@@ -10,6 +10,7 @@ from deltaw.adapters.replace import ReplaceAdapter
 from deltaw.geometry import WEIGHT
 from deltaw.layer import AdaptedLayer
 from deltaw.quant import storage_of
+from deltaw.walking import walk
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def summary(model: nn.Module) -> Summary:
     )
     adapted = tuple(
         path
-        for path, layer in model.named_modules()
+        for path, layer in walk(model)
         if isinstance(layer, AdaptedLayer)
         and any(not part.replaces for name in layer.adapter for part in layer.parts(name).values())
     )

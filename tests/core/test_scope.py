@@ -1,6 +1,7 @@
 """Verbs work on the model that was given to `attach`, wrapped or not, and on nothing less."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from core.models import TOKENS, Tower, shake
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import deltaw
 from deltaw import LoraConfig
 from deltaw.errors import ConfigError, FormatError, MergeError, StateError, TargetError
+from deltaw.walking import bare
 
 CONFIG = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "o_proj"])
 
@@ -101,8 +104,47 @@ def test_a_weight_tied_outside_the_adapted_part_is_not_changed() -> None:
 
 
 def test_attach_comes_before_compile() -> None:
-    with pytest.raises(StateError, match="Cannot attach to a compiled model"):
+    with pytest.raises(StateError, match="Cannot attach to a compiled or checkpointed"):
         deltaw.attach(compiled(Tower()), CONFIG)
+
+
+def checkpointed(block: nn.Module) -> nn.Module:
+    return checkpoint_wrapper(block)
+
+
+@pytest.mark.parametrize("wrap", [compiled, checkpointed])
+def test_wrapped_blocks_have_the_names_of_plain_ones(
+    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """Attached before or after the wrapping, the file is that of the plain model."""
+    torch._dynamo.reset()
+    config = replace(CONFIG, bias="lora_only", rank_pattern={r"^layers\.1\.attn\.q_proj": 3})
+    plain, before, after = (Tower().eval() for _ in range(3))
+    names = sorted(name for name, _ in trainable(after))
+    deltaw.attach(plain, config)
+    shake(plain)
+    deltaw.save(plain, tmp_path / "plain")
+    deltaw.load(before, tmp_path / "plain", trainable=True)
+    for model in (before, after):
+        for i, block in enumerate(model.layers[:2]):
+            model.layers[i] = wrap(block)
+    with pytest.raises(FormatError, match="other weights"):
+        deltaw.load(Tower(seed=1), tmp_path / "plain")
+    deltaw.load(after, tmp_path / "plain", trainable=True)
+    for number, model in enumerate((before, after)):
+        with torch.no_grad():
+            assert torch.allclose(model(TOKENS), plain(TOKENS), atol=1e-6)
+        deltaw.save(model, tmp_path / str(number))
+        for file in (tmp_path / "plain").iterdir():
+            assert (tmp_path / str(number) / file.name).read_bytes() == file.read_bytes()
+        model.load_state_dict(model.state_dict())
+        deltaw.detach(model)
+        found = [bare(name) for name, _ in trainable(model)]
+        assert sorted(found) == names
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def test_slices_and_the_whole_merge_together() -> None:

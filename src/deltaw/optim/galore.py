@@ -36,6 +36,7 @@ from deltaw.optim._checks import problems_of
 from deltaw.optim._subspace import basis, is_left
 from deltaw.patterns import within
 from deltaw.select import Modules, select
+from deltaw.walking import walk
 
 RANK = 128
 UPDATE_PROJ_GAP = 200
@@ -104,11 +105,11 @@ def projected(
     )
     own = {
         path: [p for p in module.parameters(recurse=False) if p.requires_grad and p.ndim == 2]
-        for path, module in model.named_modules()
+        for path, module in walk(model)
         if not isinstance(module, nn.Embedding)
     }
     linear = [path for path, matrices in own.items() if matrices]
-    everything = [path for path, _ in model.named_modules()]
+    everything = [path for path, _ in walk(model)]
     modules = Modules(everything, linear, output_head(model), new_heads(model), {})
     selection = select(modules, LoraConfig(target_modules=target_modules))
     raise_all(
