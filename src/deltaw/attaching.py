@@ -174,6 +174,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         StateError: if there is no such adapter; if it is merged and `unmerge` can give the
             originals back (where it no longer can, the model keeps the weights it has); or if its
             start was absorbed and it is not merged for good.
+        TargetError: if a layer that would be left without adapters has a `forward` of its own.
     """
     root = find_root(model)
     configs = root.authority.configs if root is not None else {}
@@ -193,15 +194,18 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             "Fix: call deltaw.unmerge(model) first; to keep the merged weights, then merge again "
             'with original="none".'
         )
+    leaving = [name] if name is not None else list(authority.configs)
+    bare = {p: layer for p, layer in layers.items() if {*layer.adapter} <= {*leaving}}
+    rebinds = [clear_bound_forward(layer, path) for path, layer in bare.items()]
     authority.merged = None
-    for gone in [name] if name is not None else list(authority.configs):
+    for gone in leaving:
         for layer in layers.values():
             if gone in layer.adapter:
                 del layer.adapter[gone]
         authority.remove(gone)
-    for path, layer in layers.items():
-        if not len(layer.adapter):
-            _strip(layer, path)
+    for layer, rebind in zip(bare.values(), rebinds, strict=True):
+        _strip(layer)
+        rebind()
     if not authority.configs:
         thawed = authority.thawed
         if authority.absorbed:
@@ -251,12 +255,10 @@ def _equip(
     layer.adapter[name].train(layer.training)
 
 
-def _strip(layer: AdaptedLayer, path: str) -> None:
+def _strip(layer: AdaptedLayer) -> None:
     """Give one layer its own class back."""
-    rebind = clear_bound_forward(layer, path)
     del layer.adapter
     del layer.authority
     del layer.originals
     del layer.storage
     unswap(layer)
-    rebind()

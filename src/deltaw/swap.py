@@ -139,5 +139,5 @@ def clear_bound_forward(module: nn.Module, path: str) -> Callable[[], None]:
         return lambda: setattr(module, "_old_forward", type(module).forward.__get__(module))
     raise TargetError(
         f"{path}: an instance-level `forward` hides the layer's class, and with it the adapter. "
-        "Fix: attach before whatever replaced `forward`."
+        "Fix: attach before whatever replaces `forward`, and detach once it is taken off."
     )

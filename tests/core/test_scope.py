@@ -407,3 +407,21 @@ def test_a_name_that_an_adapter_would_hide_says_how_to_go_on() -> None:
     assert not deltaw.configs(hidden) and type(hidden["head"]) is Head
     deltaw.attach(model("project"), config)
     deltaw.attach(hidden, replace(config, modules_to_save=[]))
+
+
+def test_a_forward_that_hides_a_layer_stops_detach_before_anything_is_gone() -> None:
+    model = Tower().eval()
+    deltaw.attach(model, CONFIG)
+    deltaw.attach(model, replace(CONFIG, target_modules=["q_proj"]), "b")
+    shake(model)
+    layer = model.layers[2].attn.o_proj
+    output, forward = model(TOKENS), layer.forward
+    layer.forward = lambda x: forward(x)
+    for name in ("default", None):
+        with pytest.raises(TargetError, match="o_proj: an instance-level `forward`"):
+            deltaw.detach(model, name)
+        assert list(deltaw.configs(model)) == ["default", "b"]
+        assert torch.equal(model(TOKENS), output)
+    del layer.forward
+    deltaw.detach(model)
+    assert type(layer) is nn.Linear
