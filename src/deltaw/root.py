@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 else:
     _Module = object
 
+MERGED = "deltaw_merged"
+"""The note in a checkpoint's metadata that adapters were merged when it was taken."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
@@ -57,6 +59,15 @@ class AdaptedModel(AdaptedPart):
             "Fix: use DistributedDataParallel or FSDP2."
         )
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Save as usual, and note where adapters are merged."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.authority.merged is not None:
+            metadata = getattr(destination, "_metadata", {})
+            metadata.setdefault(prefix.removesuffix("."), {})[MERGED] = True
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -67,6 +78,12 @@ class AdaptedModel(AdaptedPart):
         *others: Any,
     ) -> None:
         """Report what is missing of an adapter that the file holds in part."""
+        if local_metadata.get(MERGED):
+            raise StateError(
+                "This checkpoint was taken while adapters were merged into its weights, so ΔW "
+                "would count twice.\n"
+                "Fix: take it after deltaw.unmerge(model), or load its weights into the base alone."
+            )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *others
         )

@@ -35,7 +35,8 @@ def brought(mixin: type) -> set[str]:
 
 def test_no_name_of_ours_is_one_of_torchs() -> None:
     """A few hooks are overridden on purpose; nothing else of a layer's class is hidden."""
-    meant = {"forward", "_load_from_state_dict", "_apply", "_replicate_for_data_parallel"}
+    meant = {"forward", "_apply", "_replicate_for_data_parallel"}
+    meant |= {"_load_from_state_dict", "_save_to_state_dict"}
     for mixin in (*geometries(), AdaptedLayer, AdaptedModel):
         for kind in SUPPORTED:
             assert brought(mixin) & set(dir(kind)) <= meant, mixin

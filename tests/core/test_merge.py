@@ -319,3 +319,27 @@ def test_a_share_of_a_full_copy_is_rounded_once(dtype: torch.dtype) -> None:
     exact = (0.7 * base + 0.3 * copy).float()
     step = torch.finfo(dtype).eps * exact.abs()
     assert ((layer.weight.detach().float() - exact).abs() <= 0.502 * step + 1e-7).all()
+
+
+@pytest.mark.parametrize("original", ["keep", "none"])
+def test_a_checkpoint_of_merged_weights_is_not_loaded_beside_the_adapter(
+    tmp_path: Path, original: str
+) -> None:
+    model, other = adapted(), adapted()
+    deltaw.merge(model, original=original)
+    torch.save(nn.Sequential(model).state_dict(), tmp_path / "merged.pt")
+    found = torch.load(tmp_path / "merged.pt")
+    with pytest.raises(StateError, match="count twice"):
+        nn.Sequential(other).load_state_dict(found)
+    deltaw.detach(other)
+    weights = {name: tensor for name, tensor in found.items() if ".adapter." not in name}
+    nn.Sequential(other).load_state_dict(weights)
+    assert torch.equal(other(TOKENS), model(TOKENS))
+
+
+def test_a_checkpoint_taken_after_an_unmerge_is_loaded() -> None:
+    model, other = adapted(), adapted()
+    with deltaw.merged(model):
+        pass
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(TOKENS), model(TOKENS))
