@@ -44,6 +44,7 @@ ROWS = (
         "attaching",
         "blocks",
         "building",
+        "bypassing",
         "calibrating",
         "capturing",
         "dequantizing",

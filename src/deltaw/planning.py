@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
+from deltaw.bypassing import reader_of
 from deltaw.config import LoraConfig
 from deltaw.errors import TargetError, raise_all
 from deltaw.geometry import WEIGHT
@@ -17,6 +18,7 @@ from deltaw.quant import storage_of
 from deltaw.select import Modules, Selection, select
 from deltaw.stacks import Stack, parameters_of, stacks_of
 from deltaw.state import LayerState
+from deltaw.summarizing import shorten_groups
 from deltaw.swap import origin_of, seen_as
 from deltaw.tables import tables_of, width
 from deltaw.walking import walk
@@ -48,11 +50,12 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         if kinds[path] in ("linear", "conv1d", "attention") and _attention_of(layers, path) is None
     ]
     odd = [path for path in linear if _is_odd(layers[path])]
+    readers = {path: reader for path in linear if (reader := reader_of(layers, path))}
     first = {id(module): path for path, module in layers.items()}
     everywhere = model.named_modules(remove_duplicate=False)
     modules = Modules(
         paths,
-        [path for path in linear if path not in odd],
+        [path for path in linear if path not in odd and path not in readers],
         output_head(model),
         new_heads(model),
         {path: first[id(m)] for path, m in everywhere if first.get(id(m), path) != path},
@@ -97,6 +100,10 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
     warnings += _warnings(targets, config)
     if odd and config.target_modules == "all-linear":
         warnings.append(f"left out, for they override forward: {', '.join(odd)}")
+    if readers and config.target_modules == "all-linear":
+        shown = ", ".join(shorten_groups(tuple(readers)))
+        names = ", ".join(dict.fromkeys(readers.values()))
+        warnings.append(f"left out, for {names} reads their weights past their forward: {shown}")
     return Plan(config, tuple(targets), tuple(trained), tuple(warnings), tuple(tokens))
 
 
@@ -132,6 +139,8 @@ def _targets(
     for path, r, alpha, enabled in zip(paths, ranks, alphas, flags, strict=True):
         like = LayerState("", {}, enabled=tuple(enabled))
         reasons = refusals(layers, path, like)
+        if reader := reader_of(layers, path):
+            reasons.append(f"{reader} reads its weight past its forward, always or on GPUs")
         if config.lora_bias and isinstance(layers[path], nn.Embedding):
             reasons.append("lora_bias has no meaning for an embedding")
         if reasons:
