@@ -36,7 +36,8 @@ class LoraConfig:
 
     Args:
         r: rank of ΔW in every adapted layer.
-        lora_alpha: numerator of the scale; `None` means `2 r`.
+        lora_alpha: numerator of the scale; `None` means `2 r`, worked out once, so that
+            `dataclasses.replace(config, r=64)` keeps the number that was found for the old r.
         target_modules: which layers are adapted. `"all-linear"` takes every linear layer and
             every `nn.MultiheadAttention` except the output head; a list holds names, each matching
             a module of that name or any module whose path ends in `.name`; any other string is a
@@ -49,8 +50,8 @@ class LoraConfig:
         bias: biases trained with the adapter: `"none"`, `"all"`, or `"lora_only"` for those of
             adapted layers.
         use_rslora: scale by `lora_alpha / sqrt(r)` instead (arXiv 2312.03732).
-        use_dora: train a magnitude of every output beside the direction, `method="dora"`
-            (arXiv 2402.09353).
+        use_dora: train a magnitude of every output beside the direction, as `method="dora"`, which
+            `None` follows (arXiv 2402.09353).
         modules_to_save: modules trained in full beside the adapters. `None` finds the new head of
             a classification model; `[]` trains none.
         trainable_token_indices: tokens of which the rows of an embedding are trained, as a list for
@@ -69,14 +70,15 @@ class LoraConfig:
         task_type: PEFT's task name, such as `"SEQ_CLS"`; not used by deltaw itself.
         base_model_name_or_path: hub name or folder of the base model.
         revision: revision of the base model on the hub.
-        method: what the adapter does to W: a file of `deltaw/adapters`.
+        method: what the adapter does to W: a file of `deltaw/adapters`; an empty name is `"dora"`
+            with `use_dora` and `"lora"` otherwise.
         enable_lora: pattern -> one flag per equal slice of a fused layer's output, as in
             `{"c_attn": [True, False, True]}`; only the slices marked are adapted. For
             `nn.MultiheadAttention` four flags mark q, k, v and out. A list alone holds for every
             adapted layer.
 
     Raises:
-        ConfigError: listing every setting that is out of range.
+        ConfigError: listing every setting that is out of range or contradicts another.
     """
 
     adapts_new_heads: ClassVar[bool] = False
@@ -90,7 +92,7 @@ class LoraConfig:
     lora_dropout: float = 0.0
     bias: str = "none"
     use_rslora: bool = False
-    use_dora: bool = False
+    use_dora: bool | None = None
     modules_to_save: Sequence[str] | None = None
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     init_lora_weights: bool | str = True
@@ -103,7 +105,7 @@ class LoraConfig:
     task_type: str | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
-    method: str = "lora"
+    method: str = ""
     enable_lora: Mapping[str, Sequence[bool]] | Sequence[bool] | None = None
 
     def __post_init__(self) -> None:
@@ -111,10 +113,11 @@ class LoraConfig:
             object.__setattr__(self, setting.name, _plain(getattr(self, setting.name)))
         if isinstance(self.enable_lora, list):
             object.__setattr__(self, "enable_lora", {".*": self.enable_lora})
+        if self.use_dora is None:
+            object.__setattr__(self, "use_dora", self.method == "dora")
         raise_all(ConfigError, "LoraConfig cannot be used:", _type_problems(self))
-        if self.use_dora and self.method == "lora":
-            object.__setattr__(self, "method", "dora")
-        object.__setattr__(self, "use_dora", self.method == "dora")
+        if not self.method:
+            object.__setattr__(self, "method", "dora" if self.use_dora else "lora")
         problems = [
             *_rank_problems("r", self.r),
             *_alpha_problems("lora_alpha", self.lora_alpha),
@@ -233,6 +236,11 @@ def _other_problems(config: LoraConfig) -> list[str]:
     dropout = config.lora_dropout
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         problems.append(f"lora_dropout must lie in [0, 1), got {dropout!r}")
+    if config.use_dora != (config.method == "dora"):
+        problems.append(
+            f"use_dora={config.use_dora} contradicts method={config.method!r}; change both, or "
+            "give one of them"
+        )
     if config.task_type not in (None, *TASKS):
         problems.append(f"task_type must be one of {', '.join(TASKS)}, got {config.task_type!r}")
     if config.bias not in BIAS_RULES:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_two_names_for_one_method() -> None:
     assert deltaw.LoraConfig(use_dora=True).method == "dora"
     assert deltaw.LoraConfig(method="dora").use_dora
     assert not deltaw.LoraConfig().use_dora
+    for made in (deltaw.LoraConfig(use_dora=True), deltaw.LoraConfig(method="dora")):
+        assert replace(made, r=3).use_dora
+        for change in ({"use_dora": False}, {"method": "lora"}):
+            with pytest.raises(ConfigError, match="contradicts method"):
+                replace(made, **change)
+        assert replace(made, use_dora=False, method="lora") == deltaw.LoraConfig()
     with pytest.raises(ConfigError, match="use_dora must be True or False"):
         deltaw.LoraConfig(use_dora="yes")
 
