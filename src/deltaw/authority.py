@@ -63,9 +63,10 @@ class Authority:
         return len(self.configs) > 1 and alike
 
     def add(self, name: str, config: LoraConfig) -> None:
-        """Add an adapter, active only if it is the first."""
+        """Add an adapter, active only if there is no other."""
+        alone = not self.configs
         self.configs[name] = config
-        self.activate(self.active or ((name, 1.0),))
+        self.activate(((name, 1.0),) if alone else self.active)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; it no longer counts in the active sum."""

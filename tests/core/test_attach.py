@@ -320,3 +320,18 @@ def test_activating_visits_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
     deltaw.activate(model, {"default": 0.5, "second": 2})
     assert deltaw.active(model) == {"default": 0.5, "second": 2.0}
     assert visited == []
+
+
+def test_an_adapter_beside_others_waits_although_none_is_active() -> None:
+    model = Tower().eval()
+    base = model(TOKENS)
+    deltaw.attach(model, CONFIG, "a")
+    deltaw.activate(model, None)
+    deltaw.attach(model, CONFIG, "b")
+    shake(model)
+    assert deltaw.active(model) == {} and torch.equal(model(TOKENS), base)
+    deltaw.detach(model, "a")
+    assert deltaw.active(model) == {}
+    deltaw.detach(model)
+    deltaw.attach(model, CONFIG, "c")
+    assert deltaw.active(model) == {"c": 1.0}
