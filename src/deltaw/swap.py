@@ -52,11 +52,16 @@ def swapped_class(
 def _make(
     mixin: type[Swapped], origin: type[nn.Module], overridden: tuple[str, ...]
 ) -> type[nn.Module]:
+    def new(kind: type[nn.Module], *args: Any, **options: Any) -> nn.Module:
+        """Return an object of the class itself, as slices and copies by constructor ask for."""
+        return origin(*args, **options)
+
     namespace: dict[str, Any] = {name: mixin.override(name) for name in overridden}
     namespace |= {
         "origin": origin,
         "mixin": mixin,
         "overridden": overridden,
+        "__new__": new,
         "__module__": origin.__module__,
         "__qualname__": origin.__qualname__,
         "__doc__": origin.__doc__,
@@ -68,8 +73,7 @@ def rebuild(
     mixin: type[Swapped], origin: type[nn.Module], overridden: tuple[str, ...]
 ) -> nn.Module:
     """Make an empty object of a swapped class, for `pickle` and `copy`."""
-    kind = swapped_class(mixin, origin, overridden)
-    return kind.__new__(kind)
+    return object.__new__(swapped_class(mixin, origin, overridden))
 
 
 def origin_of(module: nn.Module) -> type[nn.Module]:
@@ -93,8 +97,7 @@ def seen_as(module: nn.Module, mixin: type[Kind]) -> Kind:
 
     Its parameters are those of `module`; attributes set on it are its own.
     """
-    kind = swapped_class(mixin, origin_of(module), ())
-    probe = kind.__new__(kind)
+    probe = object.__new__(swapped_class(mixin, origin_of(module), ()))
     object.__setattr__(probe, "__dict__", dict(vars(module)))
     return cast(Kind, probe)
 

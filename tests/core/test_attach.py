@@ -1,5 +1,7 @@
 """Attaching, switching, detaching: what people see of it, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from core.models import TOKENS, Tower, shake
@@ -335,3 +337,17 @@ def test_an_adapter_beside_others_waits_although_none_is_active() -> None:
     deltaw.detach(model)
     deltaw.attach(model, CONFIG, "c")
     assert deltaw.active(model) == {"c": 1.0}
+
+
+def test_what_an_adapted_class_builds_is_plain() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1), nn.ReLU())
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["0", "1"]))
+    shake(model)
+    part = model[:2]
+    assert type(part) is nn.Sequential and list(part) == list(model)[:2]
+    x = torch.ones(4, 4)
+    assert torch.equal(part(x), model[1](model[0](x)))
+    other = type(model[0])(4, 3, bias=False)
+    assert type(other) is nn.Linear and other.weight.shape == (3, 4) and other.bias is None
+    assert type(type(model[1])(4, 2, kernel_size=1)) is nn.Conv1d
+    assert type(copy.deepcopy(model)) is type(model)

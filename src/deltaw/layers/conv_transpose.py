@@ -90,7 +90,7 @@ class ConvTranspose(AdaptedLayer, _Conv):
         stride, before, size, dilation = (list(numbers) for numbers in lists)
         space = self.dense().dim() - 2
         padding = self._output_padding(x, output_size, stride, before, size, space, dilation)
-        twin = type(self).__new__(type(self))
+        twin = object.__new__(type(self))
         object.__setattr__(twin, "__dict__", vars(self) | {"output_padding": tuple(padding)})
         return twin
 
