@@ -65,6 +65,26 @@ def test_20_modules_trained_in_full(bias: str, tmp_path: Path) -> None:
     }
 
 
+class Heads(torch.nn.Module):
+    """An adapted module whose name ends in that of the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rehead = torch.nn.ModuleDict({"lin": torch.nn.Linear(5, 6)})
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.rehead["lin"](x)))
+
+
+def test_20_a_head_whose_name_ends_that_of_an_adapted_module(tmp_path: Path) -> None:
+    base = seeded(Heads)
+    ours = with_deltaw(base, r=3, target_modules=["lin"], modules_to_save=["head"])
+    written = saved_by_deltaw(ours, tmp_path)
+    close(output(ours, X), output(loaded_by_peft(base, written), X))
+    close(output(ours, X), output(loaded_by_deltaw(base, written), X))
+
+
 def test_20_two_adapters_with_heads_of_their_own(tmp_path: Path) -> None:
     base = seeded(Mlp)
     folders = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltaw.config import LoraConfig
 from deltaw.formats._parts import pinned
+from deltaw.formats._peft_keys import PREFIX
 from deltaw.patterns import ends_with
 
 # Modules that PEFT saves in full for a task, whether or not the file lists them.
@@ -71,7 +72,7 @@ def render(
         "rank_pattern": {pinned(path): rank for path, rank in sorted(ranks.items()) if rank != r},
         "revision": config.revision if hub else None,
         "target_modules": _targets([path for path in ranks if path not in parameters]),
-        "task_type": _task(config.task_type, heads),
+        "task_type": _task(config.task_type, heads, ranks),
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
         **{name: value for name, value in rare.items() if value},
@@ -81,7 +82,9 @@ def render(
 def heads(config: LoraConfig, saved: Iterable[str], adapted: Iterable[str]) -> list[str]:
     """Return the `modules_to_save` with which PEFT loads the modules `saved` in full.
 
-    Names that the settings or the task ask for stand for all modules below them.
+    Names that the settings or the task ask for stand for all modules below them. PEFT compares ends
+    of names, dots or not, so that one that ends an adapted module's too is given with what PEFT
+    puts in front of all.
     """
     wanted = (*(config.modules_to_save or ()), *TASK_HEADS.get(config.task_type or "", ()))
     adapted = list(adapted)
@@ -94,8 +97,13 @@ def heads(config: LoraConfig, saved: Iterable[str], adapted: Iterable[str]) -> l
                 other.startswith(top + ".") for other in adapted
             ):
                 break
-        tops.add(top)
+        tops.add(PREFIX + top if _ends_one_of(adapted, top) else top)
     return sorted(tops)
+
+
+def _ends_one_of(adapted: Iterable[str], name: str) -> bool:
+    """Tell whether the name of an adapted module, or of one that it lies in, ends so."""
+    return any(f"{name}." in f"{path}." for path in adapted)
 
 
 def _targets(adapted: Iterable[str]) -> list[str] | str:
@@ -110,10 +118,12 @@ def _targets(adapted: Iterable[str]) -> list[str] | str:
     return "|".join(map(re.escape, paths))
 
 
-def _task(task: str | None, heads: Sequence[str]) -> str | None:
+def _task(task: str | None, heads: Sequence[str], adapted: Iterable[str]) -> str | None:
     """Return the task unless PEFT would then look for a head that the file does not hold."""
     names = TASK_HEADS.get(task or "")
     if names and not any(ends_with(head, name) for head in heads for name in names):
+        return None
+    if any(_ends_one_of(adapted, name) for name in names or ()):
         return None
     return task
 
