@@ -16,7 +16,7 @@ from laws.building import (
     same_bits,
     train,
 )
-from laws.cases import Stack
+from laws.cases import Case, Stack
 from laws.product import Setting, setting
 from laws.running import over_cases, over_pairs, whole_product
 
@@ -184,3 +184,20 @@ def test_summary_counts_what_trains() -> None:
     by_hand = 3 * (11 + 6) + 3 * (6 + 10) + 2 * 3 * (10 + 3) + 3 * (9 + 6) + 3 * (6 + 5)
     by_hand += (10 + 9 + 6 + 5) + (5 * 3 + 3 + 3 + 3)
     assert trained == by_hand == made.parameters == deltaw.summary(model).trainable
+
+
+@over_cases()
+def test_a_batch_without_rows(case: Case) -> None:
+    """It passes where the base takes it, and gives gradients of zero."""
+    s = Setting(case, head=case.form == "module")
+    model, plain, x = adapted(s).train(), base(s), case.x(s.dtype)
+    attention = case.file == "attention" and not plain.layer.batch_first
+    x = x[:, :0] if attention else x[:0]
+    try:
+        expected = plain(x)
+    except Exception:
+        pytest.skip("the base takes none")
+    y = model(x)
+    assert y.shape == expected.shape and y.dtype == expected.dtype
+    y.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())

@@ -52,11 +52,11 @@ def attend(
         weights = F.softmax(scores, -1)
         weights = F.dropout(weights, dropout) if dropout else weights
         context = torch.bmm(weights, v).transpose(0, 1).reshape(length, batch, width)
-        weights = weights.view(batch, heads, length, -1)
+        weights = weights.view(batch, heads, length, k.shape[1])
         return context, weights.mean(1) if asked.average else weights
     if mask is not None:
-        mask = mask.unsqueeze(0) if len(mask) == 1 else mask.view(batch, heads, -1, k.shape[1])
-    q, k, v = (part.view(batch, heads, -1, part.shape[2]) for part in (q, k, v))
+        mask = mask.unsqueeze(0) if len(mask) == 1 else mask.view(batch, heads, *mask.shape[1:])
+    q, k, v = (part.view(batch, heads, *part.shape[1:]) for part in (q, k, v))
     causal = asked.causal and asked.padding is None
     context = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
     return context.permute(2, 0, 1, 3).reshape(length, batch, width), None

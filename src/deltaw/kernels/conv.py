@@ -7,6 +7,7 @@ accumulates into the base's output. Kept for the backward pass: the adapters' in
 layer's own tensor unless dropout makes another, and the thin S.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ class _Conv(torch.autograd.Function):
             ctx.plan, kept, factors[0::2], factors[1::2], strict=True
         ):
             d = _grouped(dY, mixed)
-            dB = torch.bmm(d, _grouped(S, mixed).mT).view(len(dY), -1).sum(0)
+            dB = torch.bmm(d, _grouped(S, mixed).mT).view(len(dY), B.numel()).sum(0)
             dS = torch.bmm(_spread(B, mixed, len(dY)).mT, d).view(S.shape).mul_(scale)
             wanted = (needed[0], needed[FIRST + len(grads)])
             own, dK = _backward(dS, read, K, ctx.setting._replace(groups=groups), wanted)
@@ -141,10 +142,10 @@ def _backward(
 
 def _grouped(y: Tensor, groups: int) -> Tensor:
     """Return (batch · groups, channels / groups, positions) of (batch, channels, *space)."""
-    return y.view(len(y) * groups, y.shape[1] // groups, -1)
+    return y.view(len(y) * groups, y.shape[1] // groups, math.prod(y.shape[2:]))
 
 
 def _spread(B: Tensor, groups: int, batch: int) -> Tensor:
     """Return B (out, r) as (batch · groups, out / groups, r)."""
     split = B.view(groups, -1, B.shape[1])
-    return split.expand(batch, *split.shape).reshape(-1, *split.shape[1:])
+    return split.expand(batch, *split.shape).reshape(batch * groups, *split.shape[1:])
