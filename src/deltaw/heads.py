@@ -2,9 +2,11 @@
 input embeddings."""
 
 import re
+from typing import Any
 
 from torch import nn
 
+from deltaw.geometry import WEIGHT
 from deltaw.walking import unwrapped, walk
 
 _TASK = re.compile(
@@ -49,3 +51,15 @@ def input_embedding(model: nn.Module) -> list[str]:
         if hasattr(inner, "get_input_embeddings")
     ]
     return [path for path, m in walk(model) if m in map(unwrapped, tables[:1])]
+
+
+def tell_untied(model: nn.Module) -> None:
+    """Set `tie_word_embeddings` to False where input and output embeddings are no longer one."""
+    for _, inner in walk(model):
+        config: Any = getattr(inner, "config", None)
+        if not getattr(config, "tie_word_embeddings", False):
+            continue
+        ends = (getattr(inner, f"get_{end}_embeddings", None) for end in ("input", "output"))
+        tables = [unwrapped(found) for end in ends if end and (found := end()) is not None]
+        if len({id(table._parameters.get(WEIGHT)) for table in tables}) == 2:
+            config.tie_word_embeddings = False

@@ -14,6 +14,7 @@ from deltaw.copies import mixed
 from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
 from deltaw.geometry import WEIGHT
+from deltaw.heads import tell_untied
 from deltaw.kernels.merge import is_finite
 from deltaw.layer import AdaptedLayer
 from deltaw.offload import is_sharded
@@ -71,7 +72,7 @@ def merge(
         path: for `"file"`: a safetensors file or folder that holds the originals, such as the
             base's own, or one to be written.
         untie: give a weight that is shared with another parameter, in whatever part of `model`,
-            its own copy first.
+            its own copy first; where the merge is final the model's config says so.
         requantize: pack the merged weights as those in place are, which rounds them again and may
             take most of a small ΔW; `deltaw.measure_merge` tells.
         dtype: what unpacked weights are written in; None is what they were packed from or, where
@@ -120,6 +121,8 @@ def merge(
         keep(original, path, list(done))
     if original == "none":
         forget_packing(root)
+        if untie:
+            tell_untied(model)
     authority.merged = active
     return MergeReport(tuple(layers), rounding)
 

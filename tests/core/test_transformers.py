@@ -255,6 +255,23 @@ def test_tied_embeddings_run_and_refuse_to_merge() -> None:
     assert torch.equal(model(**BATCH).logits, adapted)
 
 
+def test_a_model_untied_for_good_is_saved_untied(tmp_path: Path) -> None:
+    model = llama(tie=True)
+    deltaw.attach(model, LoraConfig(r=2, target_modules=["embed_tokens"]))
+    shake(model)
+    with torch.no_grad():
+        adapted = model(**BATCH).logits
+        deltaw.merge(model, untie=True)
+        assert model.config.tie_word_embeddings
+        deltaw.unmerge(model)
+        deltaw.merge(model, original="none", untie=True)
+        deltaw.detach(model)
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path)
+        assert torch.allclose(again(**BATCH).logits, adapted, atol=1e-5)
+    assert not model.config.tie_word_embeddings
+
+
 def test_scaled_embeddings_scale_their_delta() -> None:
     from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
