@@ -1,7 +1,7 @@
 """Putting an adapter on a model, and taking it off again."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from deltaw.building import Builder
 from deltaw.calibrating import Loss, calibration_of
 from deltaw.config import LoraConfig
 from deltaw.encoders import Stepwise, walk_through
-from deltaw.errors import FormatError, StateError, TargetError, raise_all
+from deltaw.errors import ConfigError, FormatError, StateError, TargetError, raise_all
 from deltaw.fingerprint import adapted_weights, fingerprint
 from deltaw.fitting import fit, refuse_loaded_as_one, refuse_mixed
 from deltaw.geometry import WEIGHT
@@ -79,7 +79,7 @@ def attach(
         What was adapted, for a config; None for a state.
 
     Raises:
-        ConfigError: if the name cannot be used; if there is no such start, or it needs data that
+        ConfigError: if the name cannot be used, or the source is neither of both; if there is no such start, or it needs data that
             are not there; listing every layer that it cannot start; if `absorb` has no effect, or
             listing every weight that it cannot change.
         TargetError: listing what matches nothing or cannot be adapted.
@@ -87,6 +87,7 @@ def attach(
         StateError: if the name is taken, the adapters are merged, or the model is a `DataParallel`.
     """
     check_attachable(model, name)
+    _require_source(source)
     absorption = absorption_of(absorb, source)
     calibration = calibration_of(source, data, loss)
     if isinstance(source, LoraConfig):
@@ -219,6 +220,19 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             if isinstance(module, Stepwise):
                 unswap(module)
     walk_through(root)
+
+
+def _require_source(source: object) -> None:
+    """Raise where the source is of another type, naming what takes that."""
+    if isinstance(source, (LoraConfig, State)):
+        return
+    fix = "import LoraConfig from deltaw, or it and get_peft_model from deltaw.compat.peft."
+    if isinstance(source, (str, Path)):
+        fix = "deltaw.load(model, path) reads an adapter from a folder or file."
+    elif isinstance(source, Mapping):
+        fix = "deltaw.LoraConfig(**settings) takes settings by name."
+    kind = f"{type(source).__module__}.{type(source).__name__}".removeprefix("builtins.")
+    raise ConfigError(f"attach takes a deltaw.LoraConfig or State, not a {kind}.\nFix: {fix}")
 
 
 def _freeze(layers: dict[str, nn.Module], authority: Authority) -> None:

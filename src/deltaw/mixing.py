@@ -69,6 +69,7 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Rows:
             the module whose rows do not match.
     """
     root = require_root(model)
+    names = names if isinstance(names, str) else list(names)
     if isinstance(names, str) or not names:
         raise StateError(
             f"Rows need one adapter's name or None each, got {names!r}.\n"

@@ -1,7 +1,10 @@
 """Attaching, switching, detaching: what people see of it, and what is refused."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
+import peft
 import pytest
 import torch
 from core.models import TOKENS, Tower, shake
@@ -351,3 +354,26 @@ def test_what_an_adapted_class_builds_is_plain() -> None:
     assert type(other) is nn.Linear and other.weight.shape == (3, 4) and other.bias is None
     assert type(type(model[1])(4, 2, kernel_size=1)) is nn.Conv1d
     assert type(copy.deepcopy(model)) is type(model)
+
+
+@pytest.mark.parametrize(
+    ("source", "fix"),
+    [
+        ("folder", r"deltaw\.load\(model"),
+        (Path("folder"), r"deltaw\.load\(model"),
+        ({"r": 4}, r"LoraConfig\(\*\*"),
+        (peft.LoraConfig(r=4), r"get_peft_model from deltaw\.compat\.peft"),
+    ],
+)
+def test_a_source_of_another_type_says_what_takes_it(source: object, fix: str) -> None:
+    with pytest.raises(ConfigError, match=rf"attach takes a(.|\n)*Fix: .*{fix}"):
+        deltaw.attach(Tower(), source)  # type: ignore[arg-type]
+
+
+def test_rows_take_names_from_any_sequence() -> None:
+    model = Tower().eval()
+    deltaw.attach(model, CONFIG, "a")
+    shake(model)
+    with torch.no_grad(), deltaw.rows(model, np.array(["a", "a"])):
+        rows = model(TOKENS)
+    assert torch.equal(rows, model(TOKENS))
