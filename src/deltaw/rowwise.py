@@ -75,7 +75,11 @@ def _in_turn(layer: "AdaptedLayer", x: Tensor, division: Division) -> Tensor:
         rows = (division.index == place).nonzero().squeeze(1)
         if len(rows):
             with layer.authority.only(name):
-                found.append((rows, layer.alike(x[rows])))
+                part = layer.alike(x[rows])
+            if not isinstance(part, Tensor):
+                kind = type(part).__name__
+                raise RowError(layer, f"is trained in full and returns a {kind}, no single tensor")
+            found.append((rows, part))
     order = torch.cat([rows for rows, _ in found]).argsort()
     return torch.cat([part for _, part in found])[order]
 

@@ -620,3 +620,15 @@ def test_a_layer_with_several_inputs_says_so() -> None:
     deltaw.attach(model, deltaw.LoraConfig(target_modules=None, modules_to_save=["head"]), "a")
     with pytest.raises(StateError, match="head has several inputs"), deltaw.rows(model, ["a"] * 4):
         model(torch.ones(4, 5))
+
+
+def test_a_module_of_several_outputs_says_so() -> None:
+    model = nn.ModuleDict({"lstm": nn.LSTM(5, 4, batch_first=True)})
+    for name in "ab":
+        deltaw.attach(model, deltaw.LoraConfig(target_modules=None, modules_to_save=["lstm"]), name)
+    x = torch.randn(2, 3, 5)
+    with (
+        pytest.raises(StateError, match="lstm is trained in full and returns a tuple"),
+        deltaw.rows(model, ["a", "b"]),
+    ):
+        model["lstm"](x)
