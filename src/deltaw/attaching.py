@@ -79,9 +79,9 @@ def attach(
         What was adapted, for a config; None for a state.
 
     Raises:
-        ConfigError: if the name cannot be used, or the source is neither of both; if there is no such start, or it needs data that
-            are not there; listing every layer that it cannot start; if `absorb` has no effect, or
-            listing every weight that it cannot change.
+        ConfigError: if the name cannot be used, or the source is neither of both; if there is no
+            such start, or it needs data that are not there; listing every layer that it cannot
+            start; if `absorb` has no effect, or listing every weight that it cannot change.
         TargetError: listing what matches nothing or cannot be adapted.
         FormatError: listing every tensor of the state that does not fit the model.
         StateError: if the name is taken, the adapters are merged, or the model is a `DataParallel`.

@@ -327,9 +327,24 @@ def test_where_it_cannot_it_says_so(case: str) -> None:
 def test_other_layers_say_that_they_cannot(name: str) -> None:
     s = Setting(setting(name).case, dtype=torch.float64)
     model = fill(adapt(base(s), s))
-    gradients = torch.autograd.grad(loss(model(s.case.x(s.dtype))), held(model), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        sum(g.sum() for g in gradients).backward()
+    for output in (loss(model(s.case.x(s.dtype))), model(s.case.x(s.dtype)).sum()):
+        gradients = torch.autograd.grad(output, held(model), create_graph=True)
+        with pytest.raises(RuntimeError, match=r"differentiated twice.\nFix: .* by torch.func"):
+            sum(g.sum() for g in gradients).backward()
+
+
+def test_function_transforms_differentiate_a_convolution_twice() -> None:
+    s = Setting(setting("conv2d").case, dtype=torch.float64)
+    model, x = fill(adapt(base(s), s)), s.case.x(s.dtype)
+
+    def norm(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: loss(model(x)))(x).square().sum()
+
+    with plain_steps():
+        leaf = x.clone().requires_grad_()
+        gradient = torch.autograd.grad(loss(model(leaf)), leaf, create_graph=True)[0]
+        expected = torch.autograd.grad(gradient.square().sum(), leaf)[0]
+    close(torch.func.grad(norm)(x), expected, 1e-11)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

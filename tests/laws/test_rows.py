@@ -632,3 +632,15 @@ def test_a_module_of_several_outputs_says_so() -> None:
         deltaw.rows(model, ["a", "b"]),
     ):
         model["lstm"](x)
+
+
+def test_rows_say_that_they_cannot_be_differentiated_twice() -> None:
+    model = nn.Sequential(nn.Linear(5, 4))
+    for name in "ab":
+        deltaw.attach(model, deltaw.LoraConfig(r=2), name)
+        fill(model, name)
+    x = torch.randn(2, 5, requires_grad=True)
+    with deltaw.rows(model, ["a", "b"]):
+        gradient = torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="rows have adapters of their own cannot be diff"):
+        gradient.sum().backward()

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deltaw.kernels.once import PLAIN_STEPS, once
 from deltaw.kernels.shared import Input
 
 
@@ -93,7 +93,7 @@ class _Conv(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once("An adapted convolution", PLAIN_STEPS)
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
         read, mask, W, *saved = ctx.saved_tensors
         kept, factors = saved[: len(ctx.plan)], saved[len(ctx.plan) :]

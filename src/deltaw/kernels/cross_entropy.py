@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from deltaw.kernels.once import once
 
 IGNORED = -100
 CHUNK_BYTES = 64 << 20
@@ -70,7 +71,7 @@ class _Loss(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @once_differentiable
+    @once("The loss of a head that computes in place", "leave deltaw.fuse_loss out.")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient, rows = ctx.saved_tensors
         gradient = (gradient * (upstream / ctx.count)).to(ctx.dtype)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from deltaw.kernels.once import PLAIN_STEPS, once
 
 
 class Term(NamedTuple):
@@ -60,7 +61,7 @@ class _LookUp(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once("An adapted embedding", PLAIN_STEPS)
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
         ids, *saved = ctx.saved_tensors
         kept, factors = saved[: len(ctx.scales)], saved[len(ctx.scales) :]

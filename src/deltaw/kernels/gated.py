@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from deltaw.kernels.once import once
 from deltaw.kernels.recipe import leave
 
 Activation = Callable[[Tensor], Tensor]
@@ -55,7 +55,7 @@ class _Gated(torch.autograd.Function):
         return made.phi(g) * u
 
     @staticmethod
-    @once_differentiable
+    @once("A gated block that computes in place", "leave deltaw.fuse_blocks out.")
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor, None]:
         g, u = ctx.saved_tensors
         if is_silu(ctx.made.phi):

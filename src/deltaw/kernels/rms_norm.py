@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deltaw.kernels.once import once
 from deltaw.kernels.recipe import leave
 
 GROUP = 256
@@ -44,7 +44,7 @@ class _Norm(torch.autograd.Function):
         return y, n
 
     @staticmethod
-    @once_differentiable
+    @once("A normalisation that computes in place", "leave deltaw.fuse_blocks out.")
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         x, w, n = ctx.saved_tensors
         dx = x.new_empty(x.shape)

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deltaw.kernels.linear import Term, owned
+from deltaw.kernels.once import PLAIN_STEPS, once
 from deltaw.kernels.shared import Input
 
 Terms = Sequence[Term | None]
@@ -87,7 +87,7 @@ class _Rows(torch.autograd.Function):
         return owned(output)
 
     @staticmethod
-    @once_differentiable
+    @once("A layer whose rows have adapters of their own", PLAIN_STEPS)
     def backward(ctx: Any, dY: Tensor) -> tuple[Any, ...]:
         count = 3 * len(ctx.scales)
         read, mask, W, *saved = ctx.saved_tensors
