@@ -40,11 +40,12 @@ class Builder:
             if fit.ids is None:
                 return ReplaceAdapter(copy)
             return TokenRowsAdapter(copy, own(fit.ids, torch.int64, device), fit.follows)
-        dtype = self._serving.dtype or master_dtype(layer.frozen(layer.holder(fit.slot)))
+        master = master_dtype(layer.frozen(layer.holder(fit.slot)))
+        lean = self._serving.dtype or master
         assert fit.A is not None and fit.B is not None
-        A, B = self._own(fit.A, dtype, device), self._own(fit.B, dtype, device)
-        bias = None if fit.bias is None else self._own(fit.bias, dtype, device)
-        extra = {name: self._own(tensor, dtype, device) for name, tensor in fit.extra.items()}
+        A, B = self._own(fit.A, lean, device), self._own(fit.B, lean, device)
+        bias = None if fit.bias is None else self._own(fit.bias, master, device)
+        extra = {name: self._own(tensor, master, device) for name, tensor in fit.extra.items()}
         matrix = functools.partial(layer.matrix, fit.slot)
         dropout = self._config.lora_dropout
         parts = Parts(A, B, fit.scale, dropout, bias, extra, matrix, self._absorbed)

@@ -191,3 +191,35 @@ def test_summary_names_and_repr() -> None:
     adapter = model[0].adapter.default.weight
     assert isinstance(adapter, DoraAdapter) and "r=3" in repr(adapter)
     assert "lora_magnitude_vector" in dict(adapter.named_parameters())
+
+
+def test_a_magnitude_stays_in_full_precision_beside_lean_factors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 8)).to(torch.bfloat16)
+    for number in range(2):
+        model = copy.deepcopy(plain)
+        deltaw.attach(model, deltaw.LoraConfig(r=4, use_dora=True, target_modules=["0", "1"]))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("lora_B"):
+                    nn.init.normal_(parameter, std=0.01)
+                elif name.endswith("lora_magnitude_vector"):
+                    parameter.mul_(1 + 0.002 * torch.randn(parameter.shape))
+        deltaw.save(model, tmp_path / str(number))
+    full, lean = copy.deepcopy(plain), copy.deepcopy(plain)
+    deltaw.load(full, tmp_path / "1")
+    for number in range(2):
+        deltaw.load(lean, tmp_path / str(number), dtype=torch.bfloat16, swap=bool(number))
+    dtypes = {name.rpartition(".")[2]: p.dtype for name, p in lean.named_parameters()}
+    assert dtypes["lora_A"] == dtypes["lora_B"] == torch.bfloat16
+    assert dtypes["lora_magnitude_vector"] == torch.float32
+    for a, b in zip(deltas(full), deltas(lean), strict=True):
+        assert (a - b).norm() < 0.02 * a.norm()
+
+
+def deltas(model: nn.Module) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [
+            layer.parts("default")["weight"].delta(layer.matrix("weight").float())
+            for layer in model
+        ]
