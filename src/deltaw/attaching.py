@@ -63,7 +63,8 @@ def attach(
         strict: raise where an entry of the settings matches nothing, instead of a warning in the
             plan.
         data: batches for the starts from data (`eva`, `lora_ga`), read once: each a mapping of
-            keyword arguments, a tuple of positional ones, or one tensor, where the model runs.
+            keyword arguments, a tuple or list of positional ones, or one tensor, where the model
+            runs.
         loss: runs the model on a batch and returns its loss, as in `loss(model, batch)`; None
             gives the batch to the model and takes the output's `loss`.
         absorb: take a start that is not zero out of the weights, as its paper does, instead of

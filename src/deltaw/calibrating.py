@@ -42,7 +42,13 @@ class Calibration:
     def loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of a batch: that of the function given, or of the output."""
         if self.loss is not None:
-            return self.loss(model, batch)
+            given: object = self.loss(model, batch)
+            if isinstance(given, Tensor):
+                return given
+            raise ConfigError(
+                f"loss must return a tensor to start from its gradient, not {given!r:.100}.\n"
+                "Fix: return it before .item() or .backward()."
+            )
         output = call(model, batch)
         found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if not isinstance(found, Tensor):

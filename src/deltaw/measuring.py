@@ -41,7 +41,8 @@ def measure_merge(
 
     Args:
         model: an adapted, unmerged model.
-        batch: the input: a mapping of keyword arguments, a tuple of positional ones, or one tensor.
+        batch: the input: a mapping of keyword arguments, a tuple or list of positional ones, or one
+            tensor.
         original: as in `merge`.
         requantize: as in `merge`.
         dtype: as in `merge`.

@@ -21,7 +21,8 @@ def verify(model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer | N
 
     Args:
         model: an adapted, unmerged model.
-        batch: the input: a mapping of keyword arguments, a tuple of positional ones, or one tensor.
+        batch: the input: a mapping of keyword arguments, a tuple or list of positional ones, or one
+            tensor.
             The loss is the output's `loss` where it has one, else the sum of squares of its
             floating-point tensors.
         optimizer: checked to hold every trainable parameter of the adapters.
@@ -192,10 +193,10 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Return the output for a mapping of keyword arguments, a tuple of positional ones, or one."""
+    """Return the output for keyword arguments in a mapping, positional ones in a row, or one."""
     if isinstance(batch, Mapping):
         return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 def loss_of(output: Any) -> Tensor:

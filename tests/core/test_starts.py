@@ -559,3 +559,13 @@ def test_a_packed_base(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(model, init, *texts, **data)
     else:
         deltaw.attach(model, deltaw.LoraConfig(r=2, init_lora_weights=init), **data)
+
+
+@pytest.mark.parametrize("returned", [None, 1.5, "loss"])
+def test_a_loss_that_is_no_tensor_is_refused(returned: object) -> None:
+    def loss(model: nn.Module, batch: object) -> object:
+        model(batch)
+        return returned
+
+    text = f"not {returned!r}"
+    refused(Tower(), "lora_ga", text, settings={"r": 2}, data=batches(), loss=loss)

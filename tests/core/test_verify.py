@@ -4,6 +4,7 @@ import pytest
 import torch
 from core.models import TOKENS, Tower, shake
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import deltaw
 from deltaw import LoraConfig
@@ -125,3 +126,11 @@ def test_a_loss_that_no_adapter_reaches_is_named() -> None:
     deltaw.attach(model, CONFIG)
     with pytest.raises(StateError, match="No output of the model depends on a trainable"):
         deltaw.verify(model, TOKENS)
+
+
+def test_batches_of_a_data_loader_are_lists_of_arguments() -> None:
+    loader = DataLoader(TensorDataset(TOKENS), batch_size=2)
+    model = Tower()
+    config = LoraConfig(r=2, init_lora_weights="eva", target_modules=["q_proj"])
+    deltaw.attach(model, config, data=loader)
+    deltaw.verify(model, next(iter(loader)))
