@@ -104,6 +104,7 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         shown = ", ".join(shorten_groups(tuple(readers)))
         names = ", ".join(dict.fromkeys(readers.values()))
         warnings.append(f"left out, for {names} reads their weights past their forward: {shown}")
+    warnings += _lost_statistics(layers, selection)
     return Plan(config, tuple(targets), tuple(trained), tuple(warnings), tuple(tokens))
 
 
@@ -253,6 +254,23 @@ def _refuse_the_roots_own(model: nn.Module, trained: Sequence[Trained]) -> None:
             f'bias="all" would train {", ".join(own)}, which {type(model).__name__} itself holds, '
             "and an adapter goes on what a model holds.\n"
             'Fix: use bias="lora_only", or put the model in another module and attach to that.'
+        )
+
+
+def _lost_statistics(layers: Mapping[str, nn.Module], selection: Selection) -> Iterator[str]:
+    """Yield the warning about modules that training changes and of which no file has anything."""
+    found = [
+        path
+        for path, module in layers.items()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.running_mean is not None
+        and not within(path, selection.heads)
+    ]
+    if found:
+        yield (
+            "running statistics change in training and are in no file of the adapter: keep these "
+            "modules in .eval(), or name them in modules_to_save: "
+            + ", ".join(shorten_groups(tuple(found)))
         )
 
 

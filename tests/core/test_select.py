@@ -1,5 +1,7 @@
 """Targets, excludes, layers and patterns choose what PEFT would; every miss is reported."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from core.models import TOKENS, Tower
@@ -270,3 +272,12 @@ def test_a_second_name_of_a_module_is_answered_with_the_first(target: str | list
     for settings in ({"target_modules": target}, {"modules_to_save": ["again"]}):
         with pytest.raises(TargetError, match=r"again'? \(blocks\.again is up; give that name\)"):
             deltaw.plan(model, LoraConfig(**settings))
+
+
+def test_running_statistics_that_no_file_holds_are_warned_of() -> None:
+    blocks = (nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)) for _ in range(3))
+    model = nn.Sequential(*blocks, nn.InstanceNorm1d(4))
+    wanted = LoraConfig(r=2, target_modules=r".*\.0")
+    [line] = deltaw.plan(model, wanted).warnings
+    assert line.startswith("running statistics") and line.endswith("modules_to_save: 0-2.1 (3)")
+    assert not deltaw.plan(model, replace(wanted, modules_to_save=["0.1", "1.1", "2.1"])).warnings
