@@ -6,8 +6,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from deltaw.errors import StateError
+
+_held: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def is_held(parameter: Tensor) -> bool:
+    """Tell whether a parameter is that of an adapter, in whatever optimiser it is met."""
+    return parameter in _held
 
 
 class LowRank(NamedTuple):
@@ -84,6 +92,16 @@ class Adapter(nn.Module):
         W = matrix()
         W = W.to(torch.promote_types(torch.float32, W.dtype))
         return Dense(self.delta(W), self.bias_delta())
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Note the parameter as one of an adapter."""
+        super().register_parameter(name, param)
+        if param is not None:
+            _held[param] = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        _held.update(dict.fromkeys(self.parameters(), True))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         refuse_cast(self, fn)

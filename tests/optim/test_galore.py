@@ -1,5 +1,6 @@
 """GaLore's step: the paper's equations in float64, torch's AdamW, and galore-torch."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -377,3 +378,15 @@ def test_a_loaded_state_shares_nothing_with_where_it_came_from() -> None:
     before = first.state[W]["exp_avg"].clone()
     steps(second, copy, gradients((6, 5), 1, torch.float64))
     assert torch.equal(first.state[W]["exp_avg"], before)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_adapters_are_refused_without_names(copied: bool) -> None:
+    model = Tower()
+    base = list(model.head.parameters())
+    deltaw.attach(model, deltaw.LoraConfig(r=4, target_modules=["q_proj"]))
+    model = copy.deepcopy(model) if copied else model
+    held = [p for n, p in model.named_parameters() if ".adapter." in n]
+    with pytest.raises(ConfigError, match="parameter 0 belongs to an adapter"):
+        GaLoreAdamW([{"params": held, "rank": 2}])
+    GaLoreAdamW([{"params": base[:1], "rank": 2}])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from deltaw.adapter import is_held
 from deltaw.errors import printable
 from deltaw.optim._moments import require_bits
 from deltaw.optim._subspace import SIDES
@@ -58,7 +59,7 @@ def _unprojectable(group: Mapping[str, Any]) -> Iterator[str]:
     names = group.get("param_names", range(len(group["params"])))
     for name, parameter in zip(names, group["params"], strict=True):
         shown = printable(f"parameter {name}")
-        if ".adapter." in str(name):
+        if is_held(parameter):
             yield f"{shown} belongs to an adapter; GaLore trains a model's own weights"
         elif parameter.ndim != 2:
             yield f"{shown} has the shape {tuple(parameter.shape)} and is no matrix: give no rank"
