@@ -194,3 +194,14 @@ def test_a_model_without_a_trained_b_is_refused() -> None:
 def test_pefts_name_leads_here() -> None:
     assert compat.create_loraplus_optimizer is loraplus.create_loraplus_optimizer
     assert loraplus.create_loraplus_optimizer.__name__ == pefts_own.__name__
+
+
+def test_a_decay_that_groups_would_override_is_refused() -> None:
+    model = Tower()
+    deltaw.attach(model, deltaw.LoraConfig(r=2))
+    made = {"lr": 1e-3, "loraplus_lr_ratio": 4.0}
+    with pytest.raises(ConfigError, match="Fix: give loraplus_weight_decay"):
+        loraplus.create_loraplus_optimizer(model, torch.optim.AdamW, **made, weight_decay=0.1)
+    both = {"weight_decay": 0.1, "loraplus_weight_decay": 0.1}
+    optimizer = loraplus.create_loraplus_optimizer(model, torch.optim.AdamW, **made, **both)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}

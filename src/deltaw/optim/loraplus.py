@@ -98,9 +98,15 @@ def create_loraplus_optimizer(
     """Return an `optimizer_cls` over `groups`; further `options`, such as `betas`, are its own.
 
     Raises:
-        ConfigError: if it does not take these groups and options, or does not keep the rates.
+        ConfigError: if it does not take these groups and options, or does not keep the rates; if
+            `weight_decay` is given, which the groups would override.
         StateError: if no B is trained.
     """
+    if options.get("weight_decay", loraplus_weight_decay) != loraplus_weight_decay:
+        raise ConfigError(
+            f"weight_decay={options['weight_decay']!r} would have no effect: every group of LoRA+ "
+            "has its own.\nFix: give loraplus_weight_decay in its place."
+        )
     found = groups(model, lr, loraplus_lr_ratio, loraplus_lr_embedding, loraplus_weight_decay)
     wanted = [group["lr"] for group in found]
     try:
