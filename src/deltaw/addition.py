@@ -47,16 +47,19 @@ class Addition:
     def lost(self, W: Tensor, merged: Tensor) -> float | None:
         """Return the share of ΔW that rounding took from some rows; None in full precision."""
         wide = torch.promote_types(torch.float32, merged.dtype)
-        if wide == merged.dtype or self.dense:
+        if wide == merged.dtype:
             return None
-        if self.products[0][0].dim() > 2:
-            first = Addition([(L[0], R[0]) for L, R in self.products], [], None)
+        if self.products and self.products[0][0].dim() > 2:
+            products = [(L[0], R[0]) for L, R in self.products]
+            first = Addition(products, [M[0] for M in self.dense], None)
             return first.lost(W[0], merged[0])
-        L, R = self.products[0]
-        shape = (len(L), R.shape[1])
-        rows = torch.linspace(0, len(L) - 1, min(len(L), ROWS), device=W.device).long()
-        some = [(L[rows], R) for L, R in self.products]
-        update = functools.reduce(torch.add, (L @ R for L, R in some))
+        shape = (len(W), W[0].numel())
+        if self.products:
+            shape = len(self.products[0][0]), self.products[0][1].shape[1]
+        rows = torch.linspace(0, shape[0] - 1, min(shape[0], ROWS), device=W.device).long()
+        some = [L[rows] @ R for L, R in self.products]
+        some += [M.reshape(shape)[rows] for M in self.dense]
+        update = functools.reduce(torch.add, some)
         before, stored = W.reshape(shape)[rows].to(wide), merged.reshape(shape)[rows].to(wide)
         return float((stored - (before + update)).norm() / update.norm().clamp(1e-30))
 

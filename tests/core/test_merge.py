@@ -343,3 +343,23 @@ def test_a_checkpoint_taken_after_an_unmerge_is_loaded() -> None:
         pass
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(TOKENS), model(TOKENS))
+
+
+@torch.no_grad()
+def test_what_rounding_takes_from_a_whole_matrix_is_reported() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 12), nn.Conv1d(8, 8, 3, groups=2)).to(torch.bfloat16)
+    deltaw.attach(model, LoraConfig(r=2, use_dora=True, target_modules=["0", "1"]))
+    shake(model, std=0.01)
+    for layer in model:
+        part = layer.parts("default")["weight"]
+        norms = layer.matrix("weight").float().norm(dim=1)
+        part.lora_magnitude_vector.copy_(norms * 1.001)
+    before = [layer.matrix("weight").float() for layer in model]
+    parts = [layer.parts("default")["weight"] for layer in model]
+    deltas = [part.delta(W) for part, W in zip(parts, before, strict=True)]
+    report = deltaw.merge(model)
+    for path, (layer, W, delta) in enumerate(zip(model, before, deltas, strict=True)):
+        share = (layer.matrix("weight").float() - (W + delta)).norm() / delta.norm()
+        assert report.rounding[str(path)] == pytest.approx(float(share), rel=1e-3)
+    assert "rounding takes up to" in str(report)
