@@ -62,6 +62,7 @@ ROWS = (
         "plans",
         "quantizing",
         "recomputing",
+        "remarks",
         "root",
         "saving",
         "serving",

@@ -15,6 +15,7 @@ from deltaw.layers.experts import Experts
 from deltaw.patterns import pattern_values, within
 from deltaw.plans import Plan, Target, Tokens, Trained
 from deltaw.quant import storage_of
+from deltaw.remarks import lost_statistics, misfits
 from deltaw.select import Modules, Selection, select
 from deltaw.stacks import Stack, parameters_of, stacks_of
 from deltaw.state import LayerState
@@ -97,14 +98,14 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
         )
     _refuse_the_roots_own(model, trained)
     warnings = [f"{miss} matches nothing" for miss in selection.misses]
-    warnings += _warnings(targets, config)
+    warnings += misfits(targets, config)
     if odd and config.target_modules == "all-linear":
         warnings.append(f"left out, for they override forward: {', '.join(odd)}")
     if readers and config.target_modules == "all-linear":
         shown = ", ".join(shorten_groups(tuple(readers)))
         names = ", ".join(dict.fromkeys(readers.values()))
         warnings.append(f"left out, for {names} reads their weights past their forward: {shown}")
-    warnings += _lost_statistics(layers, selection)
+    warnings += lost_statistics(layers, selection.heads)
     return Plan(config, tuple(targets), tuple(trained), tuple(warnings), tuple(tokens))
 
 
@@ -255,43 +256,3 @@ def _refuse_the_roots_own(model: nn.Module, trained: Sequence[Trained]) -> None:
             "and an adapter goes on what a model holds.\n"
             'Fix: use bias="lora_only", or put the model in another module and attach to that.'
         )
-
-
-def _lost_statistics(layers: Mapping[str, nn.Module], selection: Selection) -> Iterator[str]:
-    """Yield the warning about modules that training changes and of which no file has anything."""
-    found = [
-        path
-        for path, module in layers.items()
-        if isinstance(module, nn.modules.batchnorm._NormBase)
-        and module.running_mean is not None
-        and not within(path, selection.heads)
-    ]
-    if found:
-        yield (
-            "running statistics change in training and are in no file of the adapter: keep these "
-            "modules in .eval(), or name them in modules_to_save: "
-            + ", ".join(shorten_groups(tuple(found)))
-        )
-
-
-def _warnings(targets: Sequence[Target], config: LoraConfig) -> list[str]:
-    found = []
-    high: dict[tuple[int, int], list[str]] = {}
-    for t in targets:
-        limit = min(min(shape) for shape in t.shapes)
-        if t.r > limit:
-            high.setdefault((t.r, limit), []).append(t.name.rpartition(".")[2])
-    if high:
-        count = sum(map(len, high.values()))
-        parts = [
-            f"r={r} is above {limit} in {', '.join(dict.fromkeys(names))}"
-            for (r, limit), names in high.items()
-        ]
-        found.append(
-            f"in {count} layer{'s' * (count > 1)} ΔW cannot have the rank asked for: "
-            f"{'; '.join(parts)}"
-        )
-    transposed = {target.kind == "conv1d" for target in targets}
-    if config.fan_in_fan_out and transposed != {True}:
-        found.append("fan_in_fan_out=True has no effect: the layers here store (out, in)")
-    return found

@@ -223,3 +223,10 @@ def deltas(model: nn.Module) -> list[torch.Tensor]:
             layer.parts("default")["weight"].delta(layer.matrix("weight").float())
             for layer in model
         ]
+
+
+def test_what_peft_does_not_load_is_said_before_it_is_trained() -> None:
+    config = deltaw.LoraConfig(r=2, use_dora=True, lora_bias=True)
+    [line] = deltaw.plan(mlp(), config).warnings
+    assert line == "use_dora with lora_bias: PEFT refuses the file, which deltaw alone loads"
+    assert not deltaw.plan(mlp(), deltaw.LoraConfig(r=2, use_dora=True)).warnings
