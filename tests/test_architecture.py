@@ -73,6 +73,7 @@ ROWS = (
         "summarizing",
         "unpacking",
         "tables",
+        "touching",
         "verifying",
     },
     {"__init__"},

@@ -17,13 +17,13 @@ from deltaw.geometry import WEIGHT
 from deltaw.heads import tell_untied
 from deltaw.kernels.merge import is_finite
 from deltaw.layer import AdaptedLayer
-from deltaw.offload import is_sharded
 from deltaw.originals import check_kept, keep, kept_by, restored
 from deltaw.readable import Readable
 from deltaw.root import adapted_layers, require_root
-from deltaw.sharing import Shared, shared_memory
+from deltaw.sharing import shared_memory
 from deltaw.storage import Original
-from deltaw.tables import Owner, changing_apart
+from deltaw.tables import changing_apart
+from deltaw.touching import owner_of, refusals, touched
 from deltaw.unpacking import Unpacked, forget_packing, pack_again, replace_packed, usual_dtype
 
 Done = dict[tuple[str, AdaptedLayer, str], Original]
@@ -96,9 +96,7 @@ def merge(
         raise StateError("No adapter is active, so there is nothing to merge. Fix: activate one.")
     check_kept(original, path)
     shared = changing_apart(shared_memory(model, root), layers, active)
-    problems = [
-        p for path_, m in layers.items() for p in _refusals(path_, m, active, shared, untie)
-    ]
+    problems = [p for path_, m in layers.items() for p in refusals(path_, m, active, shared, untie)]
     unpacked = Unpacked(requantize, dtype, usual_dtype(root))
     problems += unpacked.refusals(original, layers)
     raise_all(MergeError, "Cannot merge:", problems)
@@ -108,7 +106,7 @@ def merge(
         for path_, layer in layers.items():
             found, lost = _merged(path_, layer, active, problems, unpacked)
             for name, new in found.items() if not problems else ():
-                owner = _owner(layer, name)
+                owner = owner_of(layer, name)
                 place = owner if owner in shared else id(layer.frozen(name))
                 if place in written:
                     continue
@@ -176,46 +174,6 @@ def _all_or_none(model: nn.Module) -> Iterator[Done]:
         raise
 
 
-def _refusals(
-    path: str,
-    layer: AdaptedLayer,
-    active: Active,
-    shared: Shared,
-    untie: bool,
-) -> Iterator[str]:
-    for name in _touched(layer, active):
-        owner, own = layer.owner(name)
-        tensor = owner._parameters.get(own, owner._buffers.get(own))
-        where = f"{path}.{name}"
-        if tensor is None:
-            yield f"{where}: the layer has no bias to hold the adapter's; use lora_bias=False"
-        elif tensor.is_meta:
-            yield f"{where} is on the meta device; load the weights (remove offloading) first"
-        elif is_sharded(tensor):
-            yield f"{where} is sharded; merge before sharding"
-        elif _owner(layer, name) in shared and not untie:
-            others = ", ".join(shared[_owner(layer, name)])
-            yield f"{where} is tied to {others}, which would change too; pass untie=True to copy it"
-        if getattr(layer, "max_norm", None) is not None and name == WEIGHT:
-            yield f"{path}: max_norm renormalises the rows of the merged table differently"
-
-
-def _owner(layer: AdaptedLayer, name: str) -> Owner:
-    owner, own = layer.owner(name)
-    return id(owner), own
-
-
-def _touched(layer: AdaptedLayer, active: Active) -> list[str]:
-    """Return the parameters and buffers of a layer that the active adapters change."""
-    names: dict[str, None] = {}
-    for key, _ in active:
-        for slot, adapter in layer.parts(key).items():
-            names[slot if adapter.replaces else layer.holder(slot)] = None
-            if adapter.bias_delta() is not None:
-                names[layer.bias_name(slot)] = None
-    return list(names)
-
-
 def _merged(
     path: str, layer: AdaptedLayer, active: Active, problems: list[str], unpacked: Unpacked
 ) -> tuple[dict[str, Tensor], float | None]:
@@ -225,7 +183,7 @@ def _merged(
         with torch.no_grad():
             new = {
                 name: _with_copies(layer, name, active)
-                for name in _touched(layer, active)
+                for name in touched(layer, active)
                 if storage is None or name != WEIGHT
             }
             merged = {}
@@ -238,7 +196,7 @@ def _merged(
                 merged[holder] = addition.to(W, dtype)
                 share = None if dtype is None else addition.lost(W, merged[holder])
                 lost += [] if share is None else [share]
-                if addition.shift is not None:
+                if addition.shift is not None and bias in new:
                     new[bias] = new[bias].to(addition.shift.dtype) + addition.shift
             new = {name: tensor.to(layer.frozen(name).dtype) for name, tensor in new.items()}
             new |= merged

@@ -363,3 +363,19 @@ def test_what_rounding_takes_from_a_whole_matrix_is_reported() -> None:
         share = (layer.matrix("weight").float() - (W + delta)).norm() / delta.norm()
         assert report.rounding[str(path)] == pytest.approx(float(share), rel=1e-3)
     assert "rounding takes up to" in str(report)
+
+
+def test_zeros_for_a_bias_that_is_not_there_merge() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3)).eval()
+    deltaw.attach(model, LoraConfig(r=2, lora_bias=True, target_modules=["0", "1"]))
+    shake(model)
+    part, x = model[0].parts("default")["weight"], torch.ones(2, 5)
+    with torch.no_grad():
+        part.lora_B_bias.zero_()
+        output = model(x)
+        with deltaw.merged(model):
+            assert torch.allclose(model(x), output, atol=1e-5)
+        part.lora_B_bias[1] = 1e-6
+    with pytest.raises(MergeError, match=r"0\.bias: the layer has no bias"):
+        deltaw.merge(model)
