@@ -175,6 +175,9 @@ def test_labelled_texts_are_still_classified(tmp_path: Path) -> None:
     recipe = {"model": "m", "data": str(labelled)}
     assert settle(parse(recipe)).task is None
     assert settle(parse(recipe | {"data": str(asked)})).task == "sft"
+    for either in ({"eval_data": str(labelled)}, {"max_samples": 1}, {"skip_bad_rows": True}):
+        assert settle(parse(recipe | either)).task is None
+        assert settle(parse(recipe | either | {"data": str(asked)})).task == "sft"
     assert settle(parse(recipe | {"packing": True})).task == "sft"
     assert settle(parse(recipe | {"data": f"{asked}#3,{asked}"})).task == "sft"
     assert settle(parse({"model": "m", "data": str(asked), "label": "output"})).task is None

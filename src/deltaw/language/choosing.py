@@ -14,7 +14,7 @@ from deltaw.language.reading import request
 from deltaw.train.console import Console
 from deltaw.train.data.table import read_data
 from deltaw.train.job import Job
-from deltaw.train.keys import JUDGED, LABELLED, LANGUAGE, PREFERENCES, RATED
+from deltaw.train.keys import EITHER, JUDGED, LABELLED, LANGUAGE, PREFERENCES, RATED
 from deltaw.train.prepare import prepare as prepare_texts
 from deltaw.train.recipe import Recipe, parse
 from deltaw.train.run import train as run
@@ -79,6 +79,7 @@ def _language_task(recipe: Recipe) -> str | None:
         return "dpo" if changed & {*PREFERENCES} else "kto"
     usual = "dpo" if changed & {*JUDGED} else "sft"
     several = not Path(recipe.data).exists() and ("," in recipe.data or "#" in recipe.data)
+    certain = several or bool(changed & {*LANGUAGE} - {*EITHER})
     if several or changed & {*LANGUAGE}:
         asked = request(recipe)
         (first, *_) = resolve(recipe.data, dataset_dir=asked.dataset_dir, columns=asked.columns)
@@ -87,7 +88,7 @@ def _language_task(recipe: Recipe) -> str | None:
         splits = read_splits(first.entry, encoding=recipe.encoding)
     else:
         splits = read_data(recipe.data, encoding=recipe.encoding, prose=True)
-        if not is_language(splits):
-            return None
+    if not certain and not is_language(splits):
+        return None
     schema = find(splits.train)
     return usual if schema is None else TASKS.get(schema.kind, usual)

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from deltaw.errors import printable
+from deltaw.errors import ConfigError, printable, raise_all
 from deltaw.train.keys import ANSWERS, JUDGED, LABELLED, LANGUAGE, PREFERENCES, RATED
 
 if TYPE_CHECKING:
-    from deltaw.train.recipe import Recipe
+    from deltaw.train.recipe import Recipe, Task
 
 LOW_RANK = (
     "r",
@@ -64,6 +64,16 @@ def without_effect(recipe: "Recipe") -> list[str]:
         *_unread_of_start(recipe, left),
         *_unread_of_smoothing(recipe, left),
     ]
+
+
+def refuse_unread(recipe: "Recipe", task: "Task") -> None:
+    """Raise `ConfigError` listing the values that nothing reads where the data are for `task`."""
+    raise_all(
+        ConfigError,
+        f"The data are for {task}, and the recipe asks for something else:",
+        without_effect(recipe.model_copy(update={"task": task})),
+        "or say task=sft if a language model is to learn these rows.",
+    )
 
 
 def _unread_by_task(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

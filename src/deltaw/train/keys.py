@@ -63,6 +63,8 @@ class LanguageKeys(BaseModel):
 
 LANGUAGE = tuple(LanguageKeys.model_fields)
 """Keys that only language models read."""
+EITHER = ("eval_data", "max_samples", "skip_bad_rows")
+"""Those of them that a person may mean for labelled rows too."""
 JUDGED = ("pref_beta",)
 """Keys that preferences and rated answers read."""
 PREFERENCES = ("pref_loss", "dpo_label_smoothing", "simpo_gamma")

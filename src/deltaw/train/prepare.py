@@ -16,6 +16,7 @@ from deltaw.train.batches import Collator, EpochSampler
 from deltaw.train.choices import check_reports, chosen, recorded_recipe
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
+from deltaw.train.effects import refuse_unread
 from deltaw.train.escape import printable
 from deltaw.train.identity import base_digest, tokenizer_digest
 from deltaw.train.interrupt import Interrupt
@@ -135,6 +136,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None
     check_reports(recipe)
     data = read(recipe)
     show_data(console, data)
+    refuse_unread(recipe, data.schema.task)
     _check_metric(recipe, data)
     _check_stopping(recipe, data)
     where: dict[str, Any] = {

@@ -217,10 +217,12 @@ def parse(
     *,
     names: Mapping[str, str] = AS_HERE,
     problems: Sequence[str] = (),
+    recorded: bool = False,
 ) -> Recipe:
     """Return the recipe of these values.
 
-    Errors call a key as in `names`, and list `problems` that were found before.
+    Errors call a key as in `names`, and list `problems` that were found before. What had no effect
+    on a run that is `recorded` is let be.
 
     Raises:
         ConfigError: listing every unknown key, with the nearest known ones, and every value that
@@ -238,7 +240,7 @@ def parse(
         found = [misfit(detail, names) for detail in error.errors()]
         problems += [problem for problem in found if not follows(problem, problems)]
     else:
-        problems += without_effect(recipe)
+        problems += [] if recorded else without_effect(recipe)
     raise_all(
         ConfigError,
         f"The recipe from {printable(origin, 300)} cannot be used:",
@@ -256,7 +258,7 @@ def filled(recipe: Recipe, origin: str = "the record of a run") -> Recipe:
         ConfigError: if what the record says was chosen does not fit.
     """
     chosen = (recipe.record or {}).get("chosen", {})
-    return parse(chosen | recipe.model_dump(exclude_none=True), origin)
+    return parse(chosen | recipe.model_dump(exclude_none=True), origin, recorded=True)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -69,10 +69,11 @@ def train(
         with RunFolder(path) if processes.first() else FollowedFolder(path) as folder:
             folder.refuse(recipe, overwrite)
             job = prepare(recipe, console)
+            recorded = filled(job.recipe)
             if overwrite:
                 folder.clear()
             if folder.started:
-                folder.refuse_other(filled(job.recipe))
+                folder.refuse_other(recorded)
             run = _Run(job, folder, console, interrupt, scored)
             console.log_to(path / LOG if processes.first() else Path(os.devnull))
             run.finish()

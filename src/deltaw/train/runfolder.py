@@ -227,7 +227,7 @@ def read_recipe(folder: Path) -> Recipe:
         )
     values = yamlfile.read(path)
     values.pop("trust_remote_code", None)
-    return filled(parse(values, str(path)), str(path))
+    return filled(parse(values, str(path), recorded=True), str(path))
 
 
 class _Scores(BaseModel):
