@@ -39,6 +39,7 @@ class Fake:
     def __init__(self) -> None:
         self.ran: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
         self.examined: list[str] = []
+        self.digests = {"base": "b", "tokenizer": "t"}
         self.outcomes: dict[str, tuple[str, Any]] = {}
         self.after: Callable[[], None] = lambda: None
 
@@ -56,18 +57,18 @@ class Fake:
                 "adapted": "all",
                 "trainable": 10,
                 "parameters": 100,
-                "base": "b",
-                "tokenizer": "t",
                 "warnings": ["the pooler is new"],
+                **self.digests,
             }
+        if work is worker.identify:
+            return "done", self.digests
         values, scored = arguments
         self.ran.append((name, dict(values), scored))
         self.after()
         score = 1 - abs(values["learning_rate"] - 0.04) - values["seed"] / 100
         return "done", {
             "diverged": None,
-            "base": "b",
-            "tokenizer": "t",
+            **self.digests,
             "validation": score,
             "validation_loss": 1 - score,
             "test": {"values": {"accuracy": score}, "rows": 9} if scored else None,
@@ -257,17 +258,37 @@ def test_what_is_overwritten_stays_until_all_methods_can_be_run(
     assert (tmp_path / FILE).read_bytes() == before and (tmp_path / REPORT).is_file()
 
 
-@pytest.mark.parametrize(
+CHANGES = pytest.mark.parametrize(
     ("key", "message"),
     [("base", "the base model's weights changed"), ("tokenizer", "the tokenizer changed")],
 )
-def test_another_base_is_refused(
-    task: dict[str, Any], fake: Fake, tmp_path: Path, key: str, message: str
+
+
+@CHANGES
+@pytest.mark.parametrize("more", [{}, {"c": {"r": 6}}])
+def test_another_base_is_refused_before_the_first_run(
+    task: dict[str, Any], fake: Fake, tmp_path: Path, key: str, message: str, more: dict[str, Any]
+) -> None:
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    before, ran = (tmp_path / FILE).read_bytes(), len(fake.ran)
+    fake.digests |= {key: "other"}
+    with pytest.raises(RunError, match=f"(?s)holds another comparison:.*{message}"):
+        compare(task, METHODS | more, seeds=1, rates="rule", output=tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before and len(fake.ran) == ran
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path, overwrite=True)
+
+
+def test_a_record_that_says_less_of_its_models_is_gone_on_with(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
 ) -> None:
     compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
     text = (tmp_path / FILE).read_text()
-    (tmp_path / FILE).write_text(text.replace(f'"{key}": "{key[0]}"', f'"{key}": "other"'))
-    with pytest.raises(RunError, match=message):
+    less = text.replace(', "tokenizer": "t"', "")
+    assert less.count('"base": "b"') == 4 and "tokenizer" not in less
+    (tmp_path / FILE).write_text(less)
+    compare(task, METHODS, seeds=2, rates="rule", output=tmp_path)
+    fake.digests |= {"tokenizer": "other"}
+    with pytest.raises(RunError, match="the tokenizer changed"):
         compare(task, METHODS, seeds=2, rates="rule", output=tmp_path)
 
 
@@ -385,6 +406,7 @@ def test_real_runs_in_processes_of_their_own(task: dict[str, Any], tmp_path: Pat
     for key, run in found["runs"].items():
         assert run["test"]["rows"] > 0 and run["peak_bytes"] > 0 and run["seconds_per_step"] > 0
         assert len(run["loss"]) == 4 and run["loss"][-1][0] == 4 and run["machine"], key
+    assert worker.identify(task).items() <= run.items()
     rows = {row["title"]: row for row in found["summary"]["rows"]}
     assert rows["dora"]["trainable"] > rows["head"]["trainable"] > 0
     assert "dora" in (out / REPORT).read_text() and "dora" in (out / TABLE).read_text()

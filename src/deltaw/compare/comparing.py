@@ -72,7 +72,7 @@ def compare(
         pool = Pool(jobs, max(1, (os.cpu_count() or 1) // jobs), interrupt)
         interrupt.waiting = True
         try:
-            examine(record, made, pool, console)
+            examine(record, made, folder, pool, console)
             choose_rates(record, rates)
             if overwrite:
                 clear(folder)

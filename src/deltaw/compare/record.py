@@ -1,7 +1,7 @@
 """The file of a comparison: its settings, and every run that is done."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from deltaw.train.recipe import Recipe
 
 FILE = "comparison.json"
 KIND = "deltaw comparison 1"
+BEGINNINGS = {"base": "the base model's weights", "tokenizer": "the tokenizer"}
+"""What every method begins from, by the keys of its digests."""
 
 
 @dataclass
@@ -115,6 +117,29 @@ def joined(old: Record | None, new: Record, folder: Path) -> Record:
     new.methods = old.methods | new.methods
     new.examined, new.runs = old.examined, old.runs
     return new
+
+
+def changed(record: Record, others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what of the model `others` began from something else than the record did.
+
+    A record of an earlier release may not say it of every method and run.
+    """
+    known = [*record.examined.values(), *record.runs.values(), *others]
+    return [
+        text
+        for key, text in BEGINNINGS.items()
+        if len({entry[key] for entry in known if entry.get(key) is not None}) > 1
+    ]
+
+
+def require_same_base(record: Record, seen: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Raise `RunError` if not all of a record, and all that was `seen` now, is of one model."""
+    raise_all(
+        RunError,
+        f"{printable(str(folder), 300)} holds another comparison:",
+        [f"{what} changed (another digest)" for what in changed(record, seen)],
+        "restore what was there, start over with --overwrite, or use another --output.",
+    )
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -144,7 +144,7 @@ class Runs:
 
     def _ended(self, trial: Trial, kind: str, value: Any) -> str:
         """Note what came of a run, and return it as text; what could not go on is kept."""
-        changed = self._changed(value) if kind == "done" else []
+        changed = records.changed(self.record, [value]) if kind == "done" else []
         if changed:
             kind, value = (
                 "refused",
@@ -161,12 +161,6 @@ class Runs:
         self._write()
         shutil.rmtree(self._place(trial), ignore_errors=True)
         return _outcome(entry, self.record.metric)
-
-    def _changed(self, entry: Mapping[str, Any]) -> list[str]:
-        """Return what a run began from that is not what the first method was looked at with."""
-        known = self.record.examined[self.record.compared[0]]
-        parts = {"base": "the base model's weights", "tokenizer": "the tokenizer"}
-        return [text for key, text in parts.items() if known.get(key) not in (None, entry[key])]
 
     def _write(self) -> None:
         records.write(self.folder, self.record, summary.summarize(self.record).as_data())

@@ -25,8 +25,9 @@ import torch
 import deltaw
 from deltaw.errors import DeltawError, DivergedError, RunError
 from deltaw.train.console import Console
+from deltaw.train.identity import base_digest, tokenizer_digest
 from deltaw.train.interrupt import Interrupt, Stopped
-from deltaw.train.model import quiet
+from deltaw.train.model import load_config, load_model, load_tokenizer, quiet
 from deltaw.train.prepare import prepare
 from deltaw.train.probing import most_memory
 from deltaw.train.recipe import parse
@@ -95,6 +96,19 @@ def examine(values: Values) -> dict[str, Any]:
             "tokenizer": job.recipe.record["tokenizer"],
             "warnings": [*job.warnings, *dict.fromkeys(str(found.message) for found in caught)],
         }
+
+
+def identify(values: Values) -> dict[str, Any]:
+    """Return the digests of the model that a run would begin from."""
+    recipe = parse(values)
+    where: dict[str, Any] = {
+        "revision": recipe.revision,
+        "trust_remote_code": recipe.trust_remote_code,
+    }
+    config = load_config(recipe.model, None, **where)
+    tokenizer = load_tokenizer(recipe.model, config, **where)
+    model, _ = load_model(config, recipe.model, recipe.seed, **where)
+    return {"base": base_digest(model), "tokenizer": tokenizer_digest(tokenizer)}
 
 
 def run(values: Values, scored: tuple[str, ...]) -> dict[str, Any]:
