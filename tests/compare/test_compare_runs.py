@@ -278,6 +278,25 @@ def test_another_base_is_refused_before_the_first_run(
     compare(task, METHODS, seeds=1, rates="rule", output=tmp_path, overwrite=True)
 
 
+@CHANGES
+def test_a_run_of_another_base_is_done_again_once_that_is_restored(
+    task: dict[str, Any], fake: Fake, tmp_path: Path, key: str, message: str
+) -> None:
+    right = dict(fake.digests)
+
+    def exchange() -> None:
+        Path(fake.ran[-1][1]["output"]).mkdir(parents=True)
+        fake.digests |= {key: "other"}
+
+    fake.after = exchange
+    with pytest.raises(RunError, match=rf"(?s)b \| lr 0.01 .*{message}.*Fix: restore"):
+        compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    assert list((tmp_path / RUNNING).iterdir()) == []
+    fake.after, fake.digests = lambda: None, right
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    assert len(fake.ran) == 4
+
+
 def test_a_record_that_says_less_of_its_models_is_gone_on_with(
     task: dict[str, Any], fake: Fake, tmp_path: Path
 ) -> None:

@@ -146,6 +146,7 @@ class Runs:
         """Note what came of a run, and return it as text; what could not go on is kept."""
         changed = records.changed(self.record, [value]) if kind == "done" else []
         if changed:
+            shutil.rmtree(self._place(trial), ignore_errors=True)
             kind, value = (
                 "refused",
                 (
