@@ -207,7 +207,7 @@ def _overview(found: "Mapping[str, Summary]") -> str:
     places: dict[str, list[int]] = {title: [] for title in METHODS}
     for name, summary in found.items():
         for place, row in enumerate(summary.rows, 1):
-            best = row.against_best is None or row.against_best.is_tie
+            best = row.is_best or bool(row.is_tie)
             error = "" if row.score.error is None else f" ± {100 * row.score.error:.2f}"
             cells[row.title][name] = f"{100 * row.score.value:.2f}{error}{' *' if best else ''}"
             places[row.title].append(place)

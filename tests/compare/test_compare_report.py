@@ -138,6 +138,27 @@ def test_a_seed_that_diverged_is_counted() -> None:
     assert ">diverged</td>" in report.write(record, summarize(record), 50)
 
 
+def test_nothing_is_proven_of_a_method_of_which_a_seed_diverged() -> None:
+    record = make({"a": 0.9, "b": 0.895, "c": 0.5})
+    found = summarize(record)
+    assert [row.is_tie for row in found.rows] == [None, True, False]
+    assert {("a", "c"), ("b", "c")} <= {pair[:2] for pair in found.proven}
+    record.runs[Trial("b", RATES[-1], 1.0, 1).key] = {"diverged": "The loss became nan"}
+    for seed in (0, 2):
+        worse, better = (record.runs[Trial(t, RATES[-1], 1.0, seed).key] for t in "cb")
+        like = worse["test"]["values"]["accuracy"] + 0.3 + 1e-6 * seed
+        better["test"]["values"]["accuracy"] = like
+    found = summarize(record)
+    assert [(row.title, row.is_tie) for row in found.rows] == [
+        ("a", None),
+        ("c", False),
+        ("b", False),
+    ]
+    assert {pair[:2] for pair in found.proven} == {("a", "c")}
+    text = table.write(found, 50)
+    assert "b: a seed diverged, so it is no tie" in text and ", tie" not in text
+
+
 def test_full_runs_that_all_diverged_are_told_from_a_search_that_did() -> None:
     record = make({"a": 0.5, "b": 0.6})
     for seed in SEEDS:

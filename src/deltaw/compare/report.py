@@ -71,10 +71,7 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[st
 
 def _table(summary: Summary) -> str:
     head = (table.HEADINGS[0], summary.metric, *table.HEADINGS[2:])
-    marks = [
-        "tie" if row.is_best or (row.against_best and row.against_best.is_tie) else ""
-        for row in summary.rows
-    ]
+    marks = ["tie" if row.is_best or row.is_tie else "" for row in summary.rows]
     return _rows(
         head, [table.cells(row) for row in summary.rows], marks if _has_ties(summary) else ()
     )

@@ -14,7 +14,8 @@ from deltaw.compare.statistics import Difference, Mean, Scores, mean, paired, pr
 class Row:
     """What was found about one method; costs are medians over its full runs.
 
-    `against_best` is None for the best method, and where no seed is left to compare.
+    `against_best` and `is_tie` are None for the best method, and where no seed is left to compare.
+    A method of which a seed diverged is no tie.
     """
 
     title: str
@@ -30,13 +31,15 @@ class Row:
     file_bytes: int
     seconds_per_step: float | None
     peak_bytes: int | None
+    is_tie: bool | None
 
 
 @dataclass(frozen=True)
 class Summary:
     """All rows, the best first, what the paired test tells apart, and which methods have no row.
 
-    A method of which a seed diverged comes after those of which none did. `failed` says of titles
+    A method of which a seed diverged comes after those of which none did, and is not tested: its
+    other seeds alone would speak for it. `failed` says of titles
     where they diverged; `mixed` tells that runs were made under different conditions.
     """
 
@@ -47,12 +50,8 @@ class Summary:
     mixed: bool
 
     def as_data(self) -> dict[str, Any]:
-        """Return it for a file, ties marked."""
-        found = asdict(self)
-        for row, written in zip(self.rows, found["rows"], strict=True):
-            against = row.against_best
-            written["is_tie"] = None if against is None else against.is_tie
-        return found
+        """Return it for a file."""
+        return asdict(self)
 
 
 def summarize(record: Record) -> Summary:
@@ -74,11 +73,11 @@ def summarize(record: Record) -> Summary:
     scores = {title: _scores(record, trials) for title, trials in finals.items()}
     order = sorted(scores, key=lambda t: (-len(scores[t]), -statistics.fmean(scores[t].values())))
     rows = [_row(record, title, finals[title], scores, order[0]) for title in order]
-    tested = proven({title: scores[title] for title in order})
+    whole = {title: scores[title] for title in order if len(scores[title]) == len(record.seeds)}
     runs = [record.runs[trial.key] for trials in finals.values() for trial in trials]
     machines = [run["machine"] for run in runs if "machine" in run]
     mixed = any(machine != machines[0] for machine in machines)
-    return Summary(record.metric, rows, tested, failed, mixed)
+    return Summary(record.metric, rows, proven(whole), failed, mixed)
 
 
 def _scores(record: Record, trials: Sequence[Trial]) -> dict[int, float]:
@@ -96,6 +95,8 @@ def _row(
     good = [entry for entry in entries if not entry["diverged"]]
     rates = record.rates[title]
     rate = trials[0].rate
+    against = None if title == best else paired(scores[title], scores[best])
+    whole = len(good) == len(scores[best]) == len(entries)
     return Row(
         title=title,
         rate=rate,
@@ -103,13 +104,14 @@ def _row(
         scores=scores[title],
         score=mean(list(scores[title].values())),
         is_best=title == best,
-        against_best=None if title == best else paired(scores[title], scores[best]),
+        against_best=against,
         diverged=len(entries) - len(good),
         trainable=good[0]["trainable"],
         parameters=record.examined[title]["parameters"],
         file_bytes=good[0]["file_bytes"],
         seconds_per_step=_median([entry["seconds_per_step"] for entry in good]),
         peak_bytes=_median([entry["peak_bytes"] for entry in good]),
+        is_tie=None if against is None else whole and against.is_tie,
     )
 
 

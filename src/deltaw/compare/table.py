@@ -70,7 +70,7 @@ def difference_of(row: Row) -> str:
         return "-"
     if found.error is None:
         return f"{found.mean:+.4f}"
-    tie = ", tie" if found.is_tie else ""
+    tie = ", tie" if row.is_tie else ""
     return f"{found.mean:+.4f} ± {found.error:.4f}{tie}"
 
 
@@ -90,6 +90,10 @@ def notes(summary: Summary, rows_tested: int | None) -> list[str]:
             "the order of rows, not the rows: another split would vary more."
         )
         lines += _proofs(summary)
+        if lost := [title_of(row) for row in summary.rows if row.diverged]:
+            lines.append(
+                f"{', '.join(lost)}: a seed diverged, so it is no tie and nothing is proven of it."
+            )
     else:
         lines.append("One seed: no error is known, and small differences are noise.")
     if any(row.at_edge for row in summary.rows):
