@@ -203,6 +203,21 @@ def test_every_method_is_looked_at_before_the_first_run(
     assert fake.ran == [] and not (tmp_path / "out").exists()
 
 
+def test_what_the_model_cannot_have_may_be_left_out(
+    task: dict[str, Any], fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.outcomes["b"] = ("refused", "there are no biases\nFix: use another.")
+    with pytest.raises(RunError, match=r"(?s)b: there are no .*Fix: see each, or leave b out of"):
+        compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    out = compare(task, METHODS, seeds=1, rates="rule", output=tmp_path, leave_out=True)
+    assert "left out  b: there are no biases\n" in capsys.readouterr().out
+    found = json.loads((out / FILE).read_text())
+    assert [row["title"] for row in found["summary"]["rows"]] == ["a"] == list(found["methods"])
+    fake.outcomes["c"] = ("refused", "no such model")
+    with pytest.raises(RunError, match="c: no such model"):
+        compare(task, {"c": {}}, output=tmp_path / "none", leave_out=True)
+
+
 def test_a_stop_while_seeds_are_added_leaves_no_table_of_fewer(
     task: dict[str, Any], fake: Fake, tmp_path: Path
 ) -> None:
@@ -295,6 +310,16 @@ def test_a_run_of_another_base_is_done_again_once_that_is_restored(
     fake.after, fake.digests = lambda: None, right
     compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
     assert len(fake.ran) == 4
+
+
+def test_the_model_at_hand_must_be_there_whatever_is_left_out(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
+) -> None:
+    compare(task, METHODS, seeds=1, rates="rule", output=tmp_path)
+    fake.outcomes |= {"c": ("refused", "no such model"), "the model": ("refused", "it is gone")}
+    for methods in (METHODS, METHODS | {"c": {}}):
+        with pytest.raises(RunError, match=r"(?s)compared with the record's:.*it is gone"):
+            compare(task, methods, seeds=1, rates="rule", output=tmp_path, leave_out=True)
 
 
 def test_a_record_that_says_less_of_its_models_is_gone_on_with(

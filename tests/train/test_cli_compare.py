@@ -36,6 +36,7 @@ def test_everything_is_handed_on(deltaw_command: Any, asked: dict[str, Any]) -> 
         "output": Path("out"),
         "jobs": 2,
         "overwrite": True,
+        "leave_out": False,
     }
 
 
@@ -48,6 +49,7 @@ def test_a_recipe_and_the_usual_methods(
     assert asked["values"] == {"model": "m", "data": "d", "r": 3}
     assert asked["methods"].keys() < NAMED.keys() and {"full", "lora"} < asked["methods"].keys()
     assert (asked["rates"], asked["seeds"], asked["output"]) == ("auto", 5, None)
+    assert asked["leave_out"]
 
 
 def test_a_folder_goes_by_its_option(deltaw_command: Any, asked: dict[str, Any]) -> None:

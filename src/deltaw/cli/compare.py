@@ -25,9 +25,12 @@ def compare(
         ),
     ] = None,
     methods: Annotated[
-        str,
-        typer.Option(help="Names, or YAML files that map titles to recipe keys; with commas."),
-    ] = USUAL,
+        str | None,
+        typer.Option(
+            help="Names, or YAML files that map titles to recipe keys; with commas. "
+            f"Default: what the model can have of {USUAL}."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the recipe's.")] = 5,
     lr: Annotated[
         str, typer.Option(help="auto searches for each method, rule does not, or 1e-4,3e-4,1e-3.")
@@ -65,12 +68,13 @@ def compare(
     values, _ = recipe_values(first, rest or [], {})
     run(
         values,
-        choose(methods),
+        choose(USUAL if methods is None else methods),
         seeds=seeds,
         rates=rates,
         output=None if output is None else Path(output),
         jobs=jobs,
         overwrite=overwrite,
+        leave_out=methods is None,
     )
 
 

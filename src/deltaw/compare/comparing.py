@@ -40,12 +40,14 @@ def compare(
     output: Path | None = None,
     jobs: int = 1,
     overwrite: bool = False,
+    leave_out: bool = False,
 ) -> Path:
     """Run all methods on the recipe of `values` and return the folder of what was found.
 
     The rates of each method are searched alike on the validation part with the first seed; then
     every seed is trained at the best one and scored on the test part. All runs share one split.
-    What was done before in the same folder is not done again.
+    What was done before in the same folder is not done again. With `leave_out` methods that this
+    model cannot have are left out, and named.
 
     Raises:
         DeltawError: whatever is wrong, with any of the methods, before the first run.
@@ -72,7 +74,7 @@ def compare(
         pool = Pool(jobs, max(1, (os.cpu_count() or 1) // jobs), interrupt)
         interrupt.waiting = True
         try:
-            examine(record, made, folder, pool, console)
+            examine(record, made, folder, pool, console, leave_out=leave_out)
             choose_rates(record, rates)
             if overwrite:
                 clear(folder)

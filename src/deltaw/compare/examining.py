@@ -28,45 +28,67 @@ Rates = Literal["auto", "rule"] | tuple[float, ...]
 
 
 def examine(
-    record: Record, made: Mapping[str, Recipe], folder: Path, pool: Pool, console: Console
+    record: Record,
+    made: Mapping[str, Recipe],
+    folder: Path,
+    pool: Pool,
+    console: Console,
+    *,
+    leave_out: bool = False,
 ) -> None:
     """Prepare every method that is new to the record, and note what is known before its first step.
 
-    Where none is new, the model at hand is looked at alone.
+    With `leave_out` methods that cannot be run are left out while there are others.
 
     Raises:
         RunError: listing every method that cannot be run, or if the model at hand is another than
             that of the record in `folder`.
     """
     new = [title for title in record.compared if title not in record.examined]
-    work = {title: (worker.examine, made[title]) for title in new}
-    if not new:
-        work = {"the model": (worker.identify, made[record.compared[0]])}
-    found, problems = _done(work, pool, console)
-    raise_all(RunError, "These methods cannot be compared:", problems)
-    require_same_base(record, list(found.values()), folder)
-    record.examined |= {title: found[title] for title in new}
+    found, problems = _done(worker.examine, {title: made[title] for title in new}, pool, console)
+    others = len(problems) < len(record.compared)
+    raise_all(
+        RunError,
+        "These methods cannot be compared:",
+        [] if leave_out and others else [f"{printable(t)}: {why}" for t, why in problems.items()],
+        f"see each, or leave {', '.join(map(printable, problems))} out of --methods."
+        if others
+        else "",
+    )
+    seen = found or _identified(made[record.compared[0]], pool, console)
+    require_same_base(record, list(seen.values()), folder)
+    for title, why in problems.items():
+        console.field("left out", f"{printable(title)}: {why.splitlines()[0]}")
+        record.compared.remove(title)
+        del record.methods[title]
+    record.examined |= found
     said: dict[str, list[str]] = {}
-    for title in new:
-        for warning in record.examined[title]["warnings"]:
+    for title in found:
+        for warning in found[title]["warnings"]:
             said.setdefault(warning, []).append(printable(title))
     for warning, titles in said.items():
         console.field("warning", f"{warning}\n({', '.join(titles)})")
 
 
+def _identified(recipe: Recipe, pool: Pool, console: Console) -> dict[str, dict[str, Any]]:
+    """Return what the model at hand is, of which no method had to be looked at."""
+    found, problems = _done(worker.identify, {"the model": recipe}, pool, console)
+    raise_all(RunError, "The model cannot be compared with the record's:", list(problems.values()))
+    return found
+
+
 def _done(
-    work: Mapping[str, tuple[Work, Recipe]], pool: Pool, console: Console
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Do all work, and return what came of it by name, and what could not be done."""
+    look: Work, recipes: Mapping[str, Recipe], pool: Pool, console: Console
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Look at all recipes; return what was seen by name, and why what could not be."""
     found: dict[str, dict[str, Any]] = {}
-    problems = []
-    waiting = list(work)
-    with closing(Progress(console, "looking at", len(work), len(work), 0, 0.0)) as progress:
+    problems: dict[str, str] = {}
+    waiting, count = list(recipes), len(recipes)
+    with closing(Progress(console, "looking at", count, count, 0, 0.0)) as progress:
         while waiting or pool.tasks:
             while waiting and not pool.full:
                 name = waiting.pop(0)
-                look, recipe = work[name]
-                pool.start(name, look, plain(recipe))
+                pool.start(name, look, plain(recipes[name]))
                 progress.begin(name, Running(1.0))
             for task in pool.ended():
                 kind, value = task.outcome()
@@ -74,7 +96,7 @@ def _done(
                     found[task.name] = value
                     progress.done(task.name, value.get("adapted", "base and tokenizer are read"))
                 else:
-                    problems.append(f"{printable(task.name)}: {value or kind}")
+                    problems[task.name] = value or kind
                     progress.done(task.name, "cannot be run")
             progress.show()
     return found, problems
