@@ -93,6 +93,18 @@ def test_a_checkpoint_holds_the_adapter_and_not_the_base(tmp_path: Path) -> None
     assert set(held) == set(trained(trainer.model))
 
 
+def test_another_folder_of_such_a_name_is_let_be(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-best").mkdir()
+    trainer = make_trainer(tmp_path, save_total_limit=1)
+    trainer.train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+        "checkpoint-best",
+        "checkpoint-6",
+    }
+    with pytest.raises(RunError, match=r"The last good state is in .*/checkpoint-6\."):
+        trainer.require_finite(torch.tensor([float("nan")]), "The loss", 7)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_peft_reads_a_checkpoint(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)

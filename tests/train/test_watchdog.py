@@ -256,3 +256,6 @@ def test_what_could_be_gone_back_to_keeps_its_best(tmp_path: Path) -> None:
     trainer.state.save_to_json(str(folder / STATE))
     trainer._rotate(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-30", "checkpoint-40"]
+    (tmp_path / "checkpoint-mine").mkdir()
+    trainer.args.output_dir = str(tmp_path)
+    assert trainer._good_checkpoint() == tmp_path / "checkpoint-30"

@@ -59,11 +59,6 @@ def read_state(checkpoint: Path) -> TrainerState:
     return state
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the step after which a checkpoint was written, by its name."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return what training changes, on the CPU, in the dtype it is kept in."""
     return {name: t.detach().cpu().contiguous() for name, t in changing(model).items()}

@@ -26,12 +26,12 @@ from deltaw.train import staging, yamlfile
 from deltaw.train.escape import printable
 from deltaw.train.locking import LOCK, held
 from deltaw.train.recipe import Recipe, filled, parse
+from deltaw.train.saved import CHECKPOINT, checkpoints_in
 
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
 LOG = "log.jsonl"
 ANSWERS = "answers.jsonl"
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WRITTEN = re.compile(
     r"recipe\.yaml|results\.json|(log|answers)\.jsonl|deltaw\.json|adapter_config\.json"
     r"|(adapter_model|deltaw_start)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
@@ -116,17 +116,12 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
-        found = [
-            (int(match[1]), path)
-            for path in self.path.iterdir()
-            if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
-        ]
-        return [path for _, path in sorted(found)]
+        return list(checkpoints_in(self.path).values())
 
     def remove_checkpoints(self, after: int = -1) -> None:
         """Delete the checkpoints of later steps, by default all."""
-        for path in self.checkpoints():
-            if int(path.name.removeprefix("checkpoint-")) > after:
+        for step, path in checkpoints_in(self.path).items():
+            if step > after:
                 staging.remove(path)
 
     def refuse(self, recipe: Recipe, overwrite: bool) -> None:

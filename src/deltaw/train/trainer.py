@@ -31,12 +31,12 @@ from deltaw.train.checkpoint import (
     reading,
     require_complete,
     restore,
-    step_of,
     trained,
 )
 from deltaw.train.distributed import processes
 from deltaw.train.distributed.sharding import full, whole
 from deltaw.train.escape import printable
+from deltaw.train.saved import checkpoints_in
 
 
 class ExactCheckpoints(Trainer):
@@ -81,7 +81,7 @@ class ExactCheckpoints(Trainer):
     def _rotate(self, folder: Path) -> None:
         """Delete all checkpoints but the newest and the best, oldest first."""
         limit = self.args.save_total_limit
-        steps = sorted(step_of(path) for path in folder.glob("checkpoint-*"))
+        steps = list(checkpoints_in(folder))
         keep = self._kept(folder, steps)
         if limit:
             spare = [step for step in steps if step not in keep]
@@ -156,10 +156,7 @@ class ExactCheckpoints(Trainer):
         broken = values[~values.isfinite()]
         if not broken.numel():
             return
-        saved = sorted(
-            Path(self.args.output_dir).glob("checkpoint-*"),
-            key=step_of,
-        )
+        saved = list(checkpoints_in(Path(self.args.output_dir)).values())
         kept = (
             f"The last good state is in {printable(str(saved[-1]), 300)}."
             if saved

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from deltaw.errors import DivergedError
-from deltaw.train.checkpoint import read_state, step_of
+from deltaw.train.checkpoint import read_state
 from deltaw.train.distributed import processes
 from deltaw.train.guarding.watchdog import Watchdog
+from deltaw.train.saved import checkpoints_in, step_of
 from deltaw.train.trainer import ExactCheckpoints
 
 SLOWER = 0.5
@@ -74,7 +75,7 @@ class Guarded(ExactCheckpoints):
         return processes.from_first(self._good_checkpoint)
 
     def _good_checkpoint(self) -> Path | None:
-        found = {step_of(path): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
+        found = checkpoints_in(Path(self.args.output_dir))
         good = [step for step in found if step < self.went_wrong - 1]
         return found[max(good)] if good else None
 
