@@ -132,6 +132,16 @@ def test_all_runs_and_their_settings(task: dict[str, Any], fake: Fake, tmp_path:
     assert str(tmp_path) not in (out / FILE).read_text() + (out / REPORT).read_text()
 
 
+def test_all_runs_share_one_split_where_the_recipe_leaves_it_open(
+    task: dict[str, Any], fake: Fake, tmp_path: Path
+) -> None:
+    nothing = dict.fromkeys(("seed", "split_seed", "test_share"))
+    compare(task | nothing, METHODS, seeds=2, rates="rule", output=tmp_path)
+    values = [values for _, values, _ in fake.ran]
+    assert {v["split_seed"] for v in values} == {0} and {v["test_share"] for v in values} == {0.2}
+    assert {v["seed"] for v in values} == {0, 1}
+
+
 def test_what_is_done_is_not_done_again(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
     compare(task, METHODS, seeds=2, output=tmp_path)
     fake.ran.clear()

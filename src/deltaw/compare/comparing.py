@@ -27,6 +27,8 @@ from deltaw.train.receipt import show_data
 from deltaw.train.recipe import LANGUAGE_TASKS, Recipe
 from deltaw.train.runfolder import default_path
 
+SPLITTING = ("seed", "split_seed", "test_share")
+"""Keys without which the data would be split by what `_shared` says."""
 TEST_SHARE = 0.2
 """What is held out as the test part of data that have none."""
 
@@ -89,7 +91,11 @@ def compare(
 
 def _shared(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe's values that all methods share."""
-    shared = {key: value for key, value in values.items() if key not in ("record", "output")}
+    shared = {
+        key: value
+        for key, value in values.items()
+        if key not in ("record", "output") and not (key in SPLITTING and value is None)
+    }
     if shared.get("task") in LANGUAGE_TASKS:
         raise ConfigError(
             f"task={shared['task']}: only classification and regression can be compared so far.\n"
