@@ -72,6 +72,17 @@ def test_a_method_is_not_given_what_it_would_refuse() -> None:
     assert {recipe.epochs for recipe in made.values()} == {2}
 
 
+def test_what_no_method_reads_is_refused_and_defaults_written_out_are_not() -> None:
+    written_out = {"galore_rank": 128, "rank_pattern": {}, "r": 8, "quantization_type": "nf4"}
+    methods = {name: NAMED[name] for name in ("full", "head")}
+    assert recipes(SHARED | written_out, methods).keys() == methods.keys()
+    with pytest.raises(ConfigError) as error:
+        recipes(SHARED | written_out | {"r": 4, "use_rslora": True, "last_layers": 3}, methods)
+    for shown in ("last_layers=3", "r=4", "use_rslora=True"):
+        assert f"{shown} has no effect with any of the methods" in str(error.value)
+    assert "galore_rank" not in str(error.value)
+
+
 def test_settings_of_the_recipe_that_combine_are_kept() -> None:
     made = recipes(SHARED | {"use_rslora": True}, {"dora": NAMED["dora"], "full": NAMED["full"]})
     assert made["dora"].use_rslora and made["dora"].use_dora and not made["full"].use_rslora

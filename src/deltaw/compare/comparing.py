@@ -20,6 +20,7 @@ from deltaw.errors import ConfigError, raise_all
 from deltaw.train.choices import by_name
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
+from deltaw.train.effects import refuse_unread
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.locking import held
 from deltaw.train.reading import read
@@ -61,6 +62,7 @@ def compare(
     first = next(iter(made.values()))
     folder = output or _default(first)
     data = read(first)
+    refuse_unread(first, data.schema.task)
     _require(data, rates)
     with Interrupt() as interrupt, held(folder, partial(refuse_foreign, folder)):
         fresh = Record(

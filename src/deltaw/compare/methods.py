@@ -42,6 +42,7 @@ SYNONYMS = {
     "loraga": "lora-ga",
     "layer-norm": "layernorm",
 }
+KEYS = Recipe.model_fields
 LONGEST = 60
 SHARED = frozenset(
     [
@@ -119,21 +120,30 @@ def recipes(shared: Mapping[str, Any], methods: Methods) -> dict[str, Recipe]:
     """Return the recipe of each method: the shared values that it reads, and its own over them.
 
     Raises:
-        ConfigError: listing what is wrong with each of them.
+        ConfigError: listing what is wrong with each of them, and the shared values that none reads.
     """
     made = {}
     problems = []
     shared, _ = respelt(shared)
+    unread = {
+        key for key, value in shared.items() if key in KEYS and value != KEYS[key].get_default(call_default_factory=True)
+    }
     for title, given in methods.items():
         changes, wrong = respelt(given)
         wrong += [f"{key} is shared by all methods" for key in given if key in SHARED]
         problems += [f"{printable(title)}: {problem}" for problem in wrong]
+        own = _read_by(shared, changes)
+        unread -= own.keys()
         try:
-            made[title] = parse(_read_by(shared, changes) | changes, printable(title))
+            made[title] = parse(own | changes, printable(title))
         except ConfigError as error:
             head, *lines = str(error).splitlines()
             lines = [line.removeprefix("  - ") for line in lines] or [head]
             problems += [f"{printable(title)}: {line}" for line in lines]
+    problems += [
+        f"{key}={printable(repr(shared[key]))} has no effect with any of the methods; leave it out"
+        for key in sorted(unread)
+    ]
     raise_all(ConfigError, "These methods cannot be run:", problems)
     return made
 
