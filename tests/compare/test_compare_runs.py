@@ -142,6 +142,15 @@ def test_all_runs_share_one_split_where_the_recipe_leaves_it_open(
     assert {v["seed"] for v in values} == {0, 1}
 
 
+@pytest.mark.parametrize(("asked", "found"), [(0.3, {0.3}), (4, {1, 2, 4}), (1, {1})])
+def test_short_runs_warm_up_for_as_much_less(
+    task: dict[str, Any], fake: Fake, tmp_path: Path, asked: float, found: set[float]
+) -> None:
+    compare(task | {"warmup": asked}, {"a": {}}, seeds=1, output=tmp_path)
+    assert {values["warmup"] for _, values, _ in fake.ran} == found
+    assert fake.ran[-1][1]["warmup"] == asked
+
+
 def test_what_is_done_is_not_done_again(task: dict[str, Any], fake: Fake, tmp_path: Path) -> None:
     compare(task, METHODS, seeds=2, output=tmp_path)
     fake.ran.clear()
@@ -354,6 +363,8 @@ def test_a_record_that_says_less_of_its_models_is_gone_on_with(
         ({"test_share": 0.0}, ConfigError, "there is no test part"),
         ({"data": "nowhere.csv"}, DataError, "nowhere.csv"),
         ({"rank": 3}, ConfigError, "a: unknown key rank"),
+        ({"galore_rank": 3}, ConfigError, "galore_rank=3 has no effect with any of the methods"),
+        ({"max_samples": 3}, ConfigError, "max_samples=3 has no effect with task=classification"),
     ],
 )
 def test_refusals_leave_nothing_behind(

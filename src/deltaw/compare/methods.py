@@ -126,7 +126,9 @@ def recipes(shared: Mapping[str, Any], methods: Methods) -> dict[str, Recipe]:
     problems = []
     shared, _ = respelt(shared)
     unread = {
-        key for key, value in shared.items() if key in KEYS and value != KEYS[key].get_default(call_default_factory=True)
+        key
+        for key, value in shared.items()
+        if key in KEYS and value != KEYS[key].get_default(call_default_factory=True)
     }
     for title, given in methods.items():
         changes, wrong = respelt(given)

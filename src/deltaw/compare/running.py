@@ -130,7 +130,8 @@ class Runs:
         seen = self.record.examined[trial.method]
         folder = self._place(trial)
         steps = max(1, round(seen["steps"] * trial.share))
-        values = plain(self.made[trial.method]) | {
+        recipe = self.made[trial.method]
+        values = plain(recipe) | {
             "output": str(folder),
             "learning_rate": trial.rate,
             "seed": trial.seed,
@@ -138,6 +139,8 @@ class Runs:
             "eval_every": max(1, round(seen["every"] * trial.share)),
             "metric": self.record.metric,
         }
+        if trial.share < 1 <= recipe.warmup:
+            values["warmup"] = max(1, round(recipe.warmup * trial.share))
         scored = ("after",) if trial.share == 1.0 else ()
         pool.start(trial.key, worker.run, values, scored)
         return Running(trial.share, steps, folder / LOG)
