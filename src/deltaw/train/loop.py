@@ -154,25 +154,26 @@ class Flow(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop early after the checkpoint that makes it known."""
-        if is_stale(state, self.patience):
+        if is_stale(state, self.patience, args.metric_for_best_model):
             control.should_training_stop = True
 
 
-def is_stale(state: TrainerState, patience: int | None) -> bool:
-    """Tell whether `patience` evaluations in a row brought no better score."""
+def is_stale(state: TrainerState, patience: int | None, metric: str | None) -> bool:
+    """Tell whether `patience` evaluations in a row brought no better score; an equal one is none.
+
+    The state that is kept may be a later one of the same score.
+    """
     if patience is None or not state.best_global_step:
         return False
-    later = [
-        entry
-        for entry in state.log_history
-        if "eval_runtime" in entry and entry["step"] > state.best_global_step
-    ]
-    return len(later) >= patience
+    name = f"eval_{metric}"
+    scores = {entry["step"]: entry[name] for entry in state.log_history if name in entry}
+    first = min(step for step, score in scores.items() if score == state.best_metric)
+    return sum(step > first for step in scores) >= patience
 
 
-def is_done(state: TrainerState, total: int, patience: int | None) -> bool:
+def is_done(state: TrainerState, total: int, patience: int | None, metric: str | None) -> bool:
     """Tell whether a checkpoint of this state needs no further training."""
-    return bool(state.global_step >= total) or is_stale(state, patience)
+    return bool(state.global_step >= total) or is_stale(state, patience, metric)
 
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)

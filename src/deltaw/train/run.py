@@ -191,8 +191,8 @@ class _Run:
         self.trainer.share_out()
         checkpoints = processes.from_first(self.folder.checkpoints)
         newest = checkpoints[-1] if checkpoints else None
-        patience = self.job.recipe.early_stopping
-        if newest is None or not is_done(read_state(newest), self.job.plan.steps, patience):
+        plan, patience = self.job.plan, self.job.recipe.early_stopping
+        if newest is None or not is_done(read_state(newest), plan.steps, patience, plan.metric):
             self.interrupt.waiting = True
             self._steps(newest)
             self.interrupt.waiting = False
