@@ -3,6 +3,23 @@
 import os
 
 from deltaw.cli.reporting import reported
+from deltaw.errors import ConfigError
+
+PACKAGES = (
+    "accelerate",
+    "datasets",
+    "jinja2",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "sacrebleu",
+    "transformers",
+    "trl",
+    "typer",
+    "yaml",
+)
+"""What the extra `train` brings along."""
 
 
 def main() -> None:
@@ -10,8 +27,17 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def command() -> None:
-        from deltaw.cli.app import app
+        try:
+            from deltaw.cli.app import app
 
-        app()
+            app()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in PACKAGES:
+                raise
+            raise ConfigError(
+                f"The command line needs the trainer, and {package} is not installed.\n"
+                "Fix: pip install 'deltaw[train]'"
+            ) from error
 
     reported(command)
