@@ -1,5 +1,6 @@
 """What a command prints when it fails, and its exit code."""
 
+import io
 import os
 import sys
 import warnings
@@ -15,6 +16,8 @@ LONGEST = 4000
 
 def reported(command: Callable[[], object]) -> None:
     """Call what may raise; a known error becomes one message and exit code 1, a signal 128 + n."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr, whatever the locale
     try:
         with Interrupt("Stopped."), warnings.catch_warnings():
             warnings.showwarning = _warn

@@ -30,8 +30,7 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """Print one or more lines that are known to be safe, and record them."""
-        if not self.silent:
-            print(text, flush=True)
+        self._print(text)
         self.record("text", text=text)
 
     def field(self, name: str, text: str, *, whole: bool = False) -> None:
@@ -42,12 +41,26 @@ class Console:
         if not self.silent:
             fits = sys.stdout.isatty() and not whole
             width = shutil.get_terminal_size().columns if fits else None
-            print(_column(name, text, width), flush=True)
+            self._print(_column(name, text, width))
         self.record("text", text=_column(name, text, None))
 
     def record(self, event: str, **values: Any) -> None:
         """Write one event to the log only."""
         self._append([json.dumps({"time": round(time.time(), 3), "event": event, **values})])
+
+    def _print(self, text: str) -> None:
+        """Print, and be silent once that is not possible any more, as on a full disk."""
+        if self.silent:
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.silent = True
+            reason = printable(str(error))
+            said = f"The output cannot be written, and work goes on without: {reason}"
+            print(said, file=sys.stderr)
 
     def _append(self, lines: list[str]) -> None:
         if self._path is None:
