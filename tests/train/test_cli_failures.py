@@ -1,6 +1,7 @@
 """What the command line says when the fault is not the recipe's: packages, outputs, permissions."""
 
 import io
+import os
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -8,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deltaw.cli import PACKAGES
 from deltaw.cli.reporting import reported
+from deltaw.config import LoraConfig
+from deltaw.formats import peft
+from deltaw.state import LayerState, State
 from deltaw.train.console import Console
 
 
@@ -59,5 +64,31 @@ def test_an_output_without_room_does_not_end_training(
     console.log_to(tmp_path / "log.jsonl")
     console.line("one")
     console.field("two", "three")
-    assert capsys.readouterr().err.count("cannot be written, and work goes on without: [Errno 28]") == 1
+    said = capsys.readouterr().err
+    assert said.count("cannot be written, and work goes on without: [Errno 28]") == 1
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_may_not_be_read_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def look() -> None:
+        raise PermissionError(13, "Permission denied", "/run/\nrecipe.yaml")
+
+    with pytest.raises(SystemExit) as stop:
+        reported(look)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: /run/\\nrecipe.yaml: permission denied\n"
+        "Fix: check the permissions, or give another path.\n"
+    )
+
+
+@pytest.mark.parametrize("part", ["adapter", "adapter_model.safetensors"])
+def test_an_adapter_that_may_not_be_read_is_not_called_damaged(
+    deltaw_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    layer = LayerState("linear", {f"weight.lora_{x}": torch.ones(1, 1) for x in "AB"}, 1.0)
+    peft.write(State(LoraConfig(r=1), {"a": layer}), tmp_path / "adapter")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != part)
+    code, _, err = deltaw_command("inspect", tmp_path / "adapter")
+    assert code == 1
+    assert err.endswith(f"{part} cannot be read: permission denied.\nFix: check its permissions.\n")

@@ -29,12 +29,22 @@ def reported(command: Callable[[], object]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"error: {printable(str(error.filename), 300)}: {_reason(error)}", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     lines = [printable(line, LONGEST) for line in message.split("\n")]
     print("\n".join(lines) + "\n", end="", file=sys.stderr)  # at once, beside other processes
     sys.exit(code)
+
+
+def _reason(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    fix = "\nFix: check the permissions, or give another path."
+    return reason + fix * isinstance(error, PermissionError)
 
 
 def _warn(message: Warning | str, *place: object) -> None:

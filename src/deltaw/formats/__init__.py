@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from deltaw.errors import FormatError
 from deltaw.folder import files_in
-from deltaw.formats._files import names_in, of_mlx, shown
+from deltaw.formats._files import names_in, of_mlx, require_readable, shown
 from deltaw.state import State
 
 Misfits = Callable[[State], list[str]]
@@ -55,6 +55,7 @@ def sniff(path: Path) -> Format:
         raise FormatError(
             f"There is no adapter at {shown(path)}. Fix: give the folder or file of one."
         )
+    require_readable(path)
     for name in names():
         if format_of(name).sniff(path):
             return format_of(name)

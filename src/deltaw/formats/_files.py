@@ -53,6 +53,14 @@ def shown(path: Path) -> str:
     return printable(str(path), 4096)
 
 
+def require_readable(path: Path) -> None:
+    """Raise `FormatError` if what lies at `path` may not be read."""
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        raise FormatError(
+            f"{shown(path)} cannot be read: permission denied.\nFix: check its permissions."
+        )
+
+
 def names_in(path: Path) -> list[str]:
     """Return the names of the tensors in a safetensors file; none for what is not one."""
     try:
@@ -77,9 +85,10 @@ def read_tensors(path: Path, check: Check, finite: bool = True) -> dict[str, Ten
     meta device made from its header, so that nothing large was allocated if `check` raises.
 
     Raises:
-        FormatError: if the file is damaged, would run code when loaded, or, where `finite`, holds
-            NaN or Inf.
+        FormatError: if the file may not be read, is damaged, would run code when loaded, or, where
+            `finite`, holds NaN or Inf.
     """
+    require_readable(path)
     tensors = _unpickled(path, check) if path.suffix in PICKLES else _mapped(path, check)
     raise_all(
         FormatError,
