@@ -281,3 +281,10 @@ def test_weights_that_the_model_calls_otherwise_are_found(
         "extract", both[0], both[0], "--out", tmp_path / "no", "--rank", 1
     )
     assert code == 1 and "do not differ.\nFix: give the fine-tuned model second" in err
+
+
+def test_the_next_command_can_be_copied(
+    deltaw_command: Command, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, text, _ = deltaw_command("resize", two[0], "--out", tmp_path / "my out", "--r", "1")
+    assert text.splitlines()[-1] == f"next      deltaw inspect '{tmp_path}/my out'"

@@ -1,5 +1,6 @@
 """What the commands that make one adapter from others share: reading, showing, writing."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,4 +74,5 @@ def write_adapter(state: "State", folder: Path, portable: bool) -> None:
     ranks = f"r={config.r}" + (" and others" if config.rank_pattern else "")
     where = printable(str(folder), 300)
     console.field("written", f"{where}: {ranks}, {numbers:,} parameters")
-    console.field("next", f"deltaw inspect {where}", whole=True)
+    command = f"deltaw inspect {shlex.quote(str(folder))}"
+    console.field("next", printable(command, 300), whole=True)
