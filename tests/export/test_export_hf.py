@@ -9,6 +9,7 @@ import torch
 import transformers
 from language_models import config, logits, save_adapter, save_base, tokenizer, tokens, with_peft
 from safetensors.torch import load_file
+from transformers import dynamic_module_utils
 
 from deltaw.errors import ConfigError, FormatError, MergeError, RunError
 from deltaw.export import export, hf
@@ -178,3 +179,35 @@ def test_a_base_that_does_not_fit_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype must be one of"):
         export(source, tmp_path / "out", to="hf", base=str(base), dtype="int3")
     assert not (tmp_path / "out").exists()
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_the_base_runs_only_where_it_is_trusted(
+    tmp_path: Path, deltaw_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    base = save_base(tmp_path / "base")
+    source = save_adapter(tmp_path / "run", base)
+    (base / "own.py").write_text(CODE)
+    settings = json.loads((base / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    settings |= {"model_type": "own", "auto_map": own}
+    (base / "config.json").write_text(json.dumps(settings))
+    asked = ("export", source, tmp_path / "out", "--to", "hf", "--base", base)
+    code, _, err = deltaw_command(*asked)
+    assert code == 1 and "cannot be loaded" in err and not (tmp_path / "out").exists()
+    code, out, err = deltaw_command(*asked, "--trust-remote-code")
+    assert code == 0 and "OwnModel in float32" in out, err

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deltaw.cli.options import announce_loading
+from deltaw.cli.options import TrustRemoteCode, announce_loading
 
 
 def export(
@@ -26,6 +26,7 @@ def export(
         str | None,
         typer.Option(help="A model that Ollama has, to put the adapter on without a merge."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write an adapter as another program reads it: merged, or apart in that program's format."""
     announce_loading()
@@ -33,7 +34,15 @@ def export(
     from deltaw.export import export as written
     from deltaw.train.console import Console
 
-    told = written(run, out, to=to, base=base, dtype=dtype, ollama_base=ollama_base)
+    told = written(
+        run,
+        out,
+        to=to,
+        base=base,
+        dtype=dtype,
+        ollama_base=ollama_base,
+        trust_remote_code=trust_remote_code,
+    )
     console = Console()
     console.field("exported", f"{printable(run, 300)} -> {printable(str(Path(out)), 300)} ({to})")
     for name, text in told.items():

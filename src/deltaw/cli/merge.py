@@ -22,7 +22,7 @@ def merge(
     if read_recipe(Path(run)).is_language:
         from deltaw.cli.export import export
 
-        export(run, out, "hf", base=model)
+        export(run, out, "hf", base=model, trust_remote_code=trust_remote_code)
         return
     from deltaw.train.export import merge_run
 

@@ -38,6 +38,7 @@ def export(
     base: str | None = None,
     dtype: str | None = None,
     ollama_base: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Told:
     """Write the adapter in `source` to the new folder `out`, as another program reads it.
 
@@ -49,6 +50,7 @@ def export(
         dtype: for a merged model (`"hf"`, `"ollama"`): what to load, merge and save in, such as
             `"bfloat16"`; None is what the base is stored in.
         ollama_base: for `"ollama"`: a model that Ollama has, to put the adapter on unmerged.
+        trust_remote_code: whether Python code that comes with the base may run.
 
     Returns:
         What is to be told, by short names: what was written, how it was checked, what is next.
@@ -70,7 +72,7 @@ def export(
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunError(f"{printable(str(out), 300)} is not empty. Fix: give a new folder.")
-    opened = open_source(Path(source), base)
+    opened = open_source(Path(source), base, trust_remote_code=trust_remote_code)
     if opened.task == SEQ2SEQ and to not in APART:
         raise FormatError(
             f"--to {to} is for causal language models, and the adapter in {opened.shown} is for a "

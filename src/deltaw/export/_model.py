@@ -27,7 +27,9 @@ def load_config(source: Source) -> Any:
     base = source.require_base()
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(base, revision=source.revision)
+            return transformers.AutoConfig.from_pretrained(
+                base, revision=source.revision, trust_remote_code=source.trust_remote_code
+            )
     except LOADING as error:
         raise _cannot_load(base, error) from error
 
@@ -55,7 +57,9 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     if source.recipe is not None and source.task == "SEQ_CLS":
-        return _in(open_run(source.folder, model=source.base).model, dtype)
+        trust = source.trust_remote_code
+        run = open_run(source.folder, model=source.base, trust_remote_code=trust)
+        return _in(run.model, dtype)
     config = load_config(source)
     base = source.require_base()
     kind: Any = _class_for(source, config)
@@ -67,6 +71,7 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
                 base,
                 config=config,
                 revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
                 dtype=dtype or "auto",
                 output_loading_info=True,
                 ignore_mismatched_sizes=source.task == "SEQ_CLS",

@@ -33,6 +33,7 @@ class Source:
     task: str | None
     recipe: Recipe | None
     results: dict[str, Any]
+    trust_remote_code: bool = False
 
     @property
     def shown(self) -> str:
@@ -49,8 +50,12 @@ class Source:
         return self.base
 
 
-def open_source(folder: Path, base: str | None = None) -> Source:
+def open_source(
+    folder: Path, base: str | None = None, *, trust_remote_code: bool = False
+) -> Source:
     """Read the adapter in `folder`, and find its base, which `base` overrides.
+
+    `trust_remote_code` lets code that comes with the base run once that is loaded.
 
     Raises:
         RunError: if it is a run that is not finished or has no adapter, or for a task that is not
@@ -84,6 +89,7 @@ def open_source(folder: Path, base: str | None = None) -> Source:
         task,
         recipe,
         results,
+        trust_remote_code,
     )
 
 

@@ -22,7 +22,9 @@ def tokenizer_of(source: Source) -> Any | None:
     for place, revision in places:
         try:
             with quiet():
-                return transformers.AutoTokenizer.from_pretrained(place, revision=revision)
+                return transformers.AutoTokenizer.from_pretrained(
+                    place, revision=revision, trust_remote_code=source.trust_remote_code
+                )
         except LOADING:
             continue
     return None
