@@ -10,8 +10,10 @@ import deltaw
 from deltaw.errors import ConfigError, RunError, printable, raise_all
 from deltaw.export._source import SEQ2SEQ, Source
 from deltaw.state import State
+from deltaw.train.identity import require_base
 from deltaw.train.model import LOADING, quiet
 from deltaw.train.opened import open_run
+from deltaw.train.recipe import Recipe
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAST = ("score", "classifier.out_proj", "classifier")
@@ -51,7 +53,8 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
 
     Raises:
         ConfigError: if there is no such dtype.
-        RunError: if the base cannot be loaded, or lacks weights that the adapter does not bring.
+        RunError: if the base cannot be loaded, is not the one of the run, or lacks weights that the
+            adapter does not bring.
         FormatError: if the adapter does not fit the base.
     """
     if dtype not in (None, *DTYPES):
@@ -65,19 +68,10 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     kind: Any = _class_for(source, config)
     if source.task == "SEQ_CLS":
         config.num_labels = _labels(source.state) or config.num_labels
-    try:
-        with quiet():
-            model, loading = kind.from_pretrained(
-                base,
-                config=config,
-                revision=source.revision,
-                trust_remote_code=source.trust_remote_code,
-                dtype=dtype or "auto",
-                output_loading_info=True,
-                ignore_mismatched_sizes=source.task == "SEQ_CLS",
-            )
-    except LOADING as error:
-        raise _cannot_load(base, error) from error
+    recipe = source.recipe
+    if recipe is not None:
+        require_base(_load(source, kind, config, _trained_in(recipe))[0], base, recipe)
+    model, loading = _load(source, kind, config, dtype or "auto")
     gaps = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     trained = {
         f"{path}.{name.removesuffix('.trained')}"
@@ -92,8 +86,31 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
         "name the model that the adapter was trained on with --base.",
     )
     deltaw.load(model, source.folder)
-    model.eval()
-    return model  # type: ignore[no-any-return]
+    return model.eval()
+
+
+def _load(source: Source, kind: Any, config: Any, dtype: str) -> tuple[nn.Module, Any]:
+    """Return the base in this dtype, and what of it was not in its files."""
+    base = source.require_base()
+    try:
+        with quiet():
+            model, loading = kind.from_pretrained(
+                base,
+                config=config,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=source.task == "SEQ_CLS",
+            )
+    except LOADING as error:
+        raise _cannot_load(base, error) from error
+    return model, loading
+
+
+def _trained_in(recipe: Recipe) -> str:
+    """Return the dtype in which training read the base, and took its digest."""
+    return "bfloat16" if recipe.bf16 else "float32"
 
 
 def _class_for(source: Source, config: Any) -> Any:
