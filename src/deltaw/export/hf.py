@@ -94,8 +94,12 @@ def _absorbed(source: Source) -> bool:
 
 
 def _rounds_inputs(source: Source) -> bool:
-    """Tell whether the run rounds the inputs of its layers to 8 bits, which no plain model does."""
-    return source.recipe is not None and packing(source.recipe) == "int8"
+    """Tell whether the model that is merged rounds inputs to 8 bits, which no plain model does.
+
+    A run of a classifier is opened packed; a language model's base is loaded unpacked.
+    """
+    recipe = source.recipe
+    return recipe is not None and not recipe.is_language and packing(recipe) == "int8"
 
 
 def _name(dtype: torch.dtype) -> str:
