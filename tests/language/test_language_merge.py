@@ -50,3 +50,21 @@ def test_a_language_models_merge_is_checked_without_the_rounding_of_inputs(
     pytest.importorskip("bitsandbytes")
     run = train(parse(values | {"quantization_bit": 8, "output": str(tmp_path / "run")}))
     assert not hf._rounds_inputs(open_source(run))
+
+
+def test_a_run_of_the_weights_themselves_is_copied_and_checked(
+    values: dict[str, Any], tmp_path: Path, deltaw_command: Command
+) -> None:
+    run = tmp_path / "run"
+    places = [values["model"], values["data"], "max_steps=2", "samples=0"]
+    _, out, _ = deltaw_command("train", *places, "--method", "full", "-o", run)
+    assert out.splitlines()[-1].strip() == f"deltaw merge {run} OUT"
+    code, out, err = deltaw_command("merge", run, tmp_path / "out")
+    assert code == 0, err
+    assert f"copied    {run} -> {tmp_path / 'out'}" in out and "probe tokens: 0.0e+00" in out
+    ours, copy = (AutoModelForCausalLM.from_pretrained(at) for at in (run, tmp_path / "out"))
+    assert all(torch.equal(w, copy.state_dict()[name]) for name, w in ours.state_dict().items())
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
+    code, _, err = deltaw_command("merge", run, tmp_path / "out")
+    assert code == 1 and "is not empty" in err

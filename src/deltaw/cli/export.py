@@ -1,11 +1,14 @@
 """`deltaw export`: take an adapter to other programs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltaw.cli.options import TrustRemoteCode, announce_loading
+
+if TYPE_CHECKING:
+    from deltaw.export._order import Told
 
 
 def export(
@@ -30,9 +33,7 @@ def export(
 ) -> None:
     """Write an adapter as another program reads it: merged, or apart in that program's format."""
     announce_loading()
-    from deltaw.errors import printable
     from deltaw.export import export as written
-    from deltaw.train.console import Console
 
     told = written(
         run,
@@ -43,7 +44,15 @@ def export(
         ollama_base=ollama_base,
         trust_remote_code=trust_remote_code,
     )
+    show("exported", run, out, told, f" ({to})")
+
+
+def show(done: str, run: str, out: str, told: "Told", how: str = "") -> None:
+    """Print what was done with a run, and what is told of it."""
+    from deltaw.errors import printable
+    from deltaw.train.console import Console
+
     console = Console()
-    console.field("exported", f"{printable(run, 300)} -> {printable(str(Path(out)), 300)} ({to})")
+    console.field(done, f"{printable(run, 300)} -> {printable(str(Path(out)), 300)}{how}")
     for name, text in told.items():
         console.field(name, printable(text, 2000), whole=name == "next")

@@ -17,9 +17,18 @@ def merge(
     announce_loading()
     from pathlib import Path
 
+    from deltaw.train.methods import IN_PLACE
     from deltaw.train.runfolder import read_recipe
 
-    if read_recipe(Path(run)).is_language:
+    recipe = read_recipe(Path(run))
+    if recipe.is_language and recipe.method in IN_PLACE:
+        from deltaw.cli.export import show
+        from deltaw.export import copy_run
+
+        told = copy_run(Path(run), Path(out), trust_remote_code=trust_remote_code)
+        show("copied", run, out, told)
+        return
+    if recipe.is_language:
         from deltaw.cli.export import export
 
         export(run, out, "hf", base=model, trust_remote_code=trust_remote_code)

@@ -7,13 +7,15 @@ import importlib
 from pathlib import Path
 from typing import Protocol, cast
 
-from deltaw.errors import ConfigError, FormatError, RunError, printable
+from deltaw.errors import ConfigError, FormatError
 from deltaw.export._card import card
+from deltaw.export._copying import copy_run
 from deltaw.export._order import Order, Told
-from deltaw.export._source import SEQ2SEQ, open_source
+from deltaw.export._source import SEQ2SEQ, open_source, require_new
 from deltaw.folder import files_in
 from deltaw.train import staging
 
+__all__ = ["copy_run", "export", "names"]
 APART = ("hf", "peft")
 """Targets that a sequence-to-sequence model can be taken to."""
 
@@ -70,8 +72,7 @@ def export(
     if ollama_base is not None and dtype is not None:
         raise ConfigError("With ollama_base nothing is merged. Fix: leave dtype out.")
     out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise RunError(f"{printable(str(out), 300)} is not empty. Fix: give a new folder.")
+    require_new(out)
     opened = open_source(Path(source), base, trust_remote_code=trust_remote_code)
     if opened.task == SEQ2SEQ and to not in APART:
         raise FormatError(

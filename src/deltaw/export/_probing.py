@@ -44,3 +44,11 @@ def largest(a: Tensor, b: Tensor) -> float:
 def rms(x: Tensor) -> float:
     """Return the root mean square."""
     return x.square().mean().sqrt().item()
+
+
+def agreement(difference: float, tokens: Tensor, size: float) -> str:
+    """Return how far answers of this rms to the tokens differ, for a person."""
+    return (
+        f"largest difference of answers to {tokens.numel()} probe tokens: {difference:.1e} "
+        f"(their rms is {size:.2g})"
+    )

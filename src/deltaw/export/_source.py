@@ -63,9 +63,10 @@ def open_source(
         FormatError: if the files are not a LoRA adapter of PEFT's, or damaged.
     """
     recipe = read_recipe(folder) if (folder / RECIPE).is_file() else None
-    results = read_results(folder) if recipe is not None else {}
+    results = {}
     if recipe is not None:
-        _refuse(folder, recipe, finished=bool(results))
+        results = require_finished(folder)
+        _refuse_in_place(folder, recipe)
     state = peft.read(folder)
     config = state.config
     name = config.base_model_name_or_path or (recipe.model if recipe is not None else base)
@@ -93,16 +94,27 @@ def open_source(
     )
 
 
-def _refuse(folder: Path, recipe: Recipe, *, finished: bool) -> None:
-    shown = printable(str(folder), 300)
-    if not finished:
+def require_new(out: Path) -> None:
+    """Raise `RunError` unless a folder does not exist or is empty."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise RunError(f"{printable(str(out), 300)} is not empty. Fix: give a new folder.")
+
+
+def require_finished(run: Path) -> dict[str, Any]:
+    """Return the scores of a run; raise `RunError` if it is not finished."""
+    results = read_results(run)
+    if not results:
         raise RunError(
-            f"The run in {shown} is not finished.\n"
+            f"The run in {printable(str(run), 300)} is not finished.\n"
             "Fix: give the same `deltaw train` command again; it resumes."
         )
+    return results
+
+
+def _refuse_in_place(folder: Path, recipe: Recipe) -> None:
     if recipe.method in IN_PLACE:
         raise RunError(
-            f"The run in {shown} trained the model's own weights (method={recipe.method}): there "
-            "is no adapter.\nFix: use the folder as it is, transformers loads it; or copy it with "
-            "`deltaw merge`."
+            f"The run in {printable(str(folder), 300)} trained the model's own weights "
+            f"(method={recipe.method}): there is no adapter.\n"
+            "Fix: use the folder as it is, transformers loads it; or copy it with `deltaw merge`."
         )

@@ -9,7 +9,7 @@ import deltaw
 from deltaw.errors import RunError, printable
 from deltaw.export._model import adapted, dtype_of
 from deltaw.export._order import Order, Told
-from deltaw.export._probing import answers, largest, probe_tokens, rms, tolerance
+from deltaw.export._probing import agreement, answers, largest, probe_tokens, rms, tolerance
 from deltaw.export._source import Source
 from deltaw.export._template import turn_end
 from deltaw.export._tokenizer import add_tokenizer, tokenizer_of
@@ -57,10 +57,7 @@ def write(order: Order) -> Told:
             "written.\nFix: try --dtype float32, or keep the adapter apart (--to peft)."
         )
     told["written"] = f"{kind.__name__} in {_name(dtype)}"
-    told["checked"] = (
-        f"largest difference of answers to {tokens.numel()} probe tokens: {difference:.1e} "
-        f"(their rms is {size:.2g})"
-    )
+    told["checked"] = agreement(difference, tokens, size)
     if moved is not None:
         told["adapter"] = f"moves these answers by up to {moved:.2g}"
         if difference > moved / 2:

@@ -151,7 +151,9 @@ class LanguageJob(Job):
 
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""
-        return [f"deltaw chat {run}", f"deltaw eval {run}", f"deltaw export {run} OUT --to hf"]
+        whole = self.recipe.method in methods.IN_PLACE
+        last = f"deltaw merge {run} OUT" if whole else f"deltaw export {run} OUT --to hf"
+        return [f"deltaw chat {run}", f"deltaw eval {run}", last]
 
 
 class Seq2SeqJob(LanguageJob):
