@@ -288,3 +288,12 @@ def test_the_next_command_can_be_copied(
 ) -> None:
     _, text, _ = deltaw_command("resize", two[0], "--out", tmp_path / "my out", "--r", "1")
     assert text.splitlines()[-1] == f"next      deltaw inspect '{tmp_path}/my out'"
+
+
+def test_an_adapter_without_a_run_is_merged_by_export(
+    deltaw_command: Command, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, _, err = deltaw_command("merge", two[0], tmp_path / "my out")
+    assert code == 1 and err.endswith(
+        f"Fix: deltaw export {two[0]} '{tmp_path}/my out' --to hf --base MODEL\n"
+    )

@@ -1,10 +1,13 @@
 """`deltaw merge`: turn a run into a plain model."""
 
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deltaw.cli.options import Model, Run, TrustRemoteCode, announce_loading
+from deltaw.errors import RunError, printable
 
 
 def merge(
@@ -15,11 +18,10 @@ def merge(
 ) -> None:
     """Write a plain model that loads with transformers alone, and check it against the run."""
     announce_loading()
-    from pathlib import Path
-
     from deltaw.train.methods import IN_PLACE
     from deltaw.train.runfolder import read_recipe
 
+    _refuse_adapter(run, out)
     recipe = read_recipe(Path(run))
     if recipe.is_language and recipe.method in IN_PLACE:
         from deltaw.cli.export import show
@@ -36,3 +38,15 @@ def merge(
     from deltaw.train.export import merge_run
 
     merge_run(Path(run), Path(out), model=model, trust_remote_code=trust_remote_code)
+
+
+def _refuse_adapter(folder: str, out: str) -> None:
+    """Raise `RunError` for an adapter that no run wrote, which does not say all that a run does."""
+    from deltaw.train.runfolder import RECIPE
+
+    if (Path(folder) / "adapter_config.json").is_file() and not (Path(folder) / RECIPE).is_file():
+        command = f"deltaw export {shlex.quote(folder)} {shlex.quote(out)} --to hf --base MODEL"
+        raise RunError(
+            f"{printable(folder, 300)} holds an adapter and no run of deltaw.\n"
+            f"Fix: {printable(command, 700)}"
+        )
