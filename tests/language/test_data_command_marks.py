@@ -176,6 +176,14 @@ def test_special_tokens_in_tools_and_calls_count_too() -> None:
     ]
 
 
+def test_special_tokens_in_names_and_ids_of_calls_count_too() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    calling = Message("assistant", "", (call,), call_ids=("<eos>",))
+    told = Message("tool", "1", answers="<eos>", name="<|end|>")
+    found = control_tokens(TOKENIZERS["byte-level"], [Conversation((calling, told), "f", 1)])
+    assert [dict(one.tokens) for one in found] == [{"<eos>": 2, "<|end|>": 1}]
+
+
 def test_unknown_characters_are_counted() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -6,6 +6,7 @@ from typing import Any
 from deltaw.language.data.record import BadRow, as_json, as_text, described
 
 Call = Mapping[str, Any]
+Ids = tuple[str | None, ...]
 
 
 def read_tools(value: Any, name: str) -> tuple[Call, ...]:
@@ -21,17 +22,26 @@ def read_tools(value: Any, name: str) -> tuple[Call, ...]:
     return tuple(_tool(tool, f"tool {number} of {name}") for number, tool in enumerate(tools, 1))
 
 
-def read_calls(value: Any, name: str) -> tuple[Call, ...]:
-    """Return the calls of a list or of one object, as values or as JSON text.
+def read_calls(value: Any, name: str) -> tuple[tuple[Call, ...], Ids]:
+    """Return the calls of a list or of one object, as values or as JSON text, and their ids.
 
     `{"name": ..., "arguments": ...}` may stand alone or under `function`; arguments given as JSON
-    text are read, and ids are not kept.
+    text are read.
     """
     if not value:
-        return ()
+        return (), ()
     calls = as_json(value, name)
     found = calls if isinstance(calls, list) else [calls]
-    return tuple(_call(call, f"call {number} of {name}") for number, call in enumerate(found, 1))
+    named = [(call, f"call {number} of {name}") for number, call in enumerate(found, 1)]
+    read = tuple(_call(call, where) for call, where in named)
+    return read, tuple(as_id(call.get("id"), f"the id of {where}") for call, where in named)
+
+
+def as_id(value: Any, name: str) -> str | None:
+    """Return a name or an id as text; None where there is none."""
+    if value is None or value == "":
+        return None
+    return str(value) if type(value) is int else as_text(value, name)
 
 
 def _tool(tool: Any, name: str) -> Call:

@@ -3,8 +3,8 @@
 Every sample remembers the file and line it came from.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -16,12 +16,17 @@ class Message:
 
     A call is `{"type": "function", "function": {"name": str, "arguments": {...}}}`. `trained` is
     what the row says about its loss; with None assistant turns are trained and others are not.
+    `call_ids` are the row's ids of its calls, None for a call without; a tool's turn `answers` the
+    call of an id, and has the `name` of the function. They make no two turns different.
     """
 
     role: Role
     content: str
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     trained: bool | None = None
+    call_ids: tuple[str | None, ...] = field(default=(), compare=False)
+    answers: str | None = field(default=None, compare=False)
+    name: str | None = field(default=None, compare=False)
 
 
 Turns = tuple[Message, ...] | str
@@ -82,3 +87,19 @@ class Rated:
 
 
 Sample = Conversation | Completion | Passage | Preference | Rated
+
+
+def messages_of(sample: Sample) -> Iterator[Message]:
+    """Yield every turn of a sample; plain texts have none."""
+    match sample:
+        case Conversation():
+            parts: tuple[Turns, ...] = (sample.messages,)
+        case Preference():
+            parts = sample.prompt, sample.chosen, sample.rejected
+        case Rated():
+            parts = sample.prompt, sample.completion
+        case Completion() | Passage():
+            return
+    for turns in parts:
+        if not isinstance(turns, str):
+            yield from turns

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltaw.errors import printable
-from deltaw.language.data.calls import read_calls
+from deltaw.language.data.calls import as_id, read_calls
 from deltaw.language.data.record import BadRow, NoSample, as_json, as_text, described
 from deltaw.language.data.samples import Message
 from deltaw.language.data.schema import Speaker, Tags
@@ -84,15 +84,20 @@ def _message(turn: Any, tags: Tags, where: str) -> Message:
             )
     trained = _trained(turn, where)
     if speaker == "call":
-        calls = read_calls(content, where)
+        calls, ids = read_calls(content, where)
         if not calls:
             raise NoSample(f"{where} calls nothing")
-        return Message("assistant", "", calls, trained)
-    calls = read_calls(turn.get("tool_calls"), f"the calls of {where}")
-    calls += read_calls(turn.get("function_call"), f"the call of {where}")
-    if calls and speaker != "assistant":
+        return Message("assistant", "", calls, trained, ids)
+    said = _content(content, where)
+    if speaker == "tool":
+        answers = as_id(turn.get("tool_call_id"), f"the tool_call_id of {where}")
+        name = as_id(turn.get("name"), f"the name of {where}")
+        return Message(speaker, said, (), trained, (), answers, name)
+    calls, ids = read_calls(turn.get("tool_calls"), f"the calls of {where}")
+    more, others = read_calls(turn.get("function_call"), f"the call of {where}")
+    if (calls or more) and speaker != "assistant":
         raise BadRow(f"{where} calls functions, and only the assistant can")
-    return Message(speaker, _content(content, where), calls, trained)
+    return Message(speaker, said, calls + more, trained, ids + others)
 
 
 def _speaker(turn: Mapping[str, Any], tags: Tags, where: str) -> Speaker:

@@ -9,18 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltaw.language.data.samples import Message
+from deltaw.language.encoding.calling import as_data
 from deltaw.language.encoding.rendering import Refused, Span, Template
 
 STAND_IN = "\ufdd2"
-
-
-def as_data(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as templates read them."""
-    return [
-        {"role": message.role, "content": message.content}
-        | ({"tool_calls": list(message.tool_calls)} if message.tool_calls else {})
-        for message in messages
-    ]
 
 
 def trained(message: Message) -> bool:
@@ -51,7 +43,7 @@ def answers(
                 f"turn {index + 1} is to be learnt by its row and is no answer; train_on=all "
                 "learns every turn"
             )
-    data = as_data(messages)
+    data = as_data(messages, template)
     text, marked = template.render(data, tools)
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
     believed = dict(zip(turns, marked, strict=True)) if len(marked) == len(turns) else {}
@@ -77,13 +69,51 @@ def _span(
         return len(before), len(until)
     plain = {"role": data[index]["role"], "content": STAND_IN}
     for turn in (plain, {**data[index], "content": STAND_IN}):
-        other, _ = template.render([*data[:index], turn, *data[index + 1 :]], tools)
-        head, found, tail = other.partition(STAND_IN)
+        head, found, tail = _parted(template, [*data[:index], turn, *data[index + 1 :]], tools)
         if found and text.startswith(head) and text.endswith(tail):
             return len(head), len(text) - len(tail)
+    if index and (span := _behind(template, data, tools, text, index)):
+        return span
     raise Refused(
         f"turn {index + 1} cannot be found in what the template makes of the whole conversation"
     )
+
+
+def _behind(
+    template: Template,
+    data: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    text: str,
+    index: int,
+) -> Span | None:
+    """Return where an answer stands by what is written behind the content of the turn before.
+
+    It finds the answers of templates that write ahead of the last question, as the tools.
+    """
+    asked = [*data[: index - 1], {**data[index - 1], "content": STAND_IN}]
+    _, found, before = _parted(template, asked, tools, prompt=True)
+    _, _, until = _parted(template, [*asked, data[index]], tools)
+    _, _, whole = _parted(template, [*asked, *data[index:]], tools)
+    if not (found and until.startswith(before) and whole.startswith(until)):
+        return None
+    start = len(text) - len(whole)
+    fits = text.endswith(whole) and len(until) > len(before)
+    return (start + len(before), start + len(until)) if fits else None
+
+
+def _parted(
+    template: Template,
+    data: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    prompt: bool = False,
+) -> tuple[str, str, str]:
+    """Return what is written before the stand-in and behind it; nothing where it is refused."""
+    try:
+        text, _ = template.render(data, tools, prompt=prompt)
+    except Refused:
+        return "", "", ""
+    return text.partition(STAND_IN)
 
 
 def _require(text: str, span: Span, message: Message, index: int) -> None:

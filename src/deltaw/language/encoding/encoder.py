@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from deltaw.errors import DataError, raise_all
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
-from deltaw.language.encoding.answers import answers, as_data
+from deltaw.language.encoding.answers import answers
+from deltaw.language.encoding.calling import as_data
 from deltaw.language.encoding.rendering import Refused, Span, Template
 from deltaw.language.encoding.specials import begun, unknown_id
 from deltaw.train.data.rows import Skip, place
@@ -124,7 +125,7 @@ class Encoder:
             return text, [(0 if self.learnt == "all" else len(prompt), len(text))]
         messages = self._with_system(sample.messages)
         if self.learnt == "all":
-            text, _ = self.template.render(as_data(messages), sample.tools)
+            text, _ = self.template.render(as_data(messages, self.template), sample.tools)
             return text, [(0, len(text))]
         last = self.learnt == "last"
         return answers(self.template, messages, sample.tools, self.ends, last=last)
@@ -135,7 +136,8 @@ class Encoder:
 
     def prompted(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Return the text of turns that the model is to answer."""
-        text, _ = self.template.render(as_data(self._with_system(messages)), tools, prompt=True)
+        data = as_data(self._with_system(messages), self.template)
+        text, _ = self.template.render(data, tools, prompt=True)
         return text
 
     def opening(self, text: str) -> str:

@@ -83,6 +83,7 @@ def _turns(sample: Conversation | Preference | Rated) -> tuple[Turns, ...]:
 def _of_message(message: Message) -> Iterator[str]:
     yield message.content
     yield from (_as_json(call) for call in message.tool_calls)
+    yield from (own for own in (message.name, message.answers, *message.call_ids) if own)
 
 
 def _as_json(value: Any) -> str:

@@ -1,13 +1,16 @@
 """What every training of a language model begins with, and what it records of that."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
 from deltaw.language.data.corpus import Corpus, load
+from deltaw.language.data.samples import Sample, messages_of
+from deltaw.language.encoding.calling import PLAIN, dialect_of
 from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.encoding.templating import Chosen
 from deltaw.language.loading import outline
@@ -51,12 +54,22 @@ class Opening:
         )
 
     def _reading(self) -> str:
-        """Return a digest of the template, and of which columns are read as what."""
+        """Return a digest of the template, of which columns are read as what, and of the dialect.
+
+        The last is only part of it where samples have calls, which it is for.
+        """
         roles = [
             (s.kind, sorted(s.columns.items()), s.plain, repr(s.tags))
             for s in (origin.schema for origin in self.corpus.origins)
         ]
-        return hashlib.sha256(repr([self.template.template.source, roles]).encode()).hexdigest()
+        parts: list[object] = [self.template.template.source, roles]
+        dialect = dialect_of(self.template.template)
+        if dialect != PLAIN and any(m.tool_calls for s in self._samples() for m in messages_of(s)):
+            parts.append(dialect)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _samples(self) -> Iterator[Sample]:
+        return chain(self.corpus.train, self.corpus.validation, self.corpus.test)
 
 
 def begin(recipe: Recipe, console: Console, metrics: Sequence[str]) -> Opening:

@@ -11,7 +11,7 @@ from transformers import TextStreamer
 import deltaw
 from deltaw.errors import DeltawError, RunError
 from deltaw.language.data.samples import Message
-from deltaw.language.encoding.answers import as_data
+from deltaw.language.encoding.calling import as_data
 from deltaw.language.encoding.rendering import Refused
 from deltaw.language.generating import Sampling, generate
 from deltaw.language.use.opened import OpenedLanguage, open_language
@@ -113,8 +113,9 @@ class Chat:
 
     def _generated(self, turns: Sequence[Message]) -> str | None:
         system = () if self.system is None else (Message("system", self.system),)
+        template = self.opened.template.template
         try:
-            text, _ = self.opened.template.template.render(as_data([*system, *turns]), prompt=True)
+            text, _ = template.render(as_data([*system, *turns], template), prompt=True)
         except Refused as error:
             print(f"The chat template refuses this: {error}")
             return None
