@@ -260,3 +260,16 @@ def test_real_folders(shared: Path) -> None:
         "glue_rte": (2490, 277, 0),
         "glue_mrpc": (4076, 0, 1725),
     }
+
+
+def test_keys_that_arrow_adds_to_objects_are_taken_out(tmp_path: Path) -> None:
+    calls = [
+        {"name": "weather", "arguments": {"city": "Paris"}},
+        {"name": "add", "arguments": {"a": 1, "b": [{"c": 2}, {"d": 3}]}},
+    ]
+    rows = [{"calls": [call], "call": call} for call in calls]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = read_rows(tmp_path / "a.parquet")
+    assert [[value.raw for value in row.values] for row in found.rows] == [
+        [[call], call] for call in calls
+    ]

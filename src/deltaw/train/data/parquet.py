@@ -41,7 +41,18 @@ def read_parquet(data: bytes, file: str) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def plain_value(value: Any) -> Value:
-    """Return `value`, or `Opaque` when it is neither text, number, truth value nor null."""
+    """Return `value`, or `Opaque` when it is neither text, number, truth value nor null.
+
+    Arrow gives all objects of a column the keys of every other; those of null are taken out again.
+    """
     if value is None or isinstance(value, str | int | float):
         return value
-    return Opaque(f"a value of type {type(value).__name__}", value)
+    return Opaque(f"a value of type {type(value).__name__}", _without_nulls(value))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return value
