@@ -16,7 +16,8 @@ from deltaw.language.data.samples import (
     Preference,
     Rated,
 )
-from deltaw.language.encoding.encoder import MASKED, Encoder, Row
+from deltaw.language.encoding.encoder import Encoder, Row
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.encoding.templating import choose, ends
 from deltaw.language.report.colouring import (
     BEGIN,

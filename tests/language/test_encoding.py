@@ -10,14 +10,8 @@ from tests.language.tokenizers_ import byte_level, sentence_piece
 from deltaw.errors import DataError
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
 from deltaw.language.encoding import naming
-from deltaw.language.encoding.encoder import (
-    MASKED,
-    Encoder,
-    Learnt,
-    Rows,
-    Sample,
-    TooLong,
-)
+from deltaw.language.encoding.encoder import Encoder, Learnt, Rows, Sample, TooLong
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.encoding.rendering import Template
 from deltaw.language.encoding.specials import unknown_id
 from deltaw.language.encoding.templating import choose, ends

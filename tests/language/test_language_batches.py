@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from deltaw.errors import ConfigError, DivergedError
 from deltaw.language.data.samples import Passage
 from deltaw.language.encoding.batches import Padding, as_data, packed, require_apart
-from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.scores import measured, score
 
 SAMPLE = Passage("x", "f", 1)

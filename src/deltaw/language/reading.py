@@ -15,6 +15,7 @@ from deltaw.language.data.samples import (
     Rated,
     Sample,
     Turns,
+    has_tools,
 )
 from deltaw.language.encoding.encoder import Encoder, Rows, parting
 from deltaw.language.encoding.naming import plain
@@ -59,10 +60,12 @@ def template_of(recipe: Recipe, tokenizer: Any, model: Any, corpus: Corpus) -> C
     if model.config.is_encoder_decoder:
         return choose(tokenizer, recipe.template, plain=plain())
     partings: Counter[str] = Counter()
-    for sample in (*corpus.train, *corpus.validation, *corpus.test):
+    samples = (*corpus.train, *corpus.validation, *corpus.test)
+    tools = any(map(has_tools, samples))
+    for sample in samples:
         prompt, answer = _asked(sample)
         if not isinstance(prompt, str) or not isinstance(answer, str):
-            return choose(tokenizer, recipe.template)
+            return choose(tokenizer, recipe.template, tools=tools)
         partings[parting(prompt, answer, recipe.separator) if prompt else ""] += 1
     between = partings.most_common(1)[0][0] if partings else ""
     begin = "".join(tokenizer.convert_ids_to_tokens(begun(tokenizer)))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from deltaw.errors import DivergedError
 from deltaw.language.encoding.batches import Batch, Padding
-from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.train.distributed.dividing import divided
 from deltaw.train.metrics import REPLICAS, Score
 

@@ -17,6 +17,7 @@ from deltaw.language.data.samples import (
     Rated,
     Sample,
     Turns,
+    has_tools,
 )
 from deltaw.train.data.wording import counted
 
@@ -71,7 +72,7 @@ def findings(corpus: Corpus) -> Findings:
         turns=_spread(turns) if turns else None,
         asked=_spread(asked) if asked else None,
         answered=_spread([_length(answer) for _, answer in parts]),
-        with_tools=sum(_has_tools(sample) for sample in corpus.train),
+        with_tools=sum(has_tools(sample) for sample in corpus.train),
         repeated=len(repeated(corpus.train)),
         shared_prompts=len(shared_prompts(corpus.train, held)),
         rejected=_spread(worse) if worse else None,
@@ -125,10 +126,6 @@ def _parts(sample: Sample) -> tuple[Turns, Turns]:
 
 def _messages(sample: Sample) -> tuple[Message, ...]:
     return tuple(turn for part in _parts(sample) if not isinstance(part, str) for turn in part)
-
-
-def _has_tools(sample: Sample) -> bool:
-    return not isinstance(sample, Completion | Passage) and bool(sample.tools)
 
 
 def _length(part: Turns) -> int:

@@ -103,3 +103,8 @@ def messages_of(sample: Sample) -> Iterator[Message]:
     for turns in parts:
         if not isinstance(turns, str):
             yield from turns
+
+
+def has_tools(sample: Sample) -> bool:
+    """Tell whether the model of a sample may call functions."""
+    return not isinstance(sample, Completion | Passage) and bool(sample.tools)

@@ -10,6 +10,7 @@ from typing import Any
 
 from deltaw.language.data.samples import Message
 from deltaw.language.encoding.calling import as_data
+from deltaw.language.encoding.leaving import joined
 from deltaw.language.encoding.rendering import Refused, Span, Template
 
 STAND_IN = "\ufdd2"
@@ -118,15 +119,10 @@ def _parted(
 
 def _require(text: str, span: Span, message: Message, index: int) -> None:
     """Raise unless the answer, and each call of a tool, stands in its span."""
-    inside = _joined(text[slice(*span)])
+    inside = joined(text[slice(*span)])
     parts = [message.content, *(call["function"]["name"] for call in message.tool_calls)]
-    if not all(_joined(part) in inside for part in parts):
+    if not all(joined(part) in inside for part in parts):
         raise Refused(f"turn {index + 1} is changed or left out by the template")
-
-
-def _joined(text: str) -> str:
-    """Return a text without its blanks, which templates set as they like."""
-    return "".join(text.split())
 
 
 def turn_end(template: Template) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import ConfigError
-from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.labelling import MASKED
 
 Batch = dict[str, Tensor]
 

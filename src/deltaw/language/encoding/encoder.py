@@ -1,6 +1,5 @@
 """Samples to tokens, and which of these are learnt."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,18 +8,16 @@ from deltaw.errors import DataError, raise_all
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
 from deltaw.language.encoding.answers import answers
 from deltaw.language.encoding.calling import as_data
+from deltaw.language.encoding.labelling import MASKED, labelled
+from deltaw.language.encoding.leaving import gathered, unsaid
 from deltaw.language.encoding.rendering import Refused, Span, Template
 from deltaw.language.encoding.specials import begun, unknown_id
-from deltaw.train.data.rows import Skip, place
+from deltaw.train.data.rows import Skip
 
 Learnt = Literal["answers", "last", "all"]
 """Which tokens are learnt: of every answer, of the last answer, or of everything."""
 TooLong = Literal["truncate", "drop", "split", "raise"]
 """What becomes of a sample that is longer than the model may see."""
-MASKED = -100
-"""The label of a token that is not learnt."""
-FEW = 5
-"""Samples with the same problem that are named one by one."""
 BATCH = 1000
 
 Sample = Conversation | Completion | Passage
@@ -66,6 +63,8 @@ class Rows:
     """Samples of which one token spans the end of a prompt and the beginning of its answer."""
     unknown: int = 0
     """Samples with characters that the vocabulary does not have."""
+    unsaid: int = 0
+    """Samples of which the template leaves out a turn that is no answer, or a tool."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +102,13 @@ class Encoder:
         unknown = unknown_id(self.tokenizer)
         for start in range(0, len(samples), BATCH):
             some = samples[start : start + BATCH]
-            for sample, row, joined in self._rows(some, problems):
-                found.joined += joined
+            for sample, row in self._rows(some, found, problems):
                 found.unknown += unknown is not None and row.holds(unknown)
                 self._add(found, sample, row, problems)
         raise_all(
             DataError,
             "samples that cannot be trained on as they are:",
-            _gathered(problems, len(samples)),
+            gathered(problems, len(samples)),
             "correct or remove these rows, or choose another template, max_length or too_long.",
         )
         return found
@@ -164,9 +162,9 @@ class Encoder:
         return max(1, self.max_length - prompt)
 
     def _rows(
-        self, samples: Sequence[Sample], problems: list[Skip]
-    ) -> Iterator[tuple[Sample, Row, bool]]:
-        """Yield each sample's row, and whether a token of it spans prompt and answer."""
+        self, samples: Sequence[Sample], found: Rows, problems: list[Skip]
+    ) -> Iterator[tuple[Sample, Row]]:
+        """Yield each sample with its row; count what is said of samples."""
         kept, texts = [], []
         for sample in samples:
             try:
@@ -184,12 +182,15 @@ class Encoder:
             verbose=False,
         )
         parts = zip(kept, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        for sample, (_, spans), ids, offsets in parts:
-            labels, joined = _labels(ids, offsets, spans)
-            if not isinstance(sample, Conversation):
+        for sample, (text, spans), ids, offsets in parts:
+            labels, joined = labelled(ids, offsets, spans)
+            found.joined += joined
+            if isinstance(sample, Conversation):
+                found.unsaid += unsaid(text, self._with_system(sample.messages), sample.tools)
+            else:
                 ids = [*before, *ids, *after]
                 labels = [*(MASKED for _ in before), *labels, *after]
-            yield sample, _row(ids, labels, sample), joined
+            yield sample, _row(ids, labels, sample)
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Return the tokens before and after a plain text: BOS where the tokenizer adds it, EOS."""
@@ -255,39 +256,3 @@ def parting(prompt: str, completion: str, separator: str) -> str:
 def _row(ids: list[int], labels: list[int], sample: Sample) -> Row:
     """Return a row; nothing comes before its first token, so that is never learnt."""
     return Row(ids, [MASKED, *labels[1:]], sample)
-
-
-def _labels(
-    ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]
-) -> tuple[list[int], bool]:
-    """Return the label of every token, and whether one spans the beginning of an answer.
-
-    A token is learnt if any of its characters is in an answer; one without characters belongs to
-    where it stands.
-    """
-    labels = [MASKED] * len(ids)
-    joined = False
-    at = 0
-    for start, end in spans:
-        while at < len(ids) and offsets[at][1] <= start and offsets[at][0] < start:
-            at += 1
-        while at < len(ids) and offsets[at][0] < end:
-            joined |= offsets[at][0] < start
-            labels[at] = ids[at]
-            at += 1
-    return labels, joined
-
-
-def _gathered(problems: Sequence[Skip], samples: int) -> list[str]:
-    """Return a line for each problem; what many samples share, as by a template, is said once."""
-    shared = defaultdict(list)
-    for problem in problems:
-        shared[problem.reason].append(problem)
-    lines = []
-    for some in shared.values():
-        if len(some) <= FEW:
-            lines += [str(problem) for problem in some]
-        else:
-            more = f"and {len(some) - 1:,} more of {samples:,} samples"
-            lines.append(f"{place(some[0].file, some[0].line)} {more}: {some[0].reason}")
-    return lines

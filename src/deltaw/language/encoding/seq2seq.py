@@ -7,6 +7,7 @@ from deltaw.errors import DataError
 from deltaw.language.data.samples import Completion, Conversation, Passage
 from deltaw.language.encoding.answers import trained
 from deltaw.language.encoding.encoder import Encoder, Row, Rows, Sample
+from deltaw.language.encoding.leaving import unsaid
 from deltaw.language.encoding.rendering import Refused
 from deltaw.train.data.rows import Skip, place
 
@@ -39,8 +40,8 @@ class Seq2SeqEncoder(Encoder):
         return self.max_length
 
     def _rows(
-        self, samples: Sequence[Sample], problems: list[Skip]
-    ) -> Iterator[tuple[Sample, Row, bool]]:
+        self, samples: Sequence[Sample], found: Rows, problems: list[Skip]
+    ) -> Iterator[tuple[Sample, Row]]:
         kept, prompts, answers = [], [], []
         for sample in samples:
             try:
@@ -49,7 +50,8 @@ class Seq2SeqEncoder(Encoder):
                 problems.append(Skip(sample.file, sample.line, str(error)))
                 continue
             if not parts:
-                yield sample, Row([], [], sample), False
+                yield sample, Row([], [], sample)
+            found.unsaid += any(self._unsaid(part, prompt) for part, prompt, _ in parts)
             for part, prompt, answer in parts:
                 kept.append(part)
                 prompts.append(prompt)
@@ -60,7 +62,12 @@ class Seq2SeqEncoder(Encoder):
         targets = self.tokenizer(text_target=answers, verbose=False)["input_ids"]
         for part, source, target in zip(kept, self._tokens(prompts), targets, strict=True):
             ended = target if eos in target[-2:] else [*target, eos]
-            yield part, Row(source, ended, part), False
+            yield part, Row(source, ended, part)
+
+    def _unsaid(self, part: Sample, prompt: str) -> bool:
+        if not isinstance(part, Conversation):
+            return False
+        return unsaid(prompt, self._with_system(part.messages[:-1]), part.tools)
 
     def _parts(self, sample: Sample) -> list[tuple[Sample, str, str]]:
         """Return what is learnt of a sample, each with its prompt and answer."""

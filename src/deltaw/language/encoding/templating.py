@@ -19,10 +19,13 @@ class Chosen:
     origin: str
 
 
-def choose(tokenizer: Any, name: str | None, *, plain: str | None = None) -> Chosen:
+def choose(
+    tokenizer: Any, name: str | None, *, plain: str | None = None, tools: bool = False
+) -> Chosen:
     """Return the template of a name or a .jinja file, else the tokenizer's own, else `alpaca`.
 
-    `plain` takes the place of the last, for models that read no dialogues.
+    `plain` takes the place of the last, for models that read no dialogues; `tools` asks for the
+    tokenizer's template with tools where it has several.
 
     Raises:
         ConfigError: if there is none of that name, or it cannot be read.
@@ -36,7 +39,7 @@ def choose(tokenizer: Any, name: str | None, *, plain: str | None = None) -> Cho
             ) from error
     own = tokenizer.chat_template
     if isinstance(own, dict):
-        own = own.get("default")
+        own = (tools and own.get("tool_use")) or own.get("default")
     if name is not None:
         other = ", not the tokenizer's own" if own and own != source(name) else ""
         return _made(tokenizer, source(name), f"{name} (asked for{other})")

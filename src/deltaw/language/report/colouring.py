@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from deltaw.errors import printable
-from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.labelling import MASKED
 
 BEGIN, END = "⟦", "⟧"
 """Around what is learnt, where there are no colours."""

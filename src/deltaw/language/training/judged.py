@@ -11,7 +11,8 @@ from torch import nn
 
 from deltaw.language.data.samples import Completion, Conversation, Message, Preference, Rated, Turns
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.train.data.rows import Skip
 from deltaw.train.metrics import Score
 from deltaw.train.recipe import Recipe
@@ -21,10 +22,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class Judged(ABC):
-    """Judged answers; `skipped` is what was left out, `cut` counts answers that were too long."""
+    """Judged answers; `skipped` is what was left out, `cut` counts answers that were too long.
+
+    `unsaid` counts answers to something that the template leaves out.
+    """
 
     skipped: list[Skip] = field(default_factory=list)
     cut: int = 0
+    unsaid: int = 0
 
     @abstractmethod
     def __len__(self) -> int:

@@ -93,7 +93,7 @@ def encode(encoder: Encoder, samples: Sequence[Preference]) -> Pairs:
     single = replace(encoder, learnt="last", too_long=None)
     sides = [(whole(s, s.chosen), whole(s, s.rejected)) for s in samples]
     encoded = single.encode([side for pair in sides for side in pair])
-    found.cut = encoded.cut
+    found.cut, found.unsaid = encoded.cut, encoded.unsaid
     rows = {id(row.sample): row for row in encoded.rows}
     for sample, pair in zip(samples, sides, strict=True):
         both = [rows.get(id(side)) for side in pair]

@@ -15,7 +15,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from deltaw.errors import DataError
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.samples import Preference
-from deltaw.language.encoding.encoder import MASKED, Encoder
+from deltaw.language.encoding.encoder import Encoder
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.memory.weighing import Weigh, weigh
 from deltaw.language.training.judging import JudgedJob, JudgedTrainer, prepare_judged
 from deltaw.language.training.losses import PairLoss

@@ -11,7 +11,8 @@ from torch import nn
 from deltaw.errors import DataError
 from deltaw.language.data.samples import Preference, Rated
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import MASKED, Encoder, Row
+from deltaw.language.encoding.encoder import Encoder, Row
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.scores import measured
 from deltaw.language.training.judged import Floats, Judged, begin, ended, whole
 from deltaw.train.batches import EpochSampler
@@ -150,7 +151,7 @@ def encode(encoder: Encoder, samples: Sequence[Rated]) -> Ratings:
     wholes = [whole(sample, sample.completion) for sample in samples]
     encoded = replace(encoder, learnt="last", too_long=None).encode(wholes)
     rows = {id(row.sample): row for row in encoded.rows}
-    found = Ratings(cut=encoded.cut, room=encoder.max_length)
+    found = Ratings(cut=encoded.cut, unsaid=encoded.unsaid, room=encoder.max_length)
     for sample, side in zip(samples, wholes, strict=True):
         row = rows.get(id(side))
         if row is None:

@@ -33,6 +33,14 @@ def show_corpus(console: Console, corpus: Corpus) -> None:
         console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
 
 
+def left_out(count: int, what: str = "sample") -> str:
+    """Say that samples are read without something that they have."""
+    return (
+        f"{counted(count, what)} with a system text, a question or a tool that the template leaves "
+        "out"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """How many tokens training sees and learns; `packed` counts rows of several samples."""
@@ -59,6 +67,8 @@ class Tokens:
                 f"{counted(self.found.unknown, 'sample')} with characters that the tokenizer does "
                 "not know"
             )
+        if self.found.unsaid:
+            lines.append(left_out(self.found.unsaid))
         return lines
 
     def _sizes(self) -> list[str]:

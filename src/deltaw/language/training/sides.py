@@ -5,6 +5,7 @@ from statistics import median
 from deltaw.errors import printable
 from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.training.judged import Judged
+from deltaw.language.training.receipt import left_out
 from deltaw.train.data.wording import counted
 
 
@@ -25,4 +26,5 @@ def lines(judged: Judged, encoder: Encoder) -> list[str]:
     found.append(f"{every} with {ends}, which counts")
     longest = max(len(row.input_ids) for row in rows)
     cut = f"{counted(judged.cut, 'answer')} cut" if judged.cut else "none cut"
-    return [*found, f"longest {longest:,} of {encoder.max_length:,}; {cut}"]
+    found.append(f"longest {longest:,} of {encoder.max_length:,}; {cut}")
+    return [*found, *([left_out(judged.unsaid, "answer")] if judged.unsaid else [])]

@@ -10,7 +10,8 @@ from trl import SFTTrainer
 
 from deltaw.language import scores
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import MASKED, Row
+from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.examining import Examination
 from deltaw.layer import AdaptedLayer
 from deltaw.train.batches import padded_tokens
