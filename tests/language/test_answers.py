@@ -24,6 +24,7 @@ AFTER = {
     "deepseek": (" ", "</s>"),
     "chatml": ("", "<|im_end|>"),
     "qwen": ("", "<|im_end|>"),
+    "qwen3": ("<think>\n\n</think>\n\n", "<|im_end|>"),
     "phi4": ("", "<|im_end|>"),
     "llama3": ("", "<|eot_id|>"),
     "phi3": ("", "<|end|>"),
@@ -154,6 +155,27 @@ def test_only_turns_that_are_learnt_must_be_as_the_row_has_them() -> None:
     assert [text[a:b] for a, b in spans] == kept
     left_out = Message("assistant", thought.content, trained=False)
     assert found(CALLS, (DIALOGUE[1], left_out, DIALOGUE[3], last)) == kept
+
+
+def test_qwen3_learns_to_think_nothing_and_forgets_earlier_thoughts() -> None:
+    """As LLaMA-Factory's template of this name; `qwen3_nothink` writes no thoughts."""
+    thought = Message("assistant", "<think>Well</think>\n\nThe sky.", trained=False)
+    last = Message("assistant", "<think>Hm</think>\n\nThe sea.")
+    turns = (DIALOGUE[1], thought, DIALOGUE[1], last)
+    assert found(naming.source("qwen3"), turns) == ["<think>Hm</think>\n\nThe sea.<|im_end|>"]
+    text, _ = answers(Template(naming.source("qwen3"), {}), turns, (), ENDS)
+    assert "<|im_start|>assistant\nThe sky.<|im_end|>" in text
+    call = {"type": "function", "function": {"name": "search", "arguments": {}}}
+    calling = (
+        DIALOGUE[1],
+        Message("assistant", "<think>Look</think>\n\n", (call,)),
+        Message("tool", "blue"),
+        Message("assistant", "The sky."),
+    )
+    first, second = found(naming.source("qwen3"), calling)
+    assert first.startswith("<think>Look</think>") and "search" in first
+    assert second == "<think>\n\n</think>\n\nThe sky.<|im_end|>"
+    assert naming.source("qwen3_nothink") == naming.source("chatml")
 
 
 def test_what_ends_a_turn_is_what_the_template_writes_behind_it() -> None:

@@ -204,7 +204,7 @@ def test_names_of_templates_and_their_origin(tmp_path: Any) -> None:
     tokenizer.chat_template = naming.source("chatml")
     assert choose(tokenizer, None).origin == "the tokenizer's own"
     assert choose(tokenizer, "phi3").origin == "phi3 (asked for, not the tokenizer's own)"
-    assert choose(tokenizer, "qwen3").origin == "qwen3 (asked for)"
+    assert choose(tokenizer, "qwen3_nothink").origin == "qwen3_nothink (asked for)"
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[0].content }}")
     assert choose(tokenizer, str(file)).template.render([{"content": "x"}])[0] == "x"

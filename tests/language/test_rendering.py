@@ -66,7 +66,7 @@ def test_tools_render_as_in_transformers() -> None:
     assert ours.count('"arguments": {"words": ["a", "é"]}') == 2
 
 
-@pytest.mark.parametrize("name", sorted({*OWN} - {"chatml", "qwen"}))
+@pytest.mark.parametrize("name", sorted({*OWN} - {"chatml", "qwen", "qwen3"}))
 def test_templates_without_a_place_for_tools_say_so(name: str) -> None:
     with pytest.raises(Refused, match="no place for tools"):
         render(naming.source(name), DIALOGUE, tools=TOOLS)

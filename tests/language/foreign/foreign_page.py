@@ -34,6 +34,8 @@ What differs:
 - With `stage: kto` a batch of good and bad answers stays together in all epochs, and pairs are read
   as good and bad answers.
 - `template` may be left out: the tokenizer's own is used then.
+- `template: qwen3` drops the thoughts of answers before the last question, as Qwen3's own does;
+  such an answer cannot be learnt, and `train_on: last` leaves it out. `qwen3_nothink` writes none.
 - `warmup_ratio` of the steps is rounded to the nearest step; there it is rounded up.
 
 Files of axolotl, mlx-lm and TRL are read in the same way.

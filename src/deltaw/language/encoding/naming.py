@@ -11,7 +11,6 @@ from deltaw.train.escape import printable
 FOLDER = files("deltaw.language.encoding") / "templates"
 SAME = {
     "qwen2": "qwen",
-    "qwen3": "chatml",
     "qwen3_nothink": "chatml",
     "yi": "chatml",
     "hermes": "chatml",
