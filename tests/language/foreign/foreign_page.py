@@ -36,6 +36,8 @@ What differs:
 - `template` may be left out: the tokenizer's own is used then.
 - `template: qwen3` drops the thoughts of answers before the last question, as Qwen3's own does;
   such an answer cannot be learnt, and `train_on: last` leaves it out. `qwen3_nothink` writes none.
+- Rows longer than `cutoff_len` keep their beginning, and are left out where no answer is in it;
+  there prompt and answer are both cut, in proportion.
 - `warmup_ratio` of the steps is rounded to the nearest step; there it is rounded up.
 
 Files of axolotl, mlx-lm and TRL are read in the same way.
