@@ -1,5 +1,6 @@
 """Which chat template a run uses: the recipe's, the tokenizer's, or one that needs nothing."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,18 @@ class Chosen:
 
 
 def choose(
-    tokenizer: Any, name: str | None, *, plain: str | None = None, tools: bool = False
+    tokenizer: Any,
+    name: str | None,
+    *,
+    plain: str | None = None,
+    tools: bool = False,
+    system: str | None = None,
 ) -> Chosen:
     """Return the template of a name or a .jinja file, else the tokenizer's own, else `alpaca`.
 
     `plain` takes the place of the last, for models that read no dialogues; `tools` asks for the
-    tokenizer's template with tools where it has several.
+    tokenizer's template with tools where it has several. A `system` text that the tokenizer's own
+    gives to conversations without one is left to the encoder.
 
     Raises:
         ConfigError: if there is none of that name, or it cannot be read.
@@ -40,6 +47,7 @@ def choose(
     own = tokenizer.chat_template
     if isinstance(own, dict):
         own = (tools and own.get("tool_use")) or own.get("default")
+    own = own and own.removeprefix(defaulting(system))
     if name is not None:
         other = ", not the tokenizer's own" if own and own != source(name) else ""
         return _made(tokenizer, source(name), f"{name} (asked for{other})")
@@ -51,6 +59,17 @@ def choose(
         tokenizer,
         source(WITHOUT),
         f"{WITHOUT}, because the tokenizer has none (template=NAME asks for another)",
+    )
+
+
+def defaulting(system: str | None) -> str:
+    """Return the line of a template that gives a system text to conversations without one."""
+    if system is None:
+        return ""
+    message = f"{{'role': 'system', 'content': {json.dumps(system, ensure_ascii=False)}}}"
+    return (
+        "{%- if not messages or messages[0]['role'] != 'system' -%}"
+        f"{{%- set messages = [{message}] + messages -%}}{{%- endif %}}\n"
     )
 
 

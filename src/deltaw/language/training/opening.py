@@ -12,7 +12,7 @@ from deltaw.language.data.corpus import Corpus, load
 from deltaw.language.data.samples import Sample, messages_of
 from deltaw.language.encoding.calling import PLAIN, dialect_of
 from deltaw.language.encoding.encoder import Encoder
-from deltaw.language.encoding.templating import Chosen
+from deltaw.language.encoding.templating import Chosen, defaulting
 from deltaw.language.loading import outline
 from deltaw.language.reading import (
     encoder_of,
@@ -87,6 +87,7 @@ def begin(recipe: Recipe, console: Console, metrics: Sequence[str]) -> Opening:
     require_validation(recipe, corpus)
     seen = outline(recipe)
     template = template_of(recipe, seen.tokenizer, seen.model, corpus)
-    seen.tokenizer.chat_template = template.template.source
+    line = defaulting(recipe.default_system)
+    seen.tokenizer.chat_template = line + template.template.source
     encoder = encoder_of(recipe, seen.tokenizer, template, seen.model)
     return Opening(recipe, corpus, seen.model, seen.tokenizer, template, encoder)

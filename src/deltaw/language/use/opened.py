@@ -97,6 +97,6 @@ def open_language(
         if recipe.absorb:
             pack(base, recipe, ())
     place(base).eval()
-    template = choose(tokenizer, None)
+    template = choose(tokenizer, None, system=recipe.default_system)
     encoder = encoder_of(recipe, tokenizer, template, base)
     return OpenedLanguage(folder, recipe, base, tokenizer, template, encoder)
