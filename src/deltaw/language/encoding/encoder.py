@@ -154,8 +154,16 @@ class Encoder:
         A prompt that leaves no room for them, or for half the length, loses its beginning.
         """
         room = self.max_length - min(answer, self.max_length // 2)
+        return [ids[-room:] for ids in self._prompts(prompts)]
+
+    def fits(self, prompt: str, answer: int) -> bool:
+        """Tell whether `prompt_ids` keeps all of a rendered prompt."""
+        return self._prompts([prompt]) == self.prompt_ids([prompt], answer)
+
+    def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of rendered prompts, however many they are."""
         found = (self.tokenizer(p, add_special_tokens=False, verbose=False) for p in prompts)
-        return [encoded["input_ids"][-room:] for encoded in found]
+        return [encoded["input_ids"] for encoded in found]
 
     def room(self, prompt: int) -> int:
         """Return how many tokens an answer may have behind a prompt of so many."""

@@ -33,7 +33,7 @@ class Seq2SeqEncoder(Encoder):
     def prompt_ids(self, prompts: Sequence[str], answer: int) -> list[list[int]]:
         """Return the tokens of rendered prompts, cut as in training; answers take no room."""
         _, after = self._around()
-        return [self._cut(ids, after) for ids in self._tokens(prompts)]
+        return [self._cut(ids, after) for ids in self._prompts(prompts)]
 
     def room(self, prompt: int) -> int:
         """Return how many tokens an answer may have, whatever its prompt."""
@@ -60,7 +60,7 @@ class Seq2SeqEncoder(Encoder):
             return
         eos = self.tokenizer.eos_token_id
         targets = self.tokenizer(text_target=answers, verbose=False)["input_ids"]
-        for part, source, target in zip(kept, self._tokens(prompts), targets, strict=True):
+        for part, source, target in zip(kept, self._prompts(prompts), targets, strict=True):
             ended = target if eos in target[-2:] else [*target, eos]
             yield part, Row(source, ended, part)
 
@@ -100,7 +100,7 @@ class Seq2SeqEncoder(Encoder):
                 raise Refused(f"turn {end} calls a tool, for which an answer apart has no form")
         return [replace(sample, messages=sample.messages[:end]) for end in ends]
 
-    def _tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+    def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         found: list[list[int]] = self.tokenizer(list(prompts), verbose=False)["input_ids"]
         return found
 

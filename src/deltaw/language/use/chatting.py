@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from deltaw.language.generating import Sampling, generate
 from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train.escape import printable
 from deltaw.train.methods import ADAPTER
+from deltaw.train.model import positions
 from deltaw.train.runfolder import read_recipe
 
 HELP = """/adapter NAME   answer with this adapter from now on
@@ -44,18 +46,21 @@ def escaped(text: str) -> str:
 class Chat:
     """A conversation whose answers come from one of several adapters of one base.
 
-    `names` maps what a person calls an adapter to what the model calls it.
+    `names` maps what a person calls an adapter to what the model calls it. As much is remembered as
+    the model has positions for, whatever length it was trained with.
     """
 
     def __init__(
         self, opened: OpenedLanguage, names: Mapping[str, str], sampling: Sampling, *, merge: bool
     ) -> None:
-        self.opened = opened
+        room = positions(opened.model) or opened.encoder.max_length
+        self.opened = replace(opened, encoder=replace(opened.encoder, max_length=room))
         self.names = names
         self.sampling = sampling
         self.merge = merge and len(names) == 1
         self.system: str | None = opened.recipe.default_system
         self.turns: list[Message] = []
+        self.forgets = False
 
     def say(self, line: str) -> bool:
         """Answer a line, or do what it asks for; return whether the conversation goes on."""
@@ -65,9 +70,10 @@ class Chat:
         if not command.startswith("/"):
             self._answer(line.strip())
         elif command == "/reset":
-            self.turns = []
+            self._begin()
         elif command == "/system":
-            self.system, self.turns = rest.strip() or None, []
+            self.system = rest.strip() or None
+            self._begin()
         elif command == "/base":
             self._compare()
         elif command == "/adapter":
@@ -75,6 +81,9 @@ class Chat:
         else:
             print(HELP)
         return True
+
+    def _begin(self) -> None:
+        self.turns, self.forgets = [], False
 
     def _answer(self, text: str) -> None:
         if not text:
@@ -112,15 +121,28 @@ class Chat:
             deltaw.merge(self.opened.model)
 
     def _generated(self, turns: Sequence[Message]) -> str | None:
-        system = () if self.system is None else (Message("system", self.system),)
-        template = self.opened.template.template
         try:
-            text, _ = template.render(as_data([*system, *turns], template), prompt=True)
+            text = self._prompt(turns)
         except Refused as error:
             print(f"The chat template refuses this: {error}")
             return None
         streamer = Shown(self.opened.tokenizer, skip_prompt=True, skip_special_tokens=True)
         return generate(self.opened.speaker, [text], self.sampling, streamer)[0]
+
+    def _prompt(self, turns: Sequence[Message]) -> str:
+        """Return turns as text; the oldest questions go with their answers where it is too long."""
+        system = () if self.system is None else (Message("system", self.system),)
+        template, encoder = self.opened.template.template, self.opened.encoder
+        while True:
+            text, _ = template.render(as_data([*system, *turns], template), prompt=True)
+            fits = encoder.fits(text, self.sampling.max_new_tokens)
+            if not (fits or self.forgets):
+                room = f"{encoder.max_length:,} tokens"
+                print(f"The conversation has outgrown {room}: its beginning is forgotten.")
+                self.forgets = True
+            if fits or len(turns) < 3:
+                return text
+            turns = turns[2:]
 
 
 def chat(
