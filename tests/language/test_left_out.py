@@ -1,18 +1,22 @@
 """What chat templates leave out or refuse is said, or left out with the rest."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.language.tokenizers_ import byte_level
 
+from deltaw.errors import DataError
 from deltaw.language.data.corpus import Corpus
-from deltaw.language.data.samples import Conversation, Message, Preference
+from deltaw.language.data.samples import Conversation, Message, Preference, Rated
+from deltaw.language.encoding.answers import answers
 from deltaw.language.encoding.encoder import Encoder
-from deltaw.language.encoding.rendering import Template
+from deltaw.language.encoding.rendering import Refused, Template
 from deltaw.language.encoding.templating import choose, ends
-from deltaw.language.reading import template_of
+from deltaw.language.reading import encoder_of, template_of
 from deltaw.language.training.pairs import encode as encode_pairs
+from deltaw.language.training.ratings import encode as encode_ratings
 from deltaw.language.training.receipt import Tokens
 from deltaw.language.training.sides import lines
 from deltaw.train.recipe import parse
@@ -76,3 +80,46 @@ def test_of_several_templates_that_with_tools_is_for_samples_with_tools(
     model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
     assert template_of(recipe, tokenizer, model, corpus).template.source == source
     assert choose(tokenizer, None).template.source == "without"
+
+
+FUSSY = "{% if messages[0].content == 'No.' %}{{ raise_exception('not this') }}{% endif %}" + MUTE
+BAD = Message("user", "No.")
+
+
+def test_a_template_need_not_write_no_turns_at_all() -> None:
+    """Dialogues may begin with an answer, and templates look at what is first."""
+    sample = talk(ANSWER, USER, Message("assistant", "And the sea."))
+    chatml = choose(TOKENIZER, "chatml").template
+    with pytest.raises(Refused, match="cannot read it: list object has no element 0"):
+        chatml.render([], prompt=True)
+    _, spans = answers(chatml, sample.messages, (), ("<|im_end|>",))
+    text, _ = chatml.render([{"role": m.role, "content": m.content} for m in sample.messages])
+    assert [text[a:b] for a, b in spans] == ["The sky.<|im_end|>", "And the sea.<|im_end|>"]
+
+
+def test_what_the_template_refuses_is_an_error_or_skipped_and_listed() -> None:
+    samples = [talk(USER, ANSWER), Conversation((BAD, ANSWER), "f", 2)]
+    with pytest.raises(DataError, match=r"f:2: not this\nFix: .*skip_bad_rows=true"):
+        encoder(FUSSY).encode(samples)
+    found = encoder(FUSSY, skip_bad=True).encode(samples)
+    assert len(found.rows) == 1 and [str(skip) for skip in found.skipped] == ["f:2: not this"]
+    endless = encoder(FUSSY.replace("{{ eos_token }}", ""), skip_bad=True).encode(samples[:1])
+    assert not endless.rows and "would never learn to stop" in str(endless.skipped[0])
+    with pytest.raises(DataError, match=r"f:1: \d+ tokens, 5 fit"):
+        replace(encoder(FUSSY, too_long="raise", skip_bad=True), max_length=5).encode(samples)
+
+
+def test_judged_answers_that_the_template_refuses_are_skipped_and_listed() -> None:
+    one, worse = encoder(FUSSY, skip_bad=True), Message("assistant", "Coal.")
+    compared = encode_pairs(one, [Preference((BAD,), (ANSWER,), (worse,), "f", 3)])
+    rated = encode_ratings(one, [Rated((BAD,), (ANSWER,), True, "f", 3)])
+    for judged in (compared, rated):
+        assert [str(skip) for skip in judged.skipped] == ["f:3: not this"]
+
+
+def test_a_recipe_says_whether_rows_are_skipped() -> None:
+    config = SimpleNamespace(is_encoder_decoder=False, max_position_embeddings=64)
+    model = SimpleNamespace(config=config, generation_config=None, named_modules={}.items)
+    for skip in (True, False):
+        recipe = parse({"model": "m", "data": "d", "skip_bad_rows": skip})
+        assert encoder_of(recipe, TOKENIZER, choose(TOKENIZER, None), model).skip_bad == skip

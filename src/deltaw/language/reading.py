@@ -105,6 +105,7 @@ def encoder_of(recipe: Recipe, tokenizer: Any, template: Chosen, model: Any) -> 
         recipe.too_long,
         recipe.separator,
         recipe.default_system,
+        recipe.skip_bad_rows,
     )
 
 

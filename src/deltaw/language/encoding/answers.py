@@ -64,9 +64,9 @@ def _span(
     text: str,
     index: int,
 ) -> Span:
-    before, _ = template.render(data[:index], tools, prompt=True)
-    until, _ = template.render(data[: index + 1], tools)
-    if until.startswith(before) and text.startswith(until):
+    before = _rendered(template, data[:index], tools, prompt=True)
+    until = _rendered(template, data[: index + 1], tools)
+    if before is not None and until and until.startswith(before) and text.startswith(until):
         return len(before), len(until)
     plain = {"role": data[index]["role"], "content": STAND_IN}
     for turn in (plain, {**data[index], "content": STAND_IN}):
@@ -110,11 +110,21 @@ def _parted(
     prompt: bool = False,
 ) -> tuple[str, str, str]:
     """Return what is written before the stand-in and behind it; nothing where it is refused."""
+    return (_rendered(template, data, tools, prompt=prompt) or "").partition(STAND_IN)
+
+
+def _rendered(
+    template: Template,
+    data: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    prompt: bool = False,
+) -> str | None:
+    """Return what a template makes of a part of a conversation, or None where it refuses that."""
     try:
-        text, _ = template.render(data, tools, prompt=prompt)
+        return template.render(data, tools, prompt=prompt)[0]
     except Refused:
-        return "", "", ""
-    return text.partition(STAND_IN)
+        return None
 
 
 def _require(text: str, span: Span, message: Message, index: int) -> None:

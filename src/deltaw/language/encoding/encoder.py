@@ -55,6 +55,8 @@ class Rows:
 
     rows: list[Row] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
+    refused: list[Skip] = field(default_factory=list)
+    """Samples that the template refuses, or leaves without an end."""
     long: list[tuple[Sample, int]] = field(default_factory=list)
     """Samples that are longer than fits, with their tokens, whatever became of them."""
     cut: int = 0
@@ -73,7 +75,8 @@ class Encoder:
 
     `ends` are the words that end a turn, the tokenizer's EOS first; `separator` goes between the
     prompt and the completion of plain texts that leave no blank there; `too_long` of None splits
-    passages and cuts everything else; `system` begins the conversations that have no such turn.
+    passages and cuts everything else; `system` begins the conversations that have no such turn;
+    `skip_bad` leaves out what the template refuses.
     """
 
     tokenizer: Any
@@ -84,6 +87,7 @@ class Encoder:
     too_long: TooLong | None = None
     separator: str = "\n"
     system: str | None = None
+    skip_bad: bool = False
 
     @property
     def end_ids(self) -> list[int]:
@@ -94,22 +98,27 @@ class Encoder:
         """Return the rows of all samples, in their order.
 
         Raises:
-            DataError: listing the samples that the template refuses or leaves without an end, and
-                those that are too long where that is an error.
+            DataError: listing the samples that the template refuses or leaves without an end, if
+                these are not skipped, and those that are too long where that is an error.
         """
         found = Rows()
         problems: list[Skip] = []
         unknown = unknown_id(self.tokenizer)
         for start in range(0, len(samples), BATCH):
             some = samples[start : start + BATCH]
-            for sample, row in self._rows(some, found, problems):
+            for sample, row in self._rows(some, found):
                 found.unknown += unknown is not None and row.holds(unknown)
                 self._add(found, sample, row, problems)
+        if self.skip_bad:
+            found.skipped += found.refused
+        else:
+            problems = [*found.refused, *problems]
         raise_all(
             DataError,
             "samples that cannot be trained on as they are:",
             gathered(problems, len(samples)),
-            "correct or remove these rows, or choose another template, max_length or too_long.",
+            "correct or remove these rows, or choose another template, max_length or too_long; "
+            "skip_bad_rows=true leaves those out that the template refuses, and lists them.",
         )
         return found
 
@@ -169,9 +178,7 @@ class Encoder:
         """Return how many tokens an answer may have behind a prompt of so many."""
         return max(1, self.max_length - prompt)
 
-    def _rows(
-        self, samples: Sequence[Sample], found: Rows, problems: list[Skip]
-    ) -> Iterator[tuple[Sample, Row]]:
+    def _rows(self, samples: Sequence[Sample], found: Rows) -> Iterator[tuple[Sample, Row]]:
         """Yield each sample with its row; count what is said of samples."""
         kept, texts = [], []
         for sample in samples:
@@ -179,7 +186,7 @@ class Encoder:
                 texts.append(self._text(sample))
                 kept.append(sample)
             except Refused as error:
-                problems.append(Skip(sample.file, sample.line, str(error)))
+                found.refused.append(Skip(sample.file, sample.line, str(error)))
         if not kept:
             return
         before, after = self._around()
@@ -215,7 +222,7 @@ class Encoder:
                 f"the template does not end the answer with {' or '.join(self.ends)}, so the "
                 "model would never learn to stop"
             )
-            problems.append(Skip(*where, reason))
+            found.refused.append(Skip(*where, reason))
             return
         length = len(row.input_ids)
         if length <= self.max_length:

@@ -83,7 +83,8 @@ class Template:
         except Refused:
             raise
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise Refused(printable(str(error), 200)) from error
+            reason = f"the template cannot read it: {printable(str(error), 200)}"
+            raise Refused(reason) from error
         except (RecursionError, MemoryError) as error:
             raise Refused("it runs away") from error
         return _unmarked("".join(pieces))

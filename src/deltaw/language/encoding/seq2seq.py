@@ -39,15 +39,13 @@ class Seq2SeqEncoder(Encoder):
         """Return how many tokens an answer may have, whatever its prompt."""
         return self.max_length
 
-    def _rows(
-        self, samples: Sequence[Sample], found: Rows, problems: list[Skip]
-    ) -> Iterator[tuple[Sample, Row]]:
+    def _rows(self, samples: Sequence[Sample], found: Rows) -> Iterator[tuple[Sample, Row]]:
         kept, prompts, answers = [], [], []
         for sample in samples:
             try:
                 parts = self._parts(sample)
             except Refused as error:
-                problems.append(Skip(sample.file, sample.line, str(error)))
+                found.refused.append(Skip(sample.file, sample.line, str(error)))
                 continue
             if not parts:
                 yield sample, Row([], [], sample)

@@ -51,7 +51,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     console.field("longest", "\n".join(_longest(found, encoder, every)))
     if found.skipped:
         lines = listed([str(skip) for skip in found.skipped], every=every)
-        title = f"{counted(len(found.skipped), 'sample')} without a token to learn, left out:"
+        title = f"{counted(len(found.skipped), 'sample')} of which nothing can be learnt, left out:"
         console.field("empty", "\n".join([title, *lines]))
     console.field("ends", tokens.ending())
     console.field("unknown", unknown(tokenizer, found.rows))

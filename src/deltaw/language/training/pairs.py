@@ -95,11 +95,13 @@ def encode(encoder: Encoder, samples: Sequence[Preference]) -> Pairs:
     encoded = single.encode([side for pair in sides for side in pair])
     found.cut, found.unsaid = encoded.cut, encoded.unsaid
     rows = {id(row.sample): row for row in encoded.rows}
+    refused = {(skip.file, skip.line): skip.reason for skip in encoded.refused}
     for sample, pair in zip(samples, sides, strict=True):
         both = [rows.get(id(side)) for side in pair]
         where = (sample.file, sample.line)
         if both[0] is None or both[1] is None:
-            found.skipped.append(Skip(*where, f"more than {encoder.max_length:,} tokens"))
+            reason = refused.get(where, f"more than {encoder.max_length:,} tokens")
+            found.skipped.append(Skip(*where, reason))
             continue
         chosen, rejected = (ended(row) for row in both if row is not None)
         start = begin(chosen)

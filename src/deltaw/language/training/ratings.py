@@ -151,12 +151,14 @@ def encode(encoder: Encoder, samples: Sequence[Rated]) -> Ratings:
     wholes = [whole(sample, sample.completion) for sample in samples]
     encoded = replace(encoder, learnt="last", too_long=None).encode(wholes)
     rows = {id(row.sample): row for row in encoded.rows}
+    refused = {(skip.file, skip.line): skip.reason for skip in encoded.refused}
     found = Ratings(cut=encoded.cut, unsaid=encoded.unsaid, room=encoder.max_length)
     for sample, side in zip(samples, wholes, strict=True):
         row = rows.get(id(side))
         if row is None:
-            reason = f"more than {encoder.max_length:,} tokens"
-            found.skipped.append(Skip(sample.file, sample.line, reason))
+            where = (sample.file, sample.line)
+            reason = refused.get(where, f"more than {encoder.max_length:,} tokens")
+            found.skipped.append(Skip(*where, reason))
         else:
             found.answers.append(Answer(ended(row), sample.good))
     return found
