@@ -260,6 +260,11 @@ def test_trl() -> None:
     }
 
 
+def test_what_is_given_beside_a_file_of_trl_decides_its_rate() -> None:
+    found = recipe_of(TRL, {"task": "dpo"})
+    assert (found.task, found.learning_rate) == ("dpo", 1e-6)
+
+
 def test_trl_evaluates_as_often_as_it_logs() -> None:
     assert recipe_of(TRL | {"eval_strategy": "steps"}).eval_every == 10
     assert recipe_of(FACTORY | {"eval_strategy": "steps"}).eval_every == 500
@@ -313,6 +318,12 @@ def test_long_texts_of_axolotl_are_cut_into_pieces() -> None:
             },
         ),
         ({"loss_type": "nll"}, {"task": "sft", "learning_rate": 2e-5}),
+        ({"task": "dpo"}, {"task": "dpo", "learning_rate": 1e-6}),
+        ({"task": "kto", "learning_rate": 1e-4}, {"task": "kto", "learning_rate": 1e-4}),
+        ({"pref_loss": "simpo"}, {"task": "dpo", "pref_loss": "simpo", "learning_rate": 1e-6}),
+        ({"pref_beta": 0.2}, {"task": None, "pref_beta": 0.2, "learning_rate": 1e-6}),
+        ({"kto_chosen_weight": 2}, {"task": "kto", "learning_rate": 1e-6}),
+        ({"task": "sft"}, {"task": "sft", "learning_rate": 2e-5}),
     ],
     ids=lambda value: ",".join(value),
 )

@@ -50,10 +50,10 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
     both = {**file, **given}
     if tool is None:
         return Reading(both)
-    found = tool.read({key: value for key, value in both.items() if key in tool.keys})
+    own = {key: value for key, value in both.items() if key in OWN and key not in tool.keys}
+    found = tool.read({key: value for key, value in both.items() if key in tool.keys}, own)
     if found.stopped:
         return Reading(found.values, found.names, tuple(found.problems))
-    own = [key for key in both if key in OWN and key not in tool.keys]
     for key in own:
         name = found.names.get(key)
         if key in found.values and (key in given) == (name in given):

@@ -53,8 +53,12 @@ Fate = Effect | Joint | Ignored | Refused
 
 @dataclass
 class Found:
-    """What a file was read as; `names` has the file's own name for each of the recipe's keys."""
+    """What a file was read as; `names` has the file's own name for each of the recipe's keys.
 
+    `own` are the recipe's keys that stand beside the tool's.
+    """
+
+    own: Values = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     usual: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -108,10 +112,13 @@ class Tool:
     defaults: Mapping[str, Any]
     join: Callable[[Values, Found], None]
 
-    def read(self, values: Values) -> Found:
-        """Return what the values of known keys become; null stands for the tool's default."""
+    def read(self, values: Values, own: Values) -> Found:
+        """Return what the values of known keys become; null stands for the tool's default.
+
+        `own` are the recipe's keys that stand beside them.
+        """
         given = {key: value for key, value in values.items() if value is not None}
-        found = Found(usual=dict(self.defaults))
+        found = Found(own, usual=dict(self.defaults))
         for name, fate in self.keys.items():
             if isinstance(fate, Effect):
                 found.names.setdefault(fate.key, name)

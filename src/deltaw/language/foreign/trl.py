@@ -22,6 +22,7 @@ from deltaw.language.foreign.tool import (
     number,
     truth,
 )
+from deltaw.train.keys import JUDGED, PREFERENCES, RATED
 
 COLUMN = "columns are found by themselves, or named with columns"
 BITS = Joint("`quantization_bit`")
@@ -157,18 +158,19 @@ def join(given: Values, found: Found) -> None:
 
 
 def _task(given: Values, found: Found) -> None:
-    """Read what is trained: answers, or judgements where a key is about these."""
+    """Read what is trained: judgements where a key, of the recipe too, is about them."""
     for name, key in JUDGEMENTS.items():
         value = found.read(given, name, number)
         if value is not None:
             found.give(key, value, name)
     loss = given.get("loss_type", "")
     losses = loss if isinstance(loss, list) and loss else [loss]
-    rated = loss == "kto" or any(name in given for name in WEIGHTS)
+    keys, task = found.own.keys(), found.own.get("task")
+    rated = loss == "kto" or any(name in given for name in WEIGHTS) or keys & {*RATED}
     compared = "label_smoothing" in given or losses[0] not in ("", "kto", *ANSWERS)
-    if rated or compared:
+    if rated or compared or keys & {*PREFERENCES}:
         found.usual["task"] = "kto" if rated else "dpo"
-    elif "beta" not in given:
+    elif task not in ("dpo", "kto") and "beta" not in given and not keys & {*JUDGED}:
         found.usual["task"] = "sft"
         if loss == "dft":
             found.problems.append(misfit("loss_type", loss, f"not done here; {KEPT}"))
