@@ -112,11 +112,11 @@ def test_of_messages_the_completion_alone_is_trained(tmp_path: Path) -> None:
     sample = only(
         tmp_path, {"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]}
     )
-    assert [(turn.content, turn.trained) for turn in sample.messages] == [
+    assert [(turn.content, turn.learnt) for turn in sample.messages] == [
         ("a", False),
         ("b", False),
         ("c", False),
-        ("d", None),
+        ("d", True),
     ]
     mixed = {"prompt": prompt, "completion": "d"}
     assert problem_of(tmp_path, mixed).startswith("prompt and completion must both be texts")

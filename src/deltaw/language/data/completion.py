@@ -11,7 +11,7 @@ from deltaw.language.data.turns import read_turns
 def completion(record: Record) -> Completion | Conversation:
     """Return prompt and completion, as plain texts or, if they are messages, as a conversation.
 
-    In a conversation the turns of the completion alone are trained, whatever the prompt's say.
+    In a conversation the prompt's turns are not trained where answers are, whatever they say.
     """
     prompt, answer = turns_or_text(record, "prompt"), turns_or_text(record, "completion")
     if isinstance(prompt, str) and isinstance(answer, str):
@@ -20,7 +20,7 @@ def completion(record: Record) -> Completion | Conversation:
         return Completion(prompt, answer, record.row.file, record.row.line)
     if isinstance(prompt, str) or isinstance(answer, str):
         raise BadRow("prompt and completion must both be texts, or both be messages")
-    given = tuple(replace(turn, trained=False) for turn in prompt)
+    given = tuple(replace(turn, trained=None, given=True) for turn in prompt)
     return conversation(record, (*given, *answer))
 
 

@@ -35,8 +35,6 @@ def tools(record: Record) -> Tools:
 def conversation(record: Record, turns: tuple[Message, ...]) -> Conversation:
     """Return checked turns as a conversation; at least one of them must be trained."""
     check_turns(turns)
-    if not any(
-        turn.trained or (turn.trained is None and turn.role == "assistant") for turn in turns
-    ):
+    if not any(turn.learnt for turn in turns):
         raise NoSample("no turn is trained")
     return Conversation(turns, record.row.file, record.row.line, tools(record))

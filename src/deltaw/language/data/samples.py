@@ -15,7 +15,8 @@ class Message:
     """One turn; `tool_calls` have the form of OpenAI's chat completions.
 
     A call is `{"type": "function", "function": {"name": str, "arguments": {...}}}`. `trained` is
-    what the row says about its loss; with None assistant turns are trained and others are not.
+    what the row says about its loss; with None assistant turns are trained and others are not, nor
+    are turns `given` as the prompt of an answer that stands apart.
     `call_ids` are the row's ids of its calls, None for a call without; a tool's turn `answers` the
     call of an id, and has the `name` of the function. They make no two turns different.
     """
@@ -27,6 +28,14 @@ class Message:
     call_ids: tuple[str | None, ...] = field(default=(), compare=False)
     answers: str | None = field(default=None, compare=False)
     name: str | None = field(default=None, compare=False)
+    given: bool = False
+
+    @property
+    def learnt(self) -> bool:
+        """Whether it is trained where answers are."""
+        if self.trained is None:
+            return self.role == "assistant" and not self.given
+        return self.trained
 
 
 Turns = tuple[Message, ...] | str

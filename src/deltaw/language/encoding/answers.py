@@ -18,7 +18,7 @@ STAND_IN = "\ufdd2"
 
 def trained(message: Message) -> bool:
     """Tell whether a message is learnt: the model's own ones that the row does not leave out."""
-    return message.role == "assistant" and message.trained is not False
+    return message.role == "assistant" and message.learnt
 
 
 def answers(
@@ -57,6 +57,25 @@ def answers(
     return text, kept
 
 
+def everything(
+    template: Template, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[str, list[Span]]:
+    """Return the text of a conversation and all spans of it but the turns that the row leaves out.
+
+    Raises:
+        Refused: if the template raises, or a turn that is left out cannot be found.
+    """
+    data = as_data(messages, template)
+    text, _ = template.render(data, tools)
+    kept, start = [], 0
+    for index, message in enumerate(messages):
+        if message.trained is False:
+            begin, end = _span(template, data, tools, text, index)
+            kept.append((start, begin))
+            start = end
+    return text, [*kept, (start, len(text))]
+
+
 def _span(
     template: Template,
     data: list[dict[str, Any]],
@@ -64,7 +83,7 @@ def _span(
     text: str,
     index: int,
 ) -> Span:
-    before = _rendered(template, data[:index], tools, prompt=True)
+    before = _rendered(template, data[:index], tools, prompt=data[index]["role"] == "assistant")
     until = _rendered(template, data[: index + 1], tools)
     if before is not None and until and until.startswith(before) and text.startswith(until):
         return len(before), len(until)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from deltaw.errors import DataError, raise_all
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage
-from deltaw.language.encoding.answers import answers
+from deltaw.language.encoding.answers import answers, everything
 from deltaw.language.encoding.calling import as_data
 from deltaw.language.encoding.labelling import MASKED, labelled
 from deltaw.language.encoding.leaving import gathered, unsaid
@@ -132,8 +132,7 @@ class Encoder:
             return text, [(0 if self.learnt == "all" else len(prompt), len(text))]
         messages = self._with_system(sample.messages)
         if self.learnt == "all":
-            text, _ = self.template.render(as_data(messages, self.template), sample.tools)
-            return text, [(0, len(text))]
+            return everything(self.template, messages, sample.tools)
         last = self.learnt == "last"
         return answers(self.template, messages, sample.tools, self.ends, last=last)
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,14 @@ class Known:
 
 
 def whole(sample: Preference | Rated, answer: Turns) -> Conversation | Completion:
-    """Return the prompt of a sample with an answer."""
+    """Return the prompt of a sample with an answer, whose last turn is what is judged."""
     prompt = sample.prompt
     if isinstance(prompt, str) and isinstance(answer, str):
         return Completion(prompt, answer, sample.file, sample.line)
     before = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     after = (Message("assistant", answer),) if isinstance(answer, str) else answer
-    return Conversation((*before, *after), sample.file, sample.line, sample.tools)
+    last = replace(after[-1], trained=True)
+    return Conversation((*before, *after[:-1], last), sample.file, sample.line, sample.tools)
 
 
 def begin(row: Row) -> int:
