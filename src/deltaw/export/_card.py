@@ -20,7 +20,9 @@ PIPELINES = {
     "SEQ_CLS": "text-classification",
 }
 LIBRARIES = {"peft": "peft", "vllm": "peft", "hf": "transformers", "mlx": "mlx"}
-PLACES = ("model", "data", "output")
+PLACES = ("model", "data", "eval_data", "dataset_dir", "template")
+SEVERAL = ("data", "eval_data")
+"""Places that may be several, with commas between them."""
 
 
 def card(source: Source, to: str, told: Told) -> str:
@@ -88,11 +90,15 @@ def _scores(results: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _recipe(recipe: Recipe) -> str:
-    """Return what was set, as YAML; of local paths the last name alone."""
+    """Return what was set, as YAML; of local paths the last names alone."""
     values = recipe.model_dump(
         exclude={"record", "trust_remote_code", "output"}, exclude_defaults=True
     )
-    places = {key: _name(values[key]) for key in PLACES if key in values}
+    places = {
+        key: ",".join(map(_name, values[key].split(",") if key in SEVERAL else [values[key]]))
+        for key in PLACES
+        if key in values
+    }
     return yaml.safe_dump(values | places, sort_keys=False)
 
 
