@@ -208,8 +208,24 @@ def test_the_last_layers_of_mlx_are_counted_in_the_model(talker: Path) -> None:
     assert recipe_of(file | {"num_layers": 1}).layers_to_transform == [1]
     assert recipe_of(file | {"num_layers": 2}).layers_to_transform is None
     assert recipe_of(file | {"num_layers": None}).layers_to_transform is None
-    with pytest.raises(RunError, match="cannot be loaded"):
+    with pytest.raises(RunError, match=r"cannot be loaded[^$]*that AutoModelForCausalLM knows"):
         recipe_of(MLX | {"model": str(talker / "none"), "num_layers": 1})
+
+
+@pytest.mark.parametrize("trust", [True, False, None])
+def test_a_file_of_mlx_says_whether_a_models_code_is_run(
+    trust: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def loaded(name: str, *, trust_remote_code: bool) -> None:
+        asked.append(trust_remote_code)
+        raise OSError("no such model")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", loaded)
+    with pytest.raises(RunError, match="no such model"):
+        recipe_of(MLX | {"num_layers": 1, "trust_remote_code": trust})
+    assert asked == [bool(trust)]
 
 
 @pytest.mark.parametrize(

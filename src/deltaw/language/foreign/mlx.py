@@ -136,11 +136,12 @@ def _last(given: Values, found: Found) -> None:
     if count == -1 or "model" not in given:
         return
     name = str(given["model"])
+    trust = found.values.get("trust_remote_code", False)
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(name)
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust)
     except LOADING as error:
-        raise cannot_load(name, error) from error
+        raise cannot_load(name, error, "AutoModelForCausalLM") from error
     total = config.get_text_config().num_hidden_layers
     if count < total:
         indices = list(range(total - count, total))
