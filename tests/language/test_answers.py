@@ -73,7 +73,7 @@ def test_a_template_that_rewrites_earlier_turns() -> None:
     thought = Message("assistant", "<think>Well</think>The sky.")
     last = Message("assistant", "<think>Hm</think>The sea.")
     kept = "<think>Hm</think>The sea.<|im_end|>"
-    with pytest.raises(Refused, match="turn 3 is changed or left out"):
+    with pytest.raises(Refused, match=r"turn 3 is changed or left out .*; train_on=last learns"):
         found(FORGETS_THOUGHTS, (*DIALOGUE[:2], thought, DIALOGUE[3], last))
     messages = (*DIALOGUE[:4], last)
     assert found(FORGETS_THOUGHTS, messages) == ["The sky.<|im_end|>", kept]
@@ -97,6 +97,8 @@ def test_a_call_without_a_place_in_the_template_is_refused() -> None:
     call = {"type": "function", "function": {"name": "search", "arguments": {}}}
     messages = (DIALOGUE[1], Message("assistant", "", (call,)))
     with pytest.raises(Refused, match="turn 2 is changed or left out"):
+        found(naming.source("phi3"), messages)
+    with pytest.raises(Refused, match=r"template$"):  # train_on=last would not help
         found(naming.source("phi3"), messages)
     assert found(naming.source("chatml"), messages) == [
         '<tool_call>\n{"name": "search", "arguments": {}}\n</tool_call><|im_end|>'

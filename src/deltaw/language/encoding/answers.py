@@ -52,7 +52,9 @@ def answers(
     kept = []
     for index in learnt[-1:] if last else learnt:
         span = believed.get(index) or _span(template, data, tools, text, index)
-        _require(text, span, messages[index], index)
+        if not _stands(text, span, messages[index]):
+            fix = "" if index == learnt[-1] else "; train_on=last learns the last answer alone"
+            raise Refused(f"turn {index + 1} is changed or left out by the template{fix}")
         kept.append(_ended(text, span, ends))
     return text, kept
 
@@ -146,12 +148,11 @@ def _rendered(
         return None
 
 
-def _require(text: str, span: Span, message: Message, index: int) -> None:
-    """Raise unless the answer, and each call of a tool, stands in its span."""
+def _stands(text: str, span: Span, message: Message) -> bool:
+    """Tell whether the answer, and each call of a tool, stands in its span."""
     inside = joined(text[slice(*span)])
     parts = [message.content, *(call["function"]["name"] for call in message.tool_calls)]
-    if not all(joined(part) in inside for part in parts):
-        raise Refused(f"turn {index + 1} is changed or left out by the template")
+    return all(joined(part) in inside for part in parts)
 
 
 def turn_end(template: Template) -> str:
