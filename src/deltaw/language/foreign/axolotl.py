@@ -13,6 +13,7 @@ from deltaw.language.foreign.tool import (
     Effect,
     Fate,
     Found,
+    Ignored,
     Joint,
     Refused,
     Tool,
@@ -30,10 +31,20 @@ ADAPTERS = ("lora", "qlora")
 KINDS = ("alpaca", "chat_template", "sharegpt", "completion")
 """Types of data sets, which are found again from their columns."""
 ENTRY = ("path", "type", "name", "split", "ds_type")
+EIGHT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
+TASKS = (None, "dpo", "kto")
 BITS = Joint("`quantization_bit`")
 TARGETS = Joint("`target_modules`")
 
+WATCHED = Ignored("watchdog, which is on, knows by itself when a loss leaves its course")
 FSDP = Joint("`fsdp: true`; what else it says is about memory only")
+
+
+def _optimizer(value: Any) -> Any:
+    if value in EIGHT:
+        raise ValueError("moments in 8 bits are not done here; give adamw_torch, which is exact")
+    return optimizer(value)
+
 
 KEYS: dict[str, Fate] = {
     "base_model": Effect("model"),
@@ -70,7 +81,7 @@ KEYS: dict[str, Fate] = {
     "lr_scheduler": Joint("`scheduler`"),
     "warmup_ratio": Joint("`warmup`, a share of the steps"),
     "warmup_steps": Joint("`warmup`, a number of steps"),
-    "optimizer": Effect("optim", optimizer),
+    "optimizer": Effect("optim", _optimizer),
     "weight_decay": Effect("weight_decay", number),
     "max_grad_norm": Effect("max_grad_norm", number),
     "group_by_length": Effect("group_by_length", truth),
@@ -86,12 +97,12 @@ KEYS: dict[str, Fate] = {
     "fsdp": FSDP,
     "fsdp_config": FSDP,
     "fsdp_version": SPEED,
-    "special_tokens": Refused(VOCABULARY, ({},)),
+    "special_tokens": Joint("nothing; `pad_token` alone is accepted, padding is never learnt"),
     "tokens": Refused(VOCABULARY, ([],)),
     "neftune_noise_alpha": Refused(KEPT, (0,)),
     "early_stopping_patience": Refused("give early_stopping, eval_every and keep: best", ()),
     "load_best_model_at_end": Refused("give keep: best and eval_every"),
-    "rl": Refused("this kind of training is not there yet", ()),
+    "rl": Joint("`task`, for `dpo` and `kto`"),
     "streaming": Refused("the data are read as a whole; leave it out"),
     "hub_model_id": Refused(UPLOAD, ("",)),
     "push_dataset_to_hub": Refused(UPLOAD, ("",)),
@@ -104,6 +115,8 @@ KEYS: dict[str, Fate] = {
     **each(("save_safetensors", "save_only_model", "save_first_step"), PLACES),
     **each(("model_type", "tokenizer_type", "is_llama_derived_model"), SPEED),
     **each(("flash_attention", "sdp_attention", "xformers_attention", "eager_attention"), SPEED),
+    **each(("attn_implementation", "local_rank", "lora_fan_in_fan_out"), SPEED),
+    **each(("loss_watchdog_threshold", "loss_watchdog_patience"), WATCHED),
     **each(("pad_to_sequence_len", "gradient_checkpointing_kwargs", "torch_compile"), SPEED),
     **each(("dataset_prepared_path", "dataset_processes", "dataloader_num_workers"), SPEED),
     **each(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "low_cpu_mem_usage"), SPEED),
@@ -124,7 +137,14 @@ DEFAULTS: dict[str, Any] = {
 
 def join(given: Values, found: Found) -> None:
     """Read what several keys say together."""
-    found.usual["task"] = "sft"
+    task = given.get("rl")
+    if task in TASKS:
+        found.choose(given, "task", task or "sft", "rl")
+    else:
+        found.problems.append(misfit("rl", task, "this training is not there yet; dpo and kto are"))
+    special = given.get("special_tokens", {})
+    if not isinstance(special, dict) or special.keys() - {"pad_token"}:
+        found.problems.append(misfit("special_tokens", special, f"not done here; {VOCABULARY}"))
     adapter = given.get("adapter")
     if adapter is None:
         found.usual["method"] = "full"

@@ -62,7 +62,8 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
             found.values[key] = both[key]
             found.names.pop(key, None)
     known = [*tool.keys, *OWN]
-    found.problems += [_unknown(str(key), tool, known) for key in both if key not in known]
+    strange = [str(key) for key, value in both.items() if key not in known and value is not None]
+    found.problems += [_unknown(key, tool, known) for key in strange]
     usual = {key: value for key, value in found.usual.items() if key not in found.values}
     said = "\n".join(_said(tool, found, usual))
     return Reading(usual | found.values, found.names, tuple(found.problems), said)
