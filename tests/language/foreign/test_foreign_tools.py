@@ -195,6 +195,11 @@ def test_mlx() -> None:
                 "target_modules": ["self_attn.q_proj"],
             },
         ),
+        (
+            {"lora_parameters": {"rank": 4, "alpha": 16.0, "scale": 10.0}},
+            {"r": 4, "lora_alpha": 160.0},
+        ),
+        ({"lora_parameters": {"rank": 4, "alpha": 8}}, {"r": 4, "lora_alpha": 80.0}),
         ({"fine_tune_type": "full", "lora_parameters": None}, {"method": "full"}),
         ({"mask_prompt": True}, {"train_on": "last"}),
         ({"optimizer": "adamw"}, {"weight_decay": 0.01}),
@@ -238,7 +243,7 @@ def test_a_file_of_mlx_says_whether_a_models_code_is_run(
     [
         ({"fine_tune_type": "oft"}, "fine_tune_type='oft': choose one of lora, dora, full"),
         ({"lora_parameters": [8]}, "lora_parameters must be a mapping"),
-        ({"lora_parameters": {"alpha": 8}}, "lora_parameters: unknown key alpha; known are rank"),
+        ({"lora_parameters": {"beta": 8}}, "lora_parameters: unknown key beta; known are rank"),
         ({"lora_parameters": {"rank": "x"}}, "rank='x': must be a number"),
         ({"num_layers": 0}, "num_layers=0: must be a number of layers, or -1"),
         ({"num_layers": 1.5}, "num_layers=1.5: must be a number of layers, or -1"),

@@ -27,7 +27,7 @@ from deltaw.language.foreign.tool import (
 )
 from deltaw.train.model import LOADING, cannot_load, quiet
 
-SETTINGS = ("rank", "scale", "dropout", "keys")
+SETTINGS = ("rank", "alpha", "scale", "dropout", "keys")
 KINDS = ("lora", "dora", "full")
 KEYS: dict[str, Fate] = {
     "model": Effect("model"),
@@ -73,6 +73,8 @@ DEFAULTS: dict[str, Any] = {
     "keep": "last",
 }
 RANK, SCALE, LAYERS, ITERS = 8, 20.0, 16, 1000
+OLD_SCALE = 10.0
+"""The scale of files with an `alpha`, which mlx-lm multiplied by alpha / rank."""
 
 
 def join(given: Values, found: Found) -> None:
@@ -117,9 +119,12 @@ def _adapter(given: Values, found: Found) -> None:
         if key not in SETTINGS
     ]
     rank, scale = found.read(settings, "rank", number), found.read(settings, "scale", number)
-    rank, scale = RANK if rank is None else rank, SCALE if scale is None else scale
+    alpha = found.read(settings, "alpha", number)
+    rank = RANK if rank is None else rank
+    usual = SCALE if alpha is None else OLD_SCALE
+    scale = usual if scale is None else scale
     found.choose(given, "r", rank, "lora_parameters")
-    found.choose(given, "lora_alpha", scale * rank, "lora_parameters")
+    found.choose(given, "lora_alpha", scale * (rank if alpha is None else alpha), "lora_parameters")
     if settings.get("dropout") is not None:
         found.give("lora_dropout", settings["dropout"], "lora_parameters")
     if settings.get("keys") is not None:
