@@ -13,6 +13,7 @@ from deltaw.export._limits import LINEAR, merge_instead, problems
 from deltaw.export._model import load_config
 from deltaw.export._order import Order, Told
 from deltaw.export._source import Source
+from deltaw.export._tokenizer import other_template
 
 ARCHITECTURES = {
     "gpt2": "gpt2",
@@ -40,6 +41,7 @@ def write(order: Order) -> Told:
     layers, r = write_file(order, order.folder / FILE)
     told = {"written": f"{FILE}: {layers} layers, rank {r}, float32"}
     file = str(order.out / FILE)
+    told |= other_template(order.source)
     return told | {"next": f"llama-cli -m BASE.gguf --lora {shlex.quote(file)}"}
 
 

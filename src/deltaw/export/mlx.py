@@ -12,7 +12,7 @@ from deltaw.errors import FormatError, printable, raise_all
 from deltaw.export._limits import merge_instead, problems
 from deltaw.export._model import load_config
 from deltaw.export._order import Order, Told
-from deltaw.export._tokenizer import add_tokenizer
+from deltaw.export._tokenizer import add_tokenizer, other_template
 from deltaw.formats._files import json_bytes
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -55,7 +55,7 @@ def write(order: Order) -> Told:
     settings = _settings(list(state.layers), config.num_hidden_layers, state.config.r, dropout)
     (order.folder / "adapter_config.json").write_bytes(json_bytes(settings))
     told = {"written": f"{len(state.layers)} layers, rank {state.config.r}, scale 1"}
-    told |= add_tokenizer(source, order.folder)
+    told |= add_tokenizer(source, order.folder) | other_template(source)
     command = ["mlx_lm.generate", "--model", source.require_base(), "--adapter-path"]
     return told | {"next": f"{shlex.join([*command, str(order.out)])} --prompt ..."}
 
