@@ -223,7 +223,7 @@ def test_plain_texts_are_learnt_and_gone_on_with(
     template = open_language(run).template.template
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     assert template.render(turns[:1], prompt=True)[0] == asked
-    assert template.render(turns)[0] == f"{asked}y"
+    assert template.render(turns)[0] == f"{asked}y<eos>"
 
 
 def test_gpt2_with_queries_and_values_alone(values: dict[str, Any], tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def template_of(recipe: Recipe, tokenizer: Any, model: Any, corpus: Corpus) -> C
         partings[parting(prompt, answer, recipe.separator) if prompt else ""] += 1
     between = partings.most_common(1)[0][0] if partings else ""
     begin = "".join(tokenizer.convert_ids_to_tokens(begun(tokenizer)))
-    return choose(tokenizer, recipe.template, plain=plain(begin, between, between))
+    end = tokenizer.eos_token or ""
+    return choose(tokenizer, recipe.template, plain=plain(begin, between, between, end))
 
 
 def _asked(sample: Sample) -> tuple[Turns, Turns]:

@@ -21,16 +21,18 @@ SAME = {
 """Other names of the same template."""
 WITHOUT = "alpaca"
 """What dialogues get where neither tokenizer nor recipe has a template: no special words in it."""
-PARTS = re.compile("BEFORE|BETWEEN|CALL")
+PARTS = re.compile("BEFORE|BETWEEN|CALL|END")
 PLAIN = """\
 {%- if tools -%}{{- raise_exception('it has no place for tools') -}}{%- endif -%}
 {{- BEFORE -}}
 {%- for message in messages -%}
-{{- message['content'] + ('' if loop.last else BETWEEN) -}}
+{{- message['content'] -}}
+{%- if not loop.last -%}{{- BETWEEN -}}{%- elif message['role'] == 'assistant' -%}{{- END -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- CALL -}}{%- endif -%}
 """
-"""The turns as they are, with texts before, between and behind them."""
+"""The turns as they are, with texts before, between and behind them; an answer at the end ends."""
 
 
 def known() -> list[str]:
@@ -39,12 +41,13 @@ def known() -> list[str]:
     return sorted([*own, *SAME])
 
 
-def plain(before: str = "", between: str = "\n", call: str = "") -> str:
+def plain(before: str = "", between: str = "\n", call: str = "", end: str = "") -> str:
     """Return a template that adds nothing but `before` all, `between` turns, and `call` to go on.
 
-    It is for models that read no dialogues, where neither tokenizer nor recipe has a template.
+    `end` is behind the last answer. It is for models that read no dialogues, where neither
+    tokenizer nor recipe has a template.
     """
-    parts = {"BEFORE": before, "BETWEEN": between, "CALL": call}
+    parts = {"BEFORE": before, "BETWEEN": between, "CALL": call, "END": end}
     return PARTS.sub(lambda found: json.dumps(parts[found[0]], ensure_ascii=False), PLAIN)
 
 
