@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from deltaw.analysis.memory.trace import Trace
 from deltaw.errors import ConfigError
 from deltaw.optim import _moments
 from deltaw.optim.galore import GaLoreAdamW
@@ -104,3 +106,24 @@ def test_a_gradient_of_zeros_moves_nothing() -> None:
         W.grad = torch.zeros_like(W)
         optimizer.step()
     assert torch.equal(W, weight())
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+def test_the_values_of_a_byte_are_kept_on_every_device() -> None:
+    for device in map(torch.device, ("cpu", "meta")):
+        assert _moments._code("exp_avg", device).device == device
+        assert _moments._code("exp_avg", device) is _moments._code("exp_avg", device)
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+def test_a_rehearsed_step_leaves_the_values_of_a_byte_real() -> None:
+    _moments._code.cache_clear()
+    GaLoreAdamW([{"params": [weight()], **SETTINGS}])  # as RecipeRun does
+    with FakeTensorMode(allow_non_fake_inputs=True), Trace():
+        fake = nn.Parameter(torch.empty(70, 50))
+        fake.grad = torch.empty(70, 50)
+        GaLoreAdamW([{"params": [fake], **SETTINGS}]).step()
+    W = weight()
+    optimizer = GaLoreAdamW([{"params": [W], **SETTINGS}])
+    train(optimizer, W, 0, 2)
+    assert type(optimizer.state[W]["exp_avg"]) is Tensor

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deltaw.errors import ConfigError
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 BLOCK = 256
 """How many entries of an 8-bit moment share one scale."""
 
@@ -30,9 +31,14 @@ def update(
 
 
 def require_bits(bits: int) -> None:
-    """Raise `ConfigError` if moments of so many bits need a package that is not installed."""
+    """Raise `ConfigError` if moments of so many bits need a package that is not installed.
+
+    What is made once and kept is made here, where no step is rehearsed on tensors without values.
+    """
     if bits == 8:
         _packing()
+        for name in MOMENTS:
+            _code(name, torch.device("cpu"))
 
 
 def _read(state: dict[str, Any], name: str, like: Tensor, bits: int) -> Tensor:
@@ -48,7 +54,7 @@ def _read(state: dict[str, Any], name: str, like: Tensor, bits: int) -> Tensor:
     unpacked: Tensor = _packing().dequantize_blockwise(
         state[name],
         absmax=state[f"{name}_absmax"],
-        code=_code(name).to(like.device),
+        code=_code(name, like.device),
         blocksize=BLOCK,
     )
     return unpacked
@@ -60,16 +66,16 @@ def _pack(state: dict[str, Any], name: str, moment: Tensor) -> None:
     Source: blockwise dynamic quantisation, arXiv 2110.02861.
     """
     codes, scales = _packing().quantize_blockwise(
-        moment.contiguous(), code=_code(name).to(moment.device), blocksize=BLOCK
+        moment.contiguous(), code=_code(name, moment.device), blocksize=BLOCK
     )
     state[name], state[f"{name}_absmax"] = codes, scales.absmax
 
 
 @functools.cache
-def _code(name: str) -> Tensor:
-    """Return the 256 values of a byte; the second moment has no sign."""
+def _code(name: str, device: torch.device) -> Tensor:
+    """Return the 256 values of a byte on a device; the second moment has no sign."""
     code: Tensor = _packing().create_dynamic_map(signed=name == "exp_avg")
-    return code
+    return code.to(device)
 
 
 @functools.cache
