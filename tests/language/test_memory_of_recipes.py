@@ -328,13 +328,30 @@ def test_the_largest_batches(talker: Path) -> None:
 
 
 def test_scored_batches_hold_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "NUMBERS", 100)
     monkeypatch.setattr(scores, "ROWS", 3)
     lengths = [9, 2, 30, 2, 2, 2, 9]
-    found = scores.batches(lengths, 5)
+    found = scores.batches(lengths, 5, 100)
     assert sorted(index for part in found for index in part) == list(range(7))
     assert [[lengths[index] for index in part] for part in found] == [[2, 2, 2], [2, 9], [9], [30]]
-    assert scores.batches([], 5) == []
+    assert scores.batches([], 5, 100) == []
+
+
+@pytest.mark.parametrize(("gib", "numbers"), [(8, 1 << 26), (20, 1 << 27), (141, 1 << 28)])
+def test_a_gpu_with_more_memory_scores_more_at_once(
+    gib: int, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, gib << 30))
+    assert scores.room(gpu=True) == numbers
+    assert scores.room(gpu=False) == 1 << 26
+
+
+def test_the_estimate_counts_the_batches_that_a_gpu_scores(
+    talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 << 30))
+    found = of_answers(recipe_of(talker), [(5, 0)], [(4000, 0)] * 20, [], vocabulary=5000)
+    assert found.scored == Shape(13, 4000)
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ from deltaw.language.encoding.labelling import MASKED
 from deltaw.train.distributed.dividing import divided
 from deltaw.train.metrics import REPLICAS, Score
 
-NUMBERS = 1 << 26
-"""Logits that are held at once."""
+NUMBERS, GPU_NUMBERS = 1 << 26, 1 << 28
+"""Logits that are held at once, and on a GPU at most."""
+GPU_SHARE = 160
+"""Bytes of a GPU for each of them."""
 ROWS = 64
 DRAWN = 1_500_000
 """Numbers that are drawn at once."""
@@ -37,7 +39,7 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
     training = model.training
     model.eval()
     lengths = [max(len(row.input_ids), len(row.labels)) for row in rows]
-    pieces = batches(lengths, vocabulary)
+    pieces = batches(lengths, vocabulary, room(device.type == "cuda"))
 
     def of(some: Sequence[int]) -> Sums:
         batch = padding([_as_row(rows[index]) for index in some])
@@ -58,12 +60,19 @@ def measured(model: nn.Module, rows: Sequence[Row], padding: Padding) -> Sums:
     return found
 
 
-def batches(lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
+def room(gpu: bool) -> int:
+    """Return how many logits are held at once; a GPU with more memory holds more of them."""
+    if not gpu:
+        return NUMBERS
+    return min(GPU_NUMBERS, max(NUMBERS, torch.cuda.mem_get_info()[1] // GPU_SHARE))
+
+
+def batches(lengths: Sequence[int], vocabulary: int, numbers: int = NUMBERS) -> list[list[int]]:
     """Return the numbers of all rows, shortest first, cut where logits would be too many."""
     found: list[list[int]] = [[]]
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         last = found[-1]
-        full = (len(last) + 1) * lengths[index] * vocabulary > NUMBERS or len(last) == ROWS
+        full = (len(last) + 1) * lengths[index] * vocabulary > numbers or len(last) == ROWS
         if last and full:
             found.append([])
         found[-1].append(index)

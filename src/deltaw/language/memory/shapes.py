@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from deltaw.language import scores
 from deltaw.train.batches import EpochSampler
 from deltaw.train.data.wording import counted
@@ -64,8 +66,10 @@ def of_answers(
 ) -> Batches:
     """Return the largest batches of rows of a language model; `known` is scored before training."""
 
+    room = scores.room(torch.cuda.is_available())
+
     def largest(rows: Sequence[Sides]) -> Shape | None:
-        cut = scores.batches([max(sides) for sides in rows], vocabulary)
+        cut = scores.batches([max(sides) for sides in rows], vocabulary, room)
         return _largest([[rows[index] for index in part] for part in cut]) if cut else None
 
     return Batches(_trained(recipe, trained, longest_first=True), largest(scored), largest(known))
