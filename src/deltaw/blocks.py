@@ -155,18 +155,18 @@ def _eps(module: Any) -> float | None:
 
 def _probe(like: Tensor, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, width, generator=generator).to(like.device, like.dtype)
+    return torch.randn(3, width, generator=generator, device="cpu").to(like.device, like.dtype)
 
 
 def _same(module: nn.Module, x: Tensor, other: Callable[[], Tensor]) -> bool:
     """Tell whether the module's own output is the other one, bit for bit."""
     if x.is_meta or not x.is_floating_point():
         return False
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        try:
+    devices = [x.device] if x.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices):
             mine = origin_of(module).forward(module, x)
-        except (TypeError, RuntimeError, ValueError):
-            return False
-        torch.manual_seed(0)
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    with torch.random.fork_rng(devices):
         return isinstance(mine, Tensor) and torch.equal(mine, other())

@@ -161,8 +161,9 @@ def gradients(model: nn.Module, calibration: Calibration, layers: Layers) -> Run
 def _rows(layer: AdaptedLayer, x: Tensor, shown: Tensor | None) -> Tensor:
     """Return what A multiplies, as rows (N, in): of a convolution the patches of all groups."""
     if layer.kind in ("linear", "conv1d"):
-        counts = shown is not None and shown.shape == x.shape[:-1]
-        return x[shown] if counts else x.reshape(-1, x.shape[-1])
+        if shown is not None and shown.shape == x.shape[:-1]:
+            return x[shown.to(x.device)]
+        return x.reshape(-1, x.shape[-1])
     into, groups = layer.shape(WEIGHT)[1], getattr(layer, "groups", 1)
     eye = torch.eye(into, dtype=x.dtype, device=x.device)
     y = layer.low_rank(x, eye, eye.repeat(groups, 1), 1.0, WEIGHT)

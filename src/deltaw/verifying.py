@@ -161,7 +161,7 @@ def _random_deltas(found: Mapping[str, Adapter]) -> Iterator[None]:
             for parameter in adapter.parameters():
                 if parameter.requires_grad or not parameter.any() or adapter.replaces:
                     before.append((parameter, parameter.clone()))
-                    noise = torch.randn(parameter.shape, generator=generator) * 1e-2
+                    noise = torch.randn(parameter.shape, generator=generator, device="cpu") * 1e-2
                     parameter.add_(noise.to(parameter))
         try:
             with torch.enable_grad():

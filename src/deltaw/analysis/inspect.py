@@ -133,10 +133,10 @@ def delta_norm(layer: LayerState, slot: str) -> float:
 
 
 def _dora_norm(layer: LayerState, slot: str, W: Tensor) -> float:
-    """Return ‖m V / ‖V‖ - W‖_F for V = W + scale B A, in float64."""
-    A = layer.tensors[f"{slot}.lora_A"].to(torch.float64).flatten(1)
-    B = layer.tensors[f"{slot}.lora_B"].to(torch.float64).flatten(1)
-    m = layer.tensors[f"{slot}.lora_magnitude_vector"].to(torch.float64)
+    """Return ‖m V / ‖V‖ - W‖_F for V = W + scale B A, where W is and in its dtype."""
+    A = layer.tensors[f"{slot}.lora_A"].to(W).flatten(1)
+    B = layer.tensors[f"{slot}.lora_B"].to(W).flatten(1)
+    m = layer.tensors[f"{slot}.lora_magnitude_vector"].to(W)
     V = W + layer.scale * B @ A
     return float((m.unsqueeze(1) * V / V.norm(dim=1, keepdim=True) - W).norm())
 

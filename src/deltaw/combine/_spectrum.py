@@ -95,7 +95,7 @@ def of_matrix(M: Tensor, limit: Limit, exact: bool = False, seed: int = 0) -> Sp
 
 
 def _sketch(M: Tensor, width: int, generator: torch.Generator) -> Spectrum:
-    Q = torch.randn(M.shape[1], width, generator=generator, dtype=M.dtype)
+    Q = torch.randn(M.shape[1], width, generator=generator, dtype=M.dtype, device="cpu")
     for _ in range(POWERS):
         Q = torch.linalg.qr(M.T @ torch.linalg.qr(M @ Q)[0])[0]
     Q = torch.linalg.qr(M @ Q)[0]

@@ -61,5 +61,6 @@ def dare(
 
 def drop(delta: Tensor, density: float, generator: torch.Generator) -> Tensor:
     """Return `delta` with elements dropped at random and the rest divided by `density`."""
-    kept = torch.rand(delta.shape, generator=generator, dtype=torch.float64) < density
-    return torch.where(kept, delta / density, 0)
+    shape, dtype = delta.shape, torch.float64
+    drawn = torch.rand(shape, generator=generator, dtype=dtype, device="cpu")
+    return torch.where(drawn < density, delta / density, 0)

@@ -18,7 +18,7 @@ def probe_tokens(config: Any) -> Tensor:
     limit = getattr(text, "max_position_embeddings", None) or 2 * LENGTH
     length = min(LENGTH, max(1, limit // 2))
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(text.vocab_size, (ROWS, length), generator=generator)
+    return torch.randint(text.vocab_size, (ROWS, length), generator=generator, device="cpu")
 
 
 @torch.no_grad()

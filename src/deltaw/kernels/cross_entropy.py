@@ -22,6 +22,9 @@ CHUNK_BYTES = 64 << 20
 CHUNK_ROWS = 128, 512
 """A chunk's logits take so many bytes, within so many rows: fewer make the product read W again and
 again, more bring no further gain and take new memory from the system; measured on CPU."""
+GPU_BYTES = 256 << 20
+GPU_ROWS = 512, 4096
+"""The same on other devices, whose products are faster the more rows they have."""
 BLOCK_BYTES = 1 << 20
 
 
@@ -51,7 +54,7 @@ class _Loss(torch.autograd.Function):
         W = W.to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
         rows = (labels != IGNORED).nonzero().squeeze(1)
-        chunk = _fitting(CHUNK_BYTES, len(W) * dtype.itemsize, CHUNK_ROWS)
+        chunk = _chunk(device, len(W) * dtype.itemsize)
         total = torch.zeros((), dtype=wide, device=device)
         wanted = ctx.needs_input_grad[0]
         gradient = h.new_empty((len(rows) if wanted else 0, W.shape[1]), dtype=dtype)
@@ -97,6 +100,13 @@ def _to_gradient(z: Tensor, labels: Tensor, wide: torch.dtype) -> Tensor:
         if x is not part:
             part.copy_(x)
     return total
+
+
+def _chunk(device: torch.device, row_bytes: int) -> int:
+    """Return how many rows go through the head at once."""
+    if device.type == "cpu":
+        return _fitting(CHUNK_BYTES, row_bytes, CHUNK_ROWS)
+    return _fitting(GPU_BYTES, row_bytes, GPU_ROWS)
 
 
 def _fitting(budget: int, row_bytes: int, limits: tuple[int, int]) -> int:

@@ -43,7 +43,7 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = _shuffled(len(self.lengths), generator)
         if not self.bucketed:
             return iter(self._started(order, order))
         size = self.batch_size
@@ -53,7 +53,7 @@ class EpochSampler(Sampler[int]):
             rows = sorted(order[start : start + span], key=self.lengths.__getitem__)
             batches += [rows[i : i + size] for i in range(0, len(rows), size)]
         last = [batches.pop()] if len(order) % size else []
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        shuffled = _shuffled(len(batches), generator)
         ordered = self._started([batches[i] for i in shuffled], [batches[i][-1] for i in shuffled])
         return iter([row for batch in [*ordered, *last] for row in batch])
 
@@ -76,10 +76,16 @@ class SteadyBatches(EpochSampler):
         rows, size = range(len(self.lengths)), self.batch_size
         batches = [rows[at : at + size] for at in range(0, len(rows), size)]
         last = [batches.pop()] if len(rows) % size else []
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        shuffled = _shuffled(len(batches), generator)
         longest = [max(batches[i], key=self.lengths.__getitem__) for i in shuffled]
         ordered = self._started([batches[i] for i in shuffled], longest)
         return iter([row for batch in [*ordered, *last] for row in batch])
+
+
+def _shuffled(count: int, generator: torch.Generator) -> list[int]:
+    """Return the numbers below `count` in a random order."""
+    order: list[int] = torch.randperm(count, generator=generator, device="cpu").tolist()
+    return order
 
 
 def padded_tokens(order: EpochSampler, lengths: Sequence[int] | None = None) -> list[int]:
