@@ -57,6 +57,7 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[str,
         assert kind is not None
         rebind = clear_bound_forward(layer, path)
         W = storage.read(layer).to(dtype or storage.dtype(layer) or usual)
+        storage.unsettle(layer)
         for brought in storage.brings:
             vars(layer).pop(brought, None)
         layer.__class__ = kind

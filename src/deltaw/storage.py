@@ -61,6 +61,10 @@ class Storage(ABC):
         """Make the layer keep the bits of its weight in every forward pass, as most do."""
         return
 
+    def unsettle(self, layer: nn.Module) -> None:
+        """Undo `settle` on a layer that gets a dense weight."""
+        return
+
     def held(self, layer: nn.Module) -> nn.Parameter:
         """Return the parameter with all that makes up the weight."""
         weight = layer._parameters["weight"]

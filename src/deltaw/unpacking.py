@@ -82,6 +82,7 @@ def replace_packed(layer: AdaptedLayer, new: nn.Parameter) -> None:
         plain = storage.plain(layer)
         assert plain is not None
         own = vars(layer)
+        storage.unsettle(layer)
         attributes = {name: own.pop(name) for name in storage.brings if name in own}
         packed = Packed(storage, type(layer).origin, attributes)
         _become(layer, plain)
@@ -106,6 +107,7 @@ def pack_again(layer: AdaptedLayer, packed: Packed) -> None:
     vars(layer).update(packed.attributes)
     layer.storage = packed.storage
     _become(layer, packed.origin)
+    packed.storage.settle(layer)
 
 
 def _become(layer: AdaptedLayer, origin: type[nn.Module]) -> None:

@@ -2,7 +2,8 @@
 
 Source: LLM.int8(), arXiv 2208.07339, section 2.1. In evaluation, and on a GPU in training too,
 bitsandbytes rounds the input to 8 bits as well, so the product is not W x to the last bits; its
-gradient is that of W x. On a CPU training multiplies by the unpacked weight.
+gradient is that of W x. On a CPU training multiplies by the unpacked weight. Its scales, and a
+second name of its bits, stay behind when the model is moved: here they follow the weight.
 """
 
 from collections.abc import Mapping
@@ -58,6 +59,7 @@ class Bnb8(Packer):
 
     def held(self, layer: nn.Module) -> nn.Parameter:
         """Return the parameter with its scales, from where the next forward pass takes them."""
+        _follow(layer)
         weight: Any = super().held(layer)
         if weight.CB is None:
             state: Any = layer.state
@@ -75,6 +77,29 @@ class Bnb8(Packer):
             *W.shape[::-1], bias=False, has_fp16_weights=False, device="meta"
         )
         _bnb.take(layer, made, self.brings, _packed(W))
+        self.settle(layer)
+
+    def settle(self, layer: nn.Module) -> None:
+        """Keep all that makes up the weight on one device."""
+        if _follow not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_follow)
+
+    def unsettle(self, layer: nn.Module) -> None:
+        """Take the hook off."""
+        hooks = layer._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _follow]:
+            del hooks[key]
+
+
+def _follow(layer: nn.Module, *_: Any) -> None:
+    """Bring what was left behind on another device to where the weight was moved."""
+    weight: Any = layer._parameters[WEIGHT]
+    state: Any = vars(layer).get("state")
+    if state is None or weight.is_meta:
+        return
+    for held in (weight, state):
+        if held.CB is not None and held.CB.device != weight.device:
+            held.CB, held.SCB = weight.data, held.SCB.to(weight.device)
 
 
 def _packed(W: Tensor) -> Any:
