@@ -14,14 +14,22 @@ def mark(weights: Mapping[str, Tensor]) -> str | None:
     """Return `dtype/rows:digest` over rows of these weights by name, None where there are none.
 
     Some rows of each weight are looked at, at equal distances: another base differs in all of them,
-    and a model of any size takes milliseconds.
+    and a model of any size takes milliseconds. The dtype of packed weights names their device too
+    where that is not the CPU: its kernels may have rounded them otherwise, and only marks of the
+    same dtypes are compared.
     """
     digest = hashlib.sha256()
     for name, weight in weights.items():
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         digest.update(raw(some_rows(weight)))
-    dtypes = ",".join(sorted({str(weight.dtype) for weight in weights.values()}))
-    return f"{dtypes.replace('torch.', '')}/{ROWS} rows:{digest.hexdigest()}" if weights else None
+    kinds = ",".join(sorted(set(map(_kind, weights.values()))))
+    return f"{kinds}/{ROWS} rows:{digest.hexdigest()}" if weights else None
+
+
+def _kind(weight: Tensor) -> str:
+    dtype, device = str(weight.dtype).removeprefix("torch."), weight.device.type
+    packed = not weight.is_floating_point() and device != "cpu"
+    return f"{dtype} on {device}" if packed else dtype
 
 
 def raw(tensor: Tensor) -> bytes:

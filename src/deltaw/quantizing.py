@@ -35,19 +35,23 @@ def quantize(
     *,
     exclude_modules: Sequence[str] = (),
     double_quantization: bool | None = None,
+    device: torch.device | str | None = None,
 ) -> tuple[str, ...]:
     """Pack the weights of the linear layers of `model` in place; return their paths.
 
-    The layers stay where they are, with their names, biases and hooks. Left as they are: output
+    The layers stay what they are, with their names, biases and hooks. Left as they are: output
     heads and new heads, which lose most; subclasses of `nn.Linear`; what torch or transformers
     reads past its forward; what is packed already; and layers whose adapter has absorbed its start.
     Models that transformers quantises while it loads them need no such step.
 
     Args:
-        model: the model, with its weights, on the device it will be used on.
+        model: the model, with its weights.
         kind: `"nf4"`, `"fp4"` or `"int8"` by bitsandbytes, `"torchao-int8"` or `"torchao-int4"`.
         exclude_modules: names of further modules to leave as they are, with all that is in them.
         double_quantization: whether the scales of nf4 and fp4 are packed too; None is yes.
+        device: where each layer is packed and stays, one after another, so that a GPU needs room
+            for what is packed and one full layer; None is where it is. It should be the device
+            that the model will be used on.
 
     Raises:
         ConfigError: if there is no such kind, or its package is not installed.
@@ -70,12 +74,15 @@ def quantize(
     misses = [n for n in exclude_modules if not any(ends_with(path, n) for path in modules)]
     problems = [f"exclude_modules {n!r} matches nothing{nearest(n, list(modules))}" for n in misses]
     layers = dict(to_pack(model, exclude_modules))
-    problems += [f"{p}: {why}" for p, layer in layers.items() for why in misfits(layer, kind)]
+    for path, layer in layers.items():
+        problems += [f"{path}: {why}" for why in misfits(layer, kind, device)]
     problems += _tied(modules, layers)
     fix = "leave such layers out with exclude_modules, or choose another kind."
     raise_all(TargetError, f"The model cannot be packed in {kind}:", problems, fix)
     rebinds = [clear_bound_forward(layer, path) for path, layer in layers.items()]
     for layer, rebind in zip(layers.values(), rebinds, strict=True):
+        if device is not None:
+            layer.to(device)
         storage.pack(layer, kind, double_quantization is not False)
         rebind()
     return tuple(layers)
@@ -156,13 +163,14 @@ def to_pack(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[tuple[str
             yield path, layer
 
 
-def misfits(layer: nn.Linear, kind: str) -> list[str]:
-    """Return the reasons why the dense weight of a layer cannot be packed in that kind."""
+def misfits(layer: nn.Linear, kind: str, device: torch.device | str | None = None) -> list[str]:
+    """Return why the weight of a layer cannot be packed in that kind, there or where it is."""
     if layer.weight.is_meta:
         return ["its weight is on the meta device; load the weights first"]
     if layer.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return [f"its weight is {layer.weight.dtype}, and only up to 32 bits can be packed"]
-    return kinds()[kind].misfits(layer, kind)
+    where = layer.weight.device if device is None else torch.device(device)
+    return kinds()[kind].misfits(layer, kind, where)
 
 
 def _tied(modules: dict[str, nn.Module], layers: dict[str, nn.Linear]) -> list[str]:

@@ -78,8 +78,8 @@ class Packer(Storage):
     kinds: ClassVar[tuple[str, ...]]
 
     @abstractmethod
-    def misfits(self, layer: nn.Linear, kind: str) -> list[str]:
-        """Return the reasons why the dense weight of a linear layer cannot be packed."""
+    def misfits(self, layer: nn.Linear, kind: str, device: torch.device) -> list[str]:
+        """Return the reasons why the dense weight of a linear layer cannot be packed there."""
 
     @abstractmethod
     def pack(self, layer: nn.Linear, kind: str, double: bool) -> None:

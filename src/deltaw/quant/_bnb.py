@@ -5,6 +5,7 @@ import logging
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 from deltaw.geometry import WEIGHT
@@ -36,11 +37,10 @@ def refusals(layer: nn.Module) -> list[str]:
     return ["only linear layers can be adapted where the weight is packed"]
 
 
-def misfits(layer: nn.Linear) -> list[str]:
-    """Return the reasons against packing the weight of `layer` where it is."""
-    device = layer.weight.device.type
-    if device not in library().supported_torch_devices:
-        return [f"bitsandbytes has no kernel for the device {device}"]
+def misfits(device: torch.device) -> list[str]:
+    """Return the reasons against packing a weight there."""
+    if device.type not in library().supported_torch_devices:
+        return [f"bitsandbytes has no kernel for the device {device.type}"]
     return []
 
 

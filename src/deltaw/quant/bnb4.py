@@ -79,10 +79,10 @@ class Bnb4(Packer):
         """Keep bitsandbytes from repacking the weight in a forward pass."""
         vars(layer)["support_avx512bf16_for_cpu"] = False
 
-    def misfits(self, layer: nn.Linear, kind: str) -> list[str]:
+    def misfits(self, layer: nn.Linear, kind: str, device: torch.device) -> list[str]:
         """Refuse an odd width, for which bitsandbytes compiles a routine of its own."""
         odd = layer.weight.shape[1] % 2 == 1
-        return _bnb.misfits(layer) + ["its input has an odd width"] * odd
+        return _bnb.misfits(device) + ["its input has an odd width"] * odd
 
     def pack(self, layer: nn.Linear, kind: str, double: bool) -> None:
         """Pack in blocks of 64; products are computed in the dtype that the weight had."""

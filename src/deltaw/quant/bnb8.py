@@ -66,9 +66,9 @@ class Bnb8(Packer):
             weight.CB, weight.SCB = state.CB, state.SCB
         return weight  # type: ignore[no-any-return]
 
-    def misfits(self, layer: nn.Linear, kind: str) -> list[str]:
+    def misfits(self, layer: nn.Linear, kind: str, device: torch.device) -> list[str]:
         """Refuse a device without kernels."""
-        return _bnb.misfits(layer)
+        return _bnb.misfits(device)
 
     def pack(self, layer: nn.Linear, kind: str, double: bool) -> None:
         """Pack by rows."""

@@ -21,6 +21,8 @@ from deltaw.swap import origin_of
 
 INT8, INT4 = "torchao-int8", "torchao-int4"
 GROUP = 64
+AMPERE = 8
+"""The compute capability from which on a GPU has the int4 kernel."""
 
 
 class TorchAO(Packer):
@@ -80,20 +82,22 @@ class TorchAO(Packer):
             return []
         return ["only linear layers can be adapted where the weight is packed"]
 
-    def misfits(self, layer: nn.Linear, kind: str) -> list[str]:
+    def misfits(self, layer: nn.Linear, kind: str, device: torch.device) -> list[str]:
         """Refuse what torchao has no kernel for."""
         _library()
         if kind == INT8:
             return []
         out, into = layer.weight.shape
-        device, dtype = layer.weight.device.type, layer.weight.dtype
         reasons = [f"its input is no multiple of {GROUP}"] * (into % GROUP > 0)
-        if device not in ("cpu", "cuda"):
-            reasons.append(f"torchao has no int4 kernel for the device {device}")
-        if device == "cpu" and out % 16:
-            reasons.append("its output is no multiple of 16")
-        if device == "cuda" and dtype != torch.bfloat16:
+        if device.type == "cpu":
+            return reasons + ["its output is no multiple of 16"] * (out % 16 > 0)
+        if device.type != "cuda":
+            return [*reasons, f"torchao has no int4 kernel for the device {device.type}"]
+        if layer.weight.dtype != torch.bfloat16:
+            dtype = layer.weight.dtype
             reasons.append(f"it is in {dtype}, and the int4 kernel of a GPU takes bfloat16")
+        if torch.cuda.get_device_capability(device)[0] < AMPERE:
+            reasons.append("the int4 kernel takes a GPU of compute capability 8.0 or more")
         return reasons
 
     def pack(self, layer: nn.Linear, kind: str, double: bool) -> None:
