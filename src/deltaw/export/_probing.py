@@ -23,12 +23,13 @@ def probe_tokens(config: Any) -> Tensor:
 
 @torch.no_grad()
 def answers(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the logits, or without a head the last hidden states, in float32."""
+    """Return the logits, or without a head the last hidden states, in float32 on the CPU."""
+    tokens = tokens.to(next(model.parameters()).device)
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if model.config.is_encoder_decoder:  # type: ignore[union-attr]
         batch["decoder_input_ids"] = tokens
     output: Tensor = model(**batch)[0]
-    return output.float()
+    return output.float().cpu()
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -34,7 +34,7 @@ def write(order: Order) -> Told:
     """
     source = order.source
     model: Any = adapted(source, order.dtype)
-    dtype = dtype_of(model)
+    dtype, device = dtype_of(model), next(model.parameters()).device
     tokens = probe_tokens(model.config)
     before = answers(model, tokens)
     moved = None if _absorbed(source) else largest(before, _of_base(model, tokens))
@@ -47,7 +47,7 @@ def write(order: Order) -> Told:
         model.save_pretrained(order.folder)
         kind = type(model)
         del model
-        merged = kind.from_pretrained(order.folder, dtype="auto").eval()
+        merged = kind.from_pretrained(order.folder, dtype="auto").to(device).eval()
     difference, size = largest(answers(merged, tokens), before), rms(before)
     allowed = ROUNDED if _rounds_inputs(source) else tolerance(dtype)
     if not difference <= allowed * max(1.0, size):

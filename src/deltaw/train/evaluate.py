@@ -17,7 +17,6 @@ from deltaw.train.data.table import read_data
 from deltaw.train.escape import printable
 from deltaw.train.metrics import Score
 from deltaw.train.opened import Opened, open_run
-from deltaw.train.placing import place
 from deltaw.train.reading import read
 from deltaw.train.recipe import Recipe
 from deltaw.train.scores import evaluate, table
@@ -39,7 +38,7 @@ def evaluate_run(
     rows, _ = encode(opened.tokenizer, examples, opened.recipe.max_length)
     console.field("run", f"{opened.shown}, {opened.merge() if merge else 'adapter not merged'}")
     task = opened.task
-    found = evaluate(place(opened.model), rows, Collator(opened.tokenizer), task)
+    found = evaluate(opened.model, rows, Collator(opened.tokenizer), task)
     console.field("data", f"{found.rows:,} {what}")
     if warning:
         console.field("WARNING", warning)

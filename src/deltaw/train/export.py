@@ -18,6 +18,7 @@ from deltaw.train.methods import IN_PLACE
 from deltaw.train.model import quiet, save_tokenizer
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.packing import packing
+from deltaw.train.placing import place
 from deltaw.train.scores import logits
 from deltaw.train.tokens import encode
 
@@ -61,10 +62,11 @@ def merge_run(
     with quiet(), staging.staged(out) as partial:
         opened.model.save_pretrained(partial)  # type: ignore[operator]
         save_tokenizer(opened.tokenizer, partial)
+        opened.model.cpu()  # makes room for the other
         plain = transformers.AutoModelForSequenceClassification.from_pretrained(
             partial, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
-        difference = (_probe(opened, plain) - before).abs().max().item()
+        difference = (_probe(opened, place(plain)) - before).abs().max().item()
         size = before.square().mean().sqrt().item()
         tolerance = ROUNDED if packing(opened.recipe) == "int8" else TOLERANCE
         if not difference <= tolerance * max(1.0, size):

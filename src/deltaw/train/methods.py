@@ -1,7 +1,7 @@
 """What each `method` trains: adapters beside frozen weights, or the weights themselves."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from deltaw.patterns import within
 from deltaw.plans import Plan
 from deltaw.train.escape import printable
 from deltaw.train.optimizer import movement
-from deltaw.train.packing import absorbing, pack
+from deltaw.train.packing import absorbing, move, pack
 from deltaw.train.recipe import Recipe
 
 IN_PLACE = frozenset({"full", "freeze"})
@@ -140,13 +140,25 @@ def adapt(
     """Pack the weights as the recipe says and `prepare` the model, in the order that it asks for.
 
     A start that is absorbed is taken out of the full weights, and what is left of them is packed.
+    All is done on the GPU where there is one with room for it.
+
+    Raises:
+        RunError: what `prepare` raises, or if the GPU has no room.
     """
     if not recipe.absorb:
         pack(model, recipe, untrained)
-    found = prepare(model, recipe, untrained, data, loss)
+    move(model, recipe)
+    found = prepare(model, recipe, untrained, _beside(model, data), loss)
     if recipe.absorb:
         pack(model, recipe, untrained)
     return found
+
+
+def _beside(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches on the device of the model."""
+    for batch in batches:
+        device = next(model.parameters()).device
+        yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def norms_of(model: nn.Module) -> list[str]:

@@ -15,7 +15,8 @@ from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_config, load_model, load_tokenizer
-from deltaw.train.packing import absorbing, pack, packing
+from deltaw.train.packing import absorbing, move, pack, packing
+from deltaw.train.placing import place
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import RECIPE, read_recipe, read_results
 
@@ -95,6 +96,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
         require_base(loaded, source, recipe)
         if not recipe.absorb:
             pack(loaded, recipe, untrained)
+        move(loaded, recipe)
         try:
             deltaw.load(loaded, folder, ADAPTER, absorb=absorbing(recipe))
         except FormatError as error:
@@ -104,7 +106,7 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
             ) from error
         if recipe.absorb:
             pack(loaded, recipe, untrained)
-    loaded.eval()
+    place(loaded).eval()
     return Opened(folder, recipe, loaded, tokenizer, labels, task)
 
 

@@ -18,7 +18,6 @@ from deltaw.train.data.folder import ENDINGS
 from deltaw.train.data.table import read_rows
 from deltaw.train.escape import printable
 from deltaw.train.opened import Opened, open_run
-from deltaw.train.placing import place
 from deltaw.train.scores import logits
 from deltaw.train.tokens import encode
 
@@ -48,7 +47,6 @@ def predict_run(
     opened = open_run(folder, model=model, trust_remote_code=trust_remote_code)
     if merge:
         opened.merge()
-    place(opened.model)
     columns = opened.recipe.text or ["text"]
     if file is not None:
         _predict_file(opened, file, columns, output)

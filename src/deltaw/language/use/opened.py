@@ -20,7 +20,7 @@ from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
 from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import load_tokenizer
-from deltaw.train.packing import absorbing, pack
+from deltaw.train.packing import absorbing, move, pack
 from deltaw.train.placing import place
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import read_recipe, read_results
@@ -88,6 +88,7 @@ def open_language(
         require_base(base, source, recipe)
         if not recipe.absorb:
             pack(base, recipe, ())
+        move(base, recipe)
         try:
             deltaw.load(base, folder, ADAPTER, absorb=absorbing(recipe))
         except FormatError as error:
