@@ -4,12 +4,16 @@ from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from accelerate.data_loader import prepare_data_loader
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from deltaw.errors import ConfigError, RunError, raise_all
 from deltaw.train.batches import EpochSampler
+from deltaw.train.checkpoint import changing
 from deltaw.train.distributed import processes
 from deltaw.train.distributed.sharding import Sharded, keep_full
 from deltaw.train.distributed.shares import WEIGHT, ShareSampler, joined, loader
@@ -19,6 +23,23 @@ from deltaw.train.recipe import Recipe
 
 NOTHING = -100
 """A label that is not learnt."""
+
+
+def agree(model: nn.Module) -> None:
+    """Give the adapters of the first process to all, and tell DDP what it need not send.
+
+    That is packed weights of torchao, which it cannot read, and frozen starts, which it would send
+    in every forward pass.
+    """
+    with torch.no_grad():
+        for name, tensor in changing(model).items():
+            if ".adapter." in name:
+                sent = tensor.detach().contiguous()
+                dist.broadcast(sent, 0)
+                tensor.copy_(sent)
+    packed = [n for n, p in model.named_parameters() if is_traceable_wrapper_subclass(p)]
+    starts = [n for n, _ in model.named_buffers() if ".adapter." in n and ".start_" in n]
+    model._ddp_params_and_buffers_to_ignore = packed + starts  # type: ignore[assignment]
 
 
 def _as_it_is(values: Any) -> Any:
@@ -82,6 +103,7 @@ class SharedTraining(Guarded):
         self._joined = together or 1
         self.args.gradient_accumulation_steps = accumulated // self._joined
         self.accelerator.ddp_handler.find_unused_parameters = self._may_rest()
+        agree(self.model)
 
     def _may_rest(self) -> bool:
         """Tell whether a step may leave out trained weights; of adapters all were tried."""
