@@ -212,6 +212,7 @@ def arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         label_names=["labels"],
         log_level_replica="passive",
         **{CHECKPOINTING: recipe.gradient_checkpointing},

@@ -42,6 +42,9 @@ from deltaw.train.saved import checkpoints_in
 class ExactCheckpoints(Trainer):
     """Atomic checkpoints of the trainable tensors only, exact resume, and a watch on NaN."""
 
+    _unchecked: torch.Tensor | float = 0.0
+    """The sum of a step's losses on a GPU, which has to come to rest whenever one is looked at."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.store_flos()
         folder = Path(self._get_output_dir(trial))
@@ -109,6 +112,7 @@ class ExactCheckpoints(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        self._unchecked = 0.0
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -126,10 +130,18 @@ class ExactCheckpoints(Trainer):
         return position
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run one forward and backward pass; raise `DivergedError` on a loss that is no number."""
+        """Run one forward and backward pass.
+
+        Raises:
+            DivergedError: on a loss that is no number; on a GPU at the end of the step.
+        """
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if processes.count() == 1:  # else the others would wait for this one: see the gradient
+        if processes.count() > 1:  # the others would wait for this one: see the gradient
+            return loss
+        if loss.device.type == "cpu":
             self.require_finite(loss, "The loss", self.state.global_step + 1)
+        else:
+            self._unchecked = self._unchecked + loss
         return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -141,6 +153,8 @@ class ExactCheckpoints(Trainer):
         return found
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        losses, self._unchecked = torch.as_tensor(self._unchecked), 0.0
+        self.require_finite(losses, "The loss", self.state.global_step + 1)
         norm = full(super()._get_grad_norm(model, grad_norm))
         if norm is not None and self.accelerator.scaler is None:
             self.require_finite(torch.as_tensor(norm), "The gradient", self.state.global_step + 1)

@@ -122,8 +122,15 @@ class SharedTraining(Guarded):
             equal=self.loss_over == "rows",
             joined=self._joined,
         )
-        batches = loader(self.train_dataset, shares, self.data_collator)
-        return prepare_data_loader(batches, num_processes=1, process_index=0)
+        gpu = torch.cuda.is_available()
+        return prepare_data_loader(
+            loader(self.train_dataset, shares, self.data_collator),
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=gpu,
+            non_blocking=gpu,
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return all rows that are evaluated, in every process."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deltaw.train.batches import EpochSampler
@@ -107,4 +108,9 @@ def loader(
     def weighted(items: list[tuple[Any, float]]) -> dict[str, Any]:
         return {**collate([row for row, _ in items]), WEIGHT: items[0][1]}
 
-    return DataLoader(_Placed(rows), batch_sampler=sampler, collate_fn=weighted)
+    return DataLoader(
+        _Placed(rows),
+        batch_sampler=sampler,
+        collate_fn=weighted,
+        pin_memory=torch.cuda.is_available(),
+    )
