@@ -7,7 +7,7 @@ from torch import nn
 
 import deltaw
 from deltaw.errors import TargetError
-from deltaw.fingerprint import _kind
+from deltaw.marks import _kind
 from deltaw.quant import kinds
 
 
