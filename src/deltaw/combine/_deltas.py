@@ -123,8 +123,8 @@ def _gained(layer: LayerState, found: Mapping[Key, Product], matrix: Matrix) -> 
         own = {key: part for key, part in found.items() if key[0] == slot}
         if not own:
             rows, width = matrix_shape(layer, slots(layer)[0])
-            nothing = torch.zeros(rows, 0, dtype=torch.float64)
-            own = {(slot, 0): Product(nothing, nothing.new_zeros(0, width))}
+            L = next(iter(found.values())).L
+            own = {(slot, 0): Product(L.new_zeros(rows, 0), L.new_zeros(0, width))}
         m = layer.tensors.get(f"{slot}.{MAGNITUDE}")
         gains: list[Tensor | None] = [None] * len(own)
         if m is not None:
