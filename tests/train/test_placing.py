@@ -170,3 +170,18 @@ def test_an_adapter_that_cannot_be_merged_for_want_of_memory_stays_beside(
     recipe = parse({"model": str(tiny / "model"), "data": str(tiny / "data.csv")})
     with merged.merged(nn.Linear(2, 2), recipe) as done:
         assert done == "adapter not merged: CUDA out of memory"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("supported", [True, False])
+def test_float32_on_a_gpu_that_has_bfloat16_is_said(
+    tiny: Path, bf16: bool, supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recipe = fitted(tiny, bf16=bf16)
+    assert methods._precision(recipe) == []
+    monkeypatch.setattr(methods, "move", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    _, warnings = methods.adapt(model, recipe)
+    said = [w for w in warnings if w.endswith("Fix: bf16=true")]
+    assert len(said) == (supported and not bf16)

@@ -148,10 +148,22 @@ def adapt(
     if not recipe.absorb:
         pack(model, recipe, untrained)
     move(model, recipe)
-    found = prepare(model, recipe, untrained, _beside(model, data), loss)
+    adapted, warnings = prepare(model, recipe, untrained, _beside(model, data), loss)
     if recipe.absorb:
         pack(model, recipe, untrained)
-    return found
+    return adapted, (*warnings, *_precision(recipe))
+
+
+def _precision(recipe: Recipe) -> list[str]:
+    """Return a warning where the GPU would do better in another dtype."""
+    if recipe.bf16 or not torch.cuda.is_available():
+        return []
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return []
+    return [
+        "float32 takes several times the time and twice the memory of bfloat16 on this GPU.\n"
+        "Fix: bf16=true"
+    ]
 
 
 def _beside(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
