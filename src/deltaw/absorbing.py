@@ -12,7 +12,7 @@ from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, MergeError, raise_all
 from deltaw.fitting import Fit, Fits
 from deltaw.inits import at_zero, kind_of
-from deltaw.kernels.merge import is_finite
+from deltaw.kernels.merge import exactly, is_finite
 from deltaw.layer import AdaptedLayer
 from deltaw.offload import is_sharded
 from deltaw.planning import base_modules, look
@@ -132,18 +132,19 @@ class Absorption:
         """Return W - s B0 A0, rounded once to W's dtype, or exact where it is to be packed."""
         W = layer.frozen(holder).detach() if layer.storage is None else layer.dense()
         wide = torch.promote_types(torch.float32, W.dtype)
-        products, dense = [], []
-        for fit in slots:
-            if "start_A" not in fit.extra or layer.holder(fit.slot) != holder:
-                continue
-            A, B = (own(fit.extra[name], wide, W.device) for name in ("start_A", "start_B"))
-            thin = layer.thin(A, B * -fit.scale, fit.slot)
-            if thin is not None:
-                products.append(thin)
-            else:
-                dense.append(layer.layout((B * -fit.scale) @ A, fit.slot))
         packs = self.kind or layer.storage is not None
-        return Addition(products, dense, None).to(W, None if packs else W.dtype)
+        products, dense = [], []
+        with exactly(W.device):
+            for fit in slots:
+                if "start_A" not in fit.extra or layer.holder(fit.slot) != holder:
+                    continue
+                A, B = (own(fit.extra[name], wide, W.device) for name in ("start_A", "start_B"))
+                thin = layer.thin(A, B * -fit.scale, fit.slot)
+                if thin is not None:
+                    products.append(thin)
+                else:
+                    dense.append(layer.layout((B * -fit.scale) @ A, fit.slot))
+            return Addition(products, dense, None).to(W, None if packs else W.dtype)
 
     def _store(self, module: nn.Module, W: Tensor) -> None:
         """Put W into a packed layer, or one that is to be packed."""

@@ -15,9 +15,10 @@ from deltaw.errors import MergeError, StateError, raise_all
 from deltaw.fingerprint import bits
 from deltaw.geometry import WEIGHT
 from deltaw.heads import tell_untied
-from deltaw.kernels.merge import is_finite
+from deltaw.kernels.merge import exactly, is_finite
 from deltaw.layer import AdaptedLayer
-from deltaw.originals import check_kept, keep, kept_by, restored
+from deltaw.offload import device_of
+from deltaw.originals import away, check_kept, keep, kept_by, restored
 from deltaw.readable import Readable
 from deltaw.root import adapted_layers, require_root
 from deltaw.sharing import shared_memory
@@ -112,7 +113,8 @@ def merge(
                     continue
                 written.add(place)
                 _write(layer, name, new, owner in shared)
-                done[path_, layer, name] = layer.originals[name]
+                kept = layer.originals[name] = away(original, layer.originals[name])
+                done[path_, layer, name] = kept
             if lost is not None:
                 rounding[path_] = lost
         raise_all(MergeError, "Cannot merge:", problems)
@@ -170,7 +172,8 @@ def _all_or_none(model: nn.Module) -> Iterator[Done]:
     except BaseException:
         for (_, layer, name), kept in done.items():
             layer.originals[name] = kept
-            _give_back(model, layer, name, kept.tensor)
+            assert kept.tensor is not None
+            _give_back(model, layer, name, kept.tensor.to(layer.frozen(name).device))
         raise
 
 
@@ -180,7 +183,7 @@ def _merged(
     """Return the merged tensors of one layer, and the share of ΔW that rounding takes."""
     storage, lost = layer.storage, list[float]()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exactly(device_of(layer)):
             new = {
                 name: _with_copies(layer, name, active)
                 for name in touched(layer, active)

@@ -33,17 +33,21 @@ def check_kept(original: str, path: str | Path | None) -> None:
         raise ConfigError(f"path cannot be that of a file: {problem}.") from None
 
 
+def away(original: str, kept: Original) -> Original:
+    """Return an original on the CPU where its place is there or in a file."""
+    if original not in ("cpu", "file") or kept.tensor is None:
+        return kept
+    return replace(kept, tensor=kept.tensor.cpu())
+
+
 def keep(original: str, path: str | Path | None, merged: Kept) -> None:
-    """Move the originals of the merged tensors to their place."""
+    """Write the originals of the merged tensors to a file, or let them go, if asked to."""
     if original == "file":
         assert path is not None
         _keep_in_file(Path(path).resolve(), merged)
-    for _, layer, name in merged:
-        kept = layer.originals[name]
-        if original == "none":
+    if original == "none":
+        for _, layer, name in merged:
             del layer.originals[name]
-        elif original == "cpu" and kept.tensor is not None:
-            layer.originals[name] = replace(kept, tensor=kept.tensor.cpu())
 
 
 def kept_by(layers: Mapping[str, AdaptedLayer]) -> Kept:

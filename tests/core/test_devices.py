@@ -1,6 +1,6 @@
 """What a GPU, or another default device than the CPU, would bring out, seen on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 import deltaw
+from deltaw import absorbing, addition, merging
 from deltaw.analysis import inspect
 from deltaw.blocks import LeanNorm, _probe
 from deltaw.calibrating import _rows
@@ -18,6 +19,7 @@ from deltaw.combine._spectrum import _sketch
 from deltaw.combine.dropping import drop
 from deltaw.export._probing import probe_tokens
 from deltaw.kernels import cross_entropy
+from deltaw.kernels.merge import exactly
 from deltaw.state import LayerState
 from deltaw.train.batches import EpochSampler, SteadyBatches
 
@@ -120,3 +122,101 @@ def test_the_norm_of_dora_is_taken_where_the_base_is() -> None:
 @pytest.mark.parametrize(("device", "rows"), [("cpu", 262), ("cuda", 1048), ("meta", 1048)])
 def test_a_gpu_takes_larger_chunks_of_logits(device: str, rows: int) -> None:
     assert cross_entropy._chunk(torch.device(device), 256_000) == rows
+
+
+MATMUL = torch.backends.cuda.matmul
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 is allowed."""
+    before, MATMUL.fp32_precision = MATMUL.fp32_precision, "tf32"
+    yield
+    MATMUL.fp32_precision = before
+
+
+@pytest.fixture
+def rounding(tf32: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The precisions that weights are computed in where TF32 is allowed and all are on a GPU."""
+    seen: list[str] = []
+    add = addition.add_products
+
+    def added(*parts: Any) -> Tensor:
+        seen.append(MATMUL.fp32_precision)
+        return add(*parts)
+
+    monkeypatch.setattr(addition, "add_products", added)
+    for module in (merging, absorbing):
+        monkeypatch.setattr(module, "exactly", lambda _: exactly(torch.device("cuda")))
+    return seen
+
+
+def test_a_merge_takes_no_tf32(rounding: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=["0"]))
+    deltaw.merge(model)
+    assert rounding == ["ieee"] and MATMUL.fp32_precision == "tf32"
+
+
+def test_a_start_is_taken_out_of_a_weight_without_tf32(rounding: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    config = deltaw.LoraConfig(r=2, target_modules=["0"], init_lora_weights="pissa")
+    deltaw.attach(model, config, absorb=True)
+    assert set(rounding) == {"ieee"} and MATMUL.fp32_precision == "tf32"
+
+
+@pytest.mark.usefixtures("tf32")
+def test_the_precision_of_products_comes_back_after_an_error() -> None:
+    with exactly(torch.device("cpu")):
+        assert MATMUL.fp32_precision == "tf32"
+    with pytest.raises(ZeroDivisionError), exactly(torch.device("cuda")):
+        assert MATMUL.fp32_precision == "ieee"
+        raise ZeroDivisionError
+    assert MATMUL.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize("original", ["cpu", "keep"])
+def test_each_original_leaves_its_device_before_the_next_layer_is_merged(
+    original: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=["0", "1"]))
+    done: list[str] = []
+    merged, move = merging._merged, Tensor.cpu
+
+    def watched(path: str, *rest: Any) -> Any:
+        done.append(path)
+        return merged(path, *rest)
+
+    def moved(tensor: Tensor) -> Tensor:
+        done.append("cpu")
+        return move(tensor)
+
+    monkeypatch.setattr(merging, "_merged", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "bits", lambda _: "")
+        patch.setattr(Tensor, "cpu", moved)
+        deltaw.merge(model, original=original)
+    assert done == (["0", "cpu", "1", "cpu"] if original == "cpu" else ["0", "1"])
+
+
+def test_a_merge_that_fails_gives_originals_back_to_where_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    deltaw.attach(model, deltaw.LoraConfig(r=2, target_modules=["0"]))
+    sent: list[Any] = []
+    move = Tensor.to
+
+    def moved(tensor: Tensor, *where: Any) -> Tensor:
+        sent.append(where)
+        return move(tensor, *where)
+
+    def fail(*_: Any) -> None:
+        monkeypatch.setattr(Tensor, "to", moved)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(merging, "keep", fail)
+    with pytest.raises(ZeroDivisionError):
+        deltaw.merge(model, original="cpu")
+    assert sent == [(torch.device("cpu"),)]

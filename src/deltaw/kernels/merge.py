@@ -5,7 +5,8 @@ the result written once. The products are summed before W is added: one that is 
 is rounded at every term on some processors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -38,6 +39,20 @@ def add_products(
         else:
             into.copy_(total.add_(W[some]))
     return new
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Compute products of float32 as such within the `with` block, where TF32 may be allowed."""
+    if device.type != "cuda":
+        yield
+        return
+    own = torch.backends.cuda.matmul
+    before, own.fp32_precision = own.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        own.fp32_precision = before
 
 
 def is_finite(tensor: Tensor) -> bool:
