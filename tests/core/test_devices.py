@@ -14,7 +14,7 @@ from deltaw import absorbing, addition, merging
 from deltaw.analysis import inspect
 from deltaw.blocks import LeanNorm, _probe
 from deltaw.calibrating import _rows
-from deltaw.combine._deltas import unfused
+from deltaw.combine._layers import unfused
 from deltaw.combine._spectrum import _sketch
 from deltaw.combine.dropping import drop
 from deltaw.export._probing import probe_tokens

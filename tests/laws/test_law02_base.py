@@ -39,8 +39,8 @@ def base_never_changes(setting: Setting) -> None:
     assert not torch.equal(run(model, setting), output)
     assert_same_state(base_state(model), before)
     deltaw.detach(model)
-    assert_same_state(dict(model.state_dict()), before)
     assert {path: type(m) for path, m in model.named_modules()} == classes
+    assert_same_state(dict(model.state_dict()), before)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert same_bits(run(model, setting), output)
 
