@@ -90,10 +90,12 @@ def end_to_end(name: str, seed: int) -> dict[str, Any]:
         "bytes": found["weights_bytes"],
         "talk": talk.splitlines()[1:],
     }
-    deltaw("export", str(run), str(WORK / "hf"), "--to", "hf", "--dtype", "float32")
     if name.startswith("LoRA"):
+        deltaw("export", str(run), str(WORK / "hf"), "--to", "hf", "--dtype", "float32")
         deltaw("export", str(run), str(WORK / "peft"), "--to", "peft")
         entry["logits"] = _differences()
+    else:
+        deltaw("merge", str(run), str(WORK / "hf"))
     return entry
 
 
