@@ -18,6 +18,7 @@ from deltaw.combine._deltas import (
 from deltaw.combine.bases import Base, is_dora
 from deltaw.errors import ConfigError, MergeError, printable, raise_all
 from deltaw.kernels.merge import is_finite
+from deltaw.patterns import ends_with
 from deltaw.state import IDS, LayerState, State
 
 FACTORS = (".lora_A", ".lora_B", ".lora_B_bias", ".start_A", ".start_B", *ALONGSIDE)
@@ -161,7 +162,7 @@ def _packed_stacks(state: State) -> list[str]:
         printable(path, 300)
         for path, layer in state.layers.items()
         if (layer.kind == EXPERTS and any(slot.isdigit() for slot in slots(layer)))
-        or (layer.kind == "linear" and any(path.endswith(module) for module in wanted))
+        or (layer.kind == "linear" and any(module and ends_with(path, module) for module in wanted))
     ]
 
 

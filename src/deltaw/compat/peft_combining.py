@@ -7,6 +7,7 @@ is off by √r, the bias on B is lost, and convolutions of one and three dimensi
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ class CombiningModel(AdaptedModel):
         """
         if svd_clamp is not None:
             raise ConfigError("svd_clamp is not supported. Fix: leave it out.")
-        states = [deltaw.capture(self, name) for name in adapters]
+        captured = [deltaw.capture(self, name) for name in adapters]
+        states = [_named(state, None) for state in captured]
         base = _LiveBase(self)
         if combination_type == "cat":
             made = combine.concatenate(states, weights, base=base)
@@ -65,6 +67,8 @@ class CombiningModel(AdaptedModel):
         else:
             method = _method(combination_type, density, majority_sign_method, base)
             made = method(states, weights, svd_rank).state
+        bases = (state.config.base_model_name_or_path for state in captured)
+        made = _named(made, next((base for base in bases if base), None))
         deltaw.attach(self, made, adapter_name, trainable=False)
 
 
@@ -81,6 +85,11 @@ class _LiveBase:
     def matrix(self, path: str, layer: LayerState, slot: str) -> Tensor:
         """Return W of a slot (out, in)."""
         return adapted_layers(self._model)[path].matrix(slot)
+
+
+def _named(state: State, base: str | None) -> State:
+    """Return the adapter under another name of its base; all here are of the model at hand."""
+    return replace(state, config=replace(state.config, base_model_name_or_path=base))
 
 
 def _method(
