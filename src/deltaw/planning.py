@@ -142,7 +142,7 @@ def _targets(
         like = LayerState("", {}, enabled=tuple(enabled))
         reasons = refusals(layers, path, like)
         if reader := reader_of(layers, path):
-            reasons.append(f"{reader} reads its weight past its forward, always or on GPUs")
+            reasons.append(f"{reader} reads its weight past its forward, in some passes or all")
         if config.lora_bias and isinstance(layers[path], nn.Embedding):
             reasons.append("lora_bias has no meaning for an embedding")
         if reasons:

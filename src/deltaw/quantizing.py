@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deltaw.bypassing import reader_of
 from deltaw.errors import ConfigError, StateError, TargetError, raise_all
 from deltaw.heads import new_heads, output_head
 from deltaw.layer import AdaptedLayer
@@ -158,7 +159,8 @@ def to_pack(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[tuple[str
         inside = isinstance(modules.get(parent), FAST_PATH) or (
             name == "wo" and DTYPE_READER.search(type(modules[parent]).__name__) is not None
         )
-        left = inside or within(path, kept) or storage_of(layer) is not None
+        read = inside or reader_of(modules, path) is not None
+        left = read or within(path, kept) or storage_of(layer) is not None
         if type(layer) is nn.Linear and not left:
             yield path, layer
 
