@@ -238,8 +238,8 @@ def _other_problems(config: LoraConfig) -> list[str]:
         problems.append(f"lora_dropout must lie in [0, 1), got {dropout!r}")
     if config.use_dora != (config.method == "dora"):
         problems.append(
-            f"use_dora={config.use_dora} contradicts method={config.method!r}; change both, or "
-            "give one of them"
+            f"use_dora={config.use_dora} contradicts method={config.method!r}; give one of "
+            "them, or both to dataclasses.replace, which hands on what it is not given"
         )
     if config.task_type not in (None, *TASKS):
         problems.append(f"task_type must be one of {', '.join(TASKS)}, got {config.task_type!r}")

@@ -61,6 +61,13 @@ def test_sums_of_stacked_experts_are_exact(make: Any) -> None:
             torch.testing.assert_close(found[name] - W, sum(sums), rtol=1e-4, atol=2e-6, msg=name)
 
 
+def test_experts_may_be_named_without_their_module() -> None:
+    base = MODELS["mixtral"]()
+    bare = [name.rpartition(".")[2] for name in NAMES]
+    state = experts(base, 1, 2, target_parameters=bare)
+    assert combine.resize(state, rank=1).state.config.r == 1
+
+
 def test_every_expert_is_cut_to_the_rank_by_itself(tmp_path: Path) -> None:
     base = MODELS["mixtral"]()
     state = experts(base, 1, 3, target_modules=[])

@@ -58,6 +58,16 @@ def test_sums_are_those_of_delta_w(kind: str, rank: int, root: bool) -> None:
         torch.testing.assert_close(deltas(model, "c")[path], best, rtol=1e-5, atol=1e-5)
 
 
+def test_adapters_of_one_model_need_not_name_one_base() -> None:
+    """Of other layers, so that no fingerprint tells; the first name is that of the sum."""
+    model = two(ours)
+    for name, base, path in (("d", "org/model", "c_attn"), ("e", "mirror/copy", "c_fc")):
+        named = {"target_modules": [path], "base_model_name_or_path": base}
+        model.add_adapter(name, ours.LoraConfig(r=2, **named))
+    model.add_weighted_adapter(["d", "e"], WEIGHTS, "c", "cat")
+    assert model.peft_config["c"].base_model_name_or_path == "org/model"
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_the_new_adapter_waits_and_is_frozen(dora: bool) -> None:
     """Its output is that of both together; DoRA takes the weights at hand."""

@@ -111,6 +111,13 @@ def test_ids_that_do_not_fit_are_made(tmp_path: Path, ids: Any) -> None:
     assert f"[RESULT]1{first}[/RESULT][RESULT]2{second}[/RESULT]" in text
 
 
+def test_calls_of_one_id_are_answered_in_turn(tmp_path: Path) -> None:
+    sample = only(tmp_path, row("same", "same"))
+    assert isinstance(sample, Conversation)
+    data = spoken(sample.messages, Dialect("made"))
+    assert [turn.get("tool_call_id") for turn in data[2:4]] == ["call00001", "call00002"]
+
+
 def test_ids_of_nine_letters_stay(tmp_path: Path) -> None:
     sample = only(tmp_path, row("VvvODy9mT", "AbC123xyz"))
     assert isinstance(sample, Conversation)

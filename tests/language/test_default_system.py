@@ -12,7 +12,7 @@ from deltaw.language.choosing import train
 from deltaw.language.data.samples import Message
 from deltaw.language.encoding import naming
 from deltaw.language.encoding.rendering import Template
-from deltaw.language.encoding.templating import defaulting
+from deltaw.language.encoding.templating import choose, defaulting
 from deltaw.language.generating import Sampling
 from deltaw.language.use import chatting
 from deltaw.language.use.opened import open_language
@@ -79,3 +79,11 @@ def tokenizer_without_bos(tokenizer: Any) -> Any:
     plain = byte_level()
     plain.chat_template = tokenizer.chat_template
     return plain
+
+
+def test_a_template_that_has_the_default_system_text_keeps_it_once(talker: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(talker / "model")
+    line = defaulting(SYSTEM)
+    tokenizer.chat_template = line + naming.source("chatml")
+    assert choose(tokenizer, None, system=SYSTEM).template.source == naming.source("chatml")
+    assert choose(tokenizer, None).template.source == line + naming.source("chatml")

@@ -59,6 +59,8 @@ def test_a_run_of_the_weights_themselves_is_copied_and_checked(
     places = [values["model"], values["data"], "max_steps=2", "samples=0"]
     _, out, _ = deltaw_command("train", *places, "--method", "full", "-o", run)
     assert out.splitlines()[-1].strip() == f"deltaw merge {run} OUT"
+    code, _, err = deltaw_command("merge", run, tmp_path / "out", "--model", values["model"])
+    assert code == 1 and "--model has no effect" in err
     code, out, err = deltaw_command("merge", run, tmp_path / "out")
     assert code == 0, err
     assert f"copied    {run} -> {tmp_path / 'out'}" in out and "probe tokens: 0.0e+00" in out

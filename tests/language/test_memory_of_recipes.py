@@ -20,7 +20,7 @@ from deltaw.analysis.memory.rehearsal import rehearse
 from deltaw.analysis.memory.trace import Record
 from deltaw.errors import ConfigError, RunError
 from deltaw.language import choosing, scores
-from deltaw.language.loading import outline, weight_dtype
+from deltaw.language.loading import outline
 from deltaw.language.memory import weighing
 from deltaw.language.memory.fixes import fixes
 from deltaw.language.memory.outlook import Outlook, outlook
@@ -30,6 +30,7 @@ from deltaw.language.training import prepare as preparing
 from deltaw.train import prepare as text_training
 from deltaw.train.console import Console
 from deltaw.train.interrupt import Interrupt
+from deltaw.train.methods import weight_dtype
 from deltaw.train.probing import probe
 from deltaw.train.recipe import Recipe, parse
 from deltaw.train.run import make_progress

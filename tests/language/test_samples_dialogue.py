@@ -91,6 +91,9 @@ def test_calls_and_tools_take_one_form(tmp_path: Path, called: Any, tools: Any) 
     )
 
 
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+
+
 def test_content_beside_calls_and_several_answers_of_tools(tmp_path: Path) -> None:
     called = {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL, CALL]}
     tool = {"role": "tool", "tool_call_id": "7", "content": ""}
@@ -245,6 +248,10 @@ def calls(value: Any) -> dict[str, Any]:
         (
             chat({**USER, "tool_calls": [CALL]}, ANSWER),
             "turn 1 calls functions, and only the assistant can",
+        ),
+        (
+            chat(USER, CALLED, {"role": "tool", "content": "1", "tool_calls": [CALL]}, ANSWER),
+            "turn 3 calls functions, and only the assistant can",
         ),
         (calls(["x"]), 'call 1 of the calls of turn 2 is the value "x", not an object'),
         (

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deltaw.cli.options import Model, Run, TrustRemoteCode, announce_loading
-from deltaw.errors import RunError, printable
+from deltaw.errors import ConfigError, RunError, printable
 
 
 def merge(
@@ -27,6 +27,11 @@ def merge(
         from deltaw.cli.export import show
         from deltaw.export import copy_run
 
+        if model is not None:
+            raise ConfigError(
+                "--model has no effect: this run trained the model's own weights, which are in its "
+                "folder.\nFix: leave it out."
+            )
         told = copy_run(Path(run), Path(out), trust_remote_code=trust_remote_code)
         show("copied", run, out, told)
         return

@@ -11,9 +11,9 @@ from deltaw.errors import ConfigError, RunError, printable, raise_all
 from deltaw.export._source import SEQ2SEQ, Source
 from deltaw.state import State
 from deltaw.train.identity import require_base
+from deltaw.train.methods import weight_dtype
 from deltaw.train.model import LOADING, quiet
 from deltaw.train.opened import open_run
-from deltaw.train.recipe import Recipe
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAST = ("score", "classifier.out_proj", "classifier")
@@ -69,9 +69,13 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     if source.task == "SEQ_CLS":
         config.num_labels = _labels(source.state) or config.num_labels
     recipe = source.recipe
-    if recipe is not None:
-        require_base(_load(source, kind, config, _trained_in(recipe))[0], base, recipe)
-    model, loading = _load(source, kind, config, dtype or "auto")
+    asked: torch.dtype | str = getattr(torch, dtype) if dtype else config.dtype or "auto"
+    trained_in = asked if recipe is None else weight_dtype(recipe)
+    model, loading = _load(source, kind, config, trained_in)
+    if recipe is not None:  # whose digest is of the weights as training read them
+        require_base(model, base, recipe)
+    if trained_in != asked:
+        model, loading = _load(source, kind, config, asked)
     gaps = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     trained = {
         f"{path}.{name.removesuffix('.trained')}"
@@ -89,7 +93,9 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     return model.eval()
 
 
-def _load(source: Source, kind: Any, config: Any, dtype: str) -> tuple[nn.Module, Any]:
+def _load(
+    source: Source, kind: Any, config: Any, dtype: torch.dtype | str
+) -> tuple[nn.Module, Any]:
     """Return the base in this dtype, and what of it was not in its files."""
     base = source.require_base()
     try:
@@ -106,11 +112,6 @@ def _load(source: Source, kind: Any, config: Any, dtype: str) -> tuple[nn.Module
     except LOADING as error:
         raise _cannot_load(base, error) from error
     return model, loading
-
-
-def _trained_in(recipe: Recipe) -> str:
-    """Return the dtype in which training read the base, and took its digest."""
-    return "bfloat16" if recipe.bf16 else "float32"
 
 
 def _class_for(source: Source, config: Any) -> Any:

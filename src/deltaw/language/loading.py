@@ -10,7 +10,7 @@ from torch import nn
 
 from deltaw.errors import ConfigError, RunError
 from deltaw.train.escape import printable
-from deltaw.train.methods import IN_PLACE
+from deltaw.train.methods import weight_dtype
 from deltaw.train.model import LOADING, cannot_load, load_tokenizer, quiet, refuse_gaps
 from deltaw.train.recipe import Recipe
 
@@ -72,12 +72,6 @@ def load_model(recipe: Recipe, source: str | None = None) -> nn.Module:
     refuse_gaps(model, name, loading, ())
     found: nn.Module = model
     return found
-
-
-def weight_dtype(recipe: Recipe) -> torch.dtype:
-    """Return bfloat16 for weights that stay frozen where the recipe computes in it, or float32."""
-    frozen = recipe.method not in IN_PLACE
-    return torch.bfloat16 if recipe.bf16 and frozen else torch.float32
 
 
 def outline(recipe: Recipe) -> Loaded:

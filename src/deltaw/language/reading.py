@@ -57,20 +57,22 @@ def template_of(recipe: Recipe, tokenizer: Any, model: Any, corpus: Corpus) -> C
     Where no sample is a dialogue, that is the texts as training reads them: with BOS where the
     tokenizer adds it, and between prompt and completion what mostly stands there.
     """
+    system = recipe.default_system
     if model.config.is_encoder_decoder:
-        return choose(tokenizer, recipe.template, plain=plain())
+        return choose(tokenizer, recipe.template, plain=plain(), system=system)
     partings: Counter[str] = Counter()
     samples = (*corpus.train, *corpus.validation, *corpus.test)
     tools = any(map(has_tools, samples))
     for sample in samples:
         prompt, answer = _asked(sample)
         if not isinstance(prompt, str) or not isinstance(answer, str):
-            return choose(tokenizer, recipe.template, tools=tools)
+            return choose(tokenizer, recipe.template, tools=tools, system=system)
         partings[parting(prompt, answer, recipe.separator) if prompt else ""] += 1
     between = partings.most_common(1)[0][0] if partings else ""
     begin = "".join(tokenizer.convert_ids_to_tokens(begun(tokenizer)))
     end = tokenizer.eos_token or ""
-    return choose(tokenizer, recipe.template, plain=plain(begin, between, between, end))
+    asis = plain(begin, between, between, end)
+    return choose(tokenizer, recipe.template, plain=asis, system=system)
 
 
 def _asked(sample: Sample) -> tuple[Turns, Turns]:

@@ -130,6 +130,12 @@ def prepare(
     )
 
 
+def weight_dtype(recipe: Recipe) -> torch.dtype:
+    """Return bfloat16 for weights that stay frozen where the recipe computes in it, or float32."""
+    frozen = recipe.method not in IN_PLACE
+    return torch.bfloat16 if recipe.bf16 and frozen else torch.float32
+
+
 def adapt(
     model: nn.Module,
     recipe: Recipe,

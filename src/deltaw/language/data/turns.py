@@ -88,15 +88,15 @@ def _message(turn: Any, tags: Tags, where: str) -> Message:
         if not calls:
             raise NoSample(f"{where} calls nothing")
         return Message("assistant", "", calls, trained, ids)
+    calls, ids = read_calls(turn.get("tool_calls"), f"the calls of {where}")
+    more, others = read_calls(turn.get("function_call"), f"the call of {where}")
+    if (calls or more) and speaker != "assistant":
+        raise BadRow(f"{where} calls functions, and only the assistant can")
     said = _content(content, where)
     if speaker == "tool":
         answers = as_id(turn.get("tool_call_id"), f"the tool_call_id of {where}")
         name = as_id(turn.get("name"), f"the name of {where}")
         return Message(speaker, said, (), trained, (), answers, name)
-    calls, ids = read_calls(turn.get("tool_calls"), f"the calls of {where}")
-    more, others = read_calls(turn.get("function_call"), f"the call of {where}")
-    if (calls or more) and speaker != "assistant":
-        raise BadRow(f"{where} calls functions, and only the assistant can")
     return Message(speaker, said, calls + more, trained, ids + others)
 
 

@@ -48,15 +48,14 @@ def as_data(messages: Sequence[Message], template: Template) -> list[dict[str, A
 def spoken(messages: Sequence[Message], dialect: Dialect) -> list[dict[str, Any]]:
     """Return messages as templates of a dialect read them."""
     numbered = (f"call{number:05d}" for number in range(1, 100_000))
-    waiting: dict[str | int, str | None] = {}
+    waiting: list[tuple[str | None, str | None]] = []
     found = []
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.tool_calls:
             own = message.call_ids or (None,) * len(message.tool_calls)
             ids = [_id(one, dialect, numbered) for one in own]
-            keys = [one or place for place, one in enumerate(own)]
-            waiting = dict(zip(keys, ids, strict=True))
+            waiting = list(zip(own, ids, strict=True))
             calls = zip(message.tool_calls, ids, strict=True)
             turn["tool_calls"] = [_call(call, id_, dialect) for call, id_ in calls]
             if dialect.none and not message.content:
@@ -80,10 +79,12 @@ def _call(call: Mapping[str, Any], id_: str | None, dialect: Dialect) -> dict[st
     return {**call, "function": function} | ({} if id_ is None else {"id": id_})
 
 
-def _answered(message: Message, waiting: dict[str | int, str | None]) -> dict[str, str]:
+def _answered(message: Message, waiting: list[tuple[str | None, str | None]]) -> dict[str, str]:
     """Return which call a tool answers, by its id or else the first that waits; and its name."""
-    key = message.answers if message.answers in waiting else next(iter(waiting), None)
-    id_ = message.answers if key is None else waiting.pop(key) or message.answers
+    places = [n for n, (own, _) in enumerate(waiting) if message.answers and own == message.answers]
+    id_ = message.answers
+    if waiting:
+        id_ = waiting.pop(places[0] if places else 0)[1] or id_
     found = {"tool_call_id": id_, "name": message.name}
     return {name: value for name, value in found.items() if value is not None}
 

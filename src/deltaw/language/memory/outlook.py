@@ -11,12 +11,11 @@ from torch import nn
 from deltaw.analysis.memory.estimate import Estimate, estimate_run
 from deltaw.analysis.memory.headers import Weights, read_headers
 from deltaw.errors import ConfigError, DeltawError, RunError
-from deltaw.language.loading import weight_dtype
 from deltaw.language.memory.labelling import TextRun
 from deltaw.language.memory.running import RecipeRun
 from deltaw.language.memory.shapes import Batches, Shape, Sides, of_answers, of_texts
 from deltaw.train.distributed.processes import count
-from deltaw.train.methods import IN_PLACE
+from deltaw.train.methods import IN_PLACE, weight_dtype
 from deltaw.train.recipe import Recipe
 
 PARAMETER = {True: 30, False: 12}
