@@ -15,11 +15,10 @@ from deltaw.layers.experts import Experts
 from deltaw.patterns import pattern_values, within
 from deltaw.plans import Plan, Target, Tokens, Trained
 from deltaw.quant import storage_of
-from deltaw.remarks import lost_statistics, misfits
+from deltaw.remarks import leaving_out, lost_statistics, misfits
 from deltaw.select import Modules, Selection, select
 from deltaw.stacks import Stack, parameters_of, stacks_of
 from deltaw.state import LayerState
-from deltaw.summarizing import shorten_groups
 from deltaw.swap import origin_of, seen_as
 from deltaw.tables import tables_of, width
 from deltaw.walking import walk
@@ -44,26 +43,8 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
             f"{type(model).__name__} holds no module, and an adapter goes on what a model holds.\n"
             "Fix: put it in one, as in model = torch.nn.Sequential(layer), and attach to that."
         )
-    kinds = {path: getattr(geometry_of(layers[path]), "kind", "") for path in paths}
-    linear = [
-        path
-        for path in paths
-        if kinds[path] in ("linear", "conv1d", "attention") and _attention_of(layers, path) is None
-    ]
-    odd = [path for path in linear if _is_odd(layers[path])]
-    readers = {path: reader for path in linear if (reader := reader_of(layers, path))}
-    first = {id(module): path for path, module in layers.items()}
-    everywhere = model.named_modules(remove_duplicate=False)
-    modules = Modules(
-        paths,
-        [path for path in linear if path not in odd and path not in readers],
-        output_head(model),
-        new_heads(model),
-        {path: first[id(m)] for path, m in everywhere if first.get(id(m), path) != path},
-        [f"{path}.{name}" for path in paths for name in parameters_of(layers[path])],
-        input_embedding(model),
-    )
-    selection = select(modules, config)
+    linear, left_out = _linear(layers, paths)
+    selection = select(_modules(model, layers, paths, linear), config)
     if strict:
         raise_all(
             TargetError,
@@ -99,14 +80,47 @@ def plan(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> Plan:
     _refuse_the_roots_own(model, trained)
     warnings = [f"{miss} matches nothing" for miss in selection.misses]
     warnings += misfits(targets, config)
-    if odd and config.target_modules == "all-linear":
-        warnings.append(f"left out, for they override forward: {', '.join(odd)}")
-    if readers and config.target_modules == "all-linear":
-        shown = ", ".join(shorten_groups(tuple(readers)))
-        names = ", ".join(dict.fromkeys(readers.values()))
-        warnings.append(f"left out, for {names} reads their weights past their forward: {shown}")
+    if config.target_modules == "all-linear":
+        warnings += leaving_out(left_out)
     warnings += lost_statistics(layers, selection.heads)
     return Plan(config, tuple(targets), tuple(trained), tuple(warnings), tuple(tokens))
+
+
+def _linear(
+    layers: Mapping[str, nn.Module], paths: Sequence[str]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Return what `"all-linear"` takes, and the layers that it leaves out by the reason."""
+    taken: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for path in paths:
+        kind = getattr(geometry_of(layers[path]), "kind", "")
+        if kind not in ("linear", "conv1d", "attention") or _attention_of(layers, path) is not None:
+            continue
+        if _is_odd(layers[path]):
+            left_out.setdefault("they override forward", []).append(path)
+        elif reader := reader_of(layers, path):
+            reason = f"{reader} reads their weights past their forward"
+            left_out.setdefault(reason, []).append(path)
+        else:
+            taken.append(path)
+    return taken, left_out
+
+
+def _modules(
+    model: nn.Module, layers: Mapping[str, nn.Module], paths: list[str], linear: list[str]
+) -> Modules:
+    """Return what names of a config can mean in a model."""
+    first = {id(module): path for path, module in layers.items()}
+    everywhere = model.named_modules(remove_duplicate=False)
+    return Modules(
+        paths,
+        linear,
+        output_head(model),
+        new_heads(model),
+        {path: first[id(m)] for path, m in everywhere if first.get(id(m), path) != path},
+        [f"{path}.{name}" for path in paths for name in parameters_of(layers[path])],
+        input_embedding(model),
+    )
 
 
 def _stacked(stack: Stack) -> Target:

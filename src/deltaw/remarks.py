@@ -51,3 +51,11 @@ def lost_statistics(layers: Mapping[str, nn.Module], heads: Sequence[str]) -> It
             "modules in .eval(), or name them in modules_to_save: "
             + ", ".join(shorten_groups(tuple(found)))
         )
+
+
+def leaving_out(left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the warnings about linear layers that `"all-linear"` leaves out, by the reason."""
+    return [
+        f"left out, for {reason}: {', '.join(shorten_groups(tuple(paths)))}"
+        for reason, paths in left_out.items()
+    ]
