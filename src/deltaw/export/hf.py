@@ -42,7 +42,7 @@ def write(order: Order) -> Told:
     deltaw.detach(model)
     if any(storage_of(module) is not None for module in model.modules()):
         deltaw.dequantize(model)
-    told = _stop(model, tokenizer_of(source))
+    stops = _stop(model, tokenizer_of(source))
     with quiet():
         model.save_pretrained(order.folder)
         kind = type(model)
@@ -56,7 +56,7 @@ def write(order: Order) -> Told:
             f"than rounding to {_name(dtype)} explains (their rms is {size:.2e}); nothing was "
             "written.\nFix: try --dtype float32, or keep the adapter apart (--to peft)."
         )
-    told["written"] = f"{kind.__name__} in {_name(dtype)}"
+    told = {"written": f"{kind.__name__} in {_name(dtype)}"} | stops
     told["checked"] = agreement(difference, tokens, size)
     if moved is not None:
         told["adapter"] = f"moves these answers by up to {moved:.2g}"
