@@ -1,5 +1,7 @@
 """What DDP is told of a model with packed weights and frozen starts, in one process over gloo."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import deltaw
 from deltaw.train.distributed import shared
+from deltaw.train.distributed.outliving import outlive
 from deltaw.train.distributed.shared import agree
 
 
@@ -54,6 +57,30 @@ def test_starts_are_sent_once_and_not_in_every_pass(monkeypatch: pytest.MonkeyPa
     parallel = DistributedDataParallel(model)
     assert parallel.parameters_to_ignore == {name for name in own if ".start_" in name}
     assert not parallel.modules_buffers
+
+
+class Group:
+    """What tells when it is dropped."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def __del__(self) -> None:
+        self.told.append("group")
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_group_goes_after_what_ddp_made_of_it() -> None:
+    """Otherwise the group waits for a thread of gloo's that waits for Python's lock."""
+    told: list[str] = []
+    parallel = DistributedDataParallel(net())
+    parallel.process_group = Group(told)
+    outlive(parallel)
+    for name in ("reducer", "logger"):
+        weakref.finalize(getattr(parallel, name), told.append, name)
+    del parallel
+    gc.collect()
+    assert sorted(told[:2]) == ["logger", "reducer"] and told[2:] == ["group"]
 
 
 @pytest.mark.usefixtures("alone")

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -15,6 +16,7 @@ from deltaw.errors import ConfigError, RunError, raise_all
 from deltaw.train.batches import EpochSampler
 from deltaw.train.checkpoint import changing
 from deltaw.train.distributed import processes
+from deltaw.train.distributed.outliving import outlive
 from deltaw.train.distributed.sharding import Sharded, keep_full
 from deltaw.train.distributed.shares import WEIGHT, ShareSampler, joined, loader
 from deltaw.train.guarding.guarded import Guarded
@@ -110,6 +112,13 @@ class SharedTraining(Guarded):
         config = self.model.config.to_dict()
         chosen = any(config[key] for key in config if "layerdrop" in key or "experts" in key)
         return chosen or self.recipe.method in IN_PLACE
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        """Prepare as usual, and see that the processes can part."""
+        prepared = super()._prepare_for_training(*args)
+        if isinstance(self.model_wrapped, DistributedDataParallel):
+            outlive(self.model_wrapped)
+        return prepared
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of an epoch, or this process's share of them."""
