@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import deltaw
 from deltaw.adapters.dora import DoraAdapter
 from deltaw.errors import ConfigError, FormatError, StateError, TargetError
+from deltaw.kernels import shared
 from deltaw.kernels.norms import row_norms
 
 peft = pytest.importorskip("peft")
@@ -165,6 +167,58 @@ def test_output_and_gradients_are_pefts(tmp_path: Path) -> None:
         path, tensor = name.split(".")[0], name.split(".")[-1]
         (found,) = (g for n, g in named.items() if f".{path}." in f".{n}" and tensor in n)
         torch.testing.assert_close(gradient, found, rtol=2e-5, atol=1e-6)
+
+
+def test_dropout_is_pefts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the same masks, where DoRA's ΔW acts on the dropped input and W on the whole one."""
+    model = trained(mlp(dtype=torch.float32), lora_dropout=0.25).train()
+    theirs = peft_twin(model, tmp_path).train()
+    keep = {width: (torch.arange(4 * width).reshape(4, width) % 3 > 0).byte() for width in (7, 5)}
+    monkeypatch.setattr(shared, "keep_mask", lambda x, p: keep[x.shape[1]])
+    for module in theirs.modules():
+        if isinstance(module, nn.Dropout):
+            assert module.p == 0.25
+            module.forward = lambda x: x * keep[x.shape[1]] / 0.75
+    x = inputs().float()
+    output, expected = model(x), theirs(x)
+    torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(output, model.eval()(x), rtol=1e-2)
+    of_magnitudes = [
+        torch.autograd.grad(
+            y.square().sum(), [p for n, p in m.named_parameters() if "magnitude" in n]
+        )
+        for m, y in ((model, output), (theirs, expected))
+    ]
+    for ours, other in zip(*of_magnitudes, strict=True):
+        torch.testing.assert_close(ours, other, rtol=2e-5, atol=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Record the new tensors of a shape that operations give, views aside."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shapes = {shape, shape[::-1]}
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        made = isinstance(result, torch.Tensor) and not func.is_view
+        if made and tuple(result.shape) in self.shapes:
+            self.found.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_a_step_forms_nothing_of_the_weights_size(dropout: float) -> None:
+    model = trained(mlp(dtype=torch.float32), lora_dropout=dropout).train()
+    for shape in ((5, 7), (9, 5)):
+        with Largest(shape) as seen:
+            model(inputs().float()).square().sum().backward()
+        assert not seen.found
+    with Largest((5, 7)) as seen:
+        deltas(model[:1])
+    assert seen.found
 
 
 @pytest.mark.filterwarnings("ignore")
