@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config
+from transformers import BertConfig, GPT2Config, LlamaConfig
 from transformers import GPT2ForSequenceClassification as GPT2
 
 from deltaw.optim.layerwise import blocks
@@ -13,6 +13,7 @@ from deltaw.train import rates
 from deltaw.train.advice import advice
 from deltaw.train.batches import EpochSampler, SteadyBatches
 from deltaw.train.methods import thaw_last
+from deltaw.train.model import shape
 from deltaw.train.recipe import Recipe, parse
 
 LEAST = {"model": "m", "data": "d"}
@@ -104,6 +105,10 @@ def recipe(**values: object) -> Recipe:
     return parse(LEAST | values)
 
 
+def bert(width: int) -> rates.Shape:
+    return rates.Shape(width, "bert", causal=False)
+
+
 @pytest.mark.parametrize(
     ("method", "width", "steps", "rate"),
     [
@@ -119,7 +124,39 @@ def recipe(**values: object) -> Recipe:
     ],
 )
 def test_learning_rates_by_rule(method: str, width: int, steps: int, rate: float) -> None:
-    assert rates.learning_rate(recipe(method=method), width, steps).value == pytest.approx(rate)
+    assert rates.learning_rate(recipe(method=method), bert(width), steps).value == pytest.approx(
+        rate
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "values", "rate"),
+    [
+        ("llama", 2048, {}, 4.9e-4),
+        ("llama", 4096, {}, 2.9e-4),
+        ("llama", 8192, {}, 1.7e-4),
+        ("qwen2", 2048, {}, 5.0e-4),
+        ("qwen3_moe", 8192, {}, 4.5e-4),
+        ("mistral", 4096, {}, 2.9e-4),
+        ("llama", 4096, {"method": "full"}, 2.9e-5),
+        ("llama", 4096, {"task": "sft"}, 2.9e-4),
+        ("t5", 1024, {"task": "sft"}, 8.4e-4),
+        ("gpt2", 64, {"task": "sft"}, 7.4e-3),
+        ("mistral", 4096, {"task": "dpo"}, 2.9e-5),
+        ("t5", 1024, {}, 2.8e-4),
+    ],
+)
+def test_learning_rates_of_language_models(family, width, values, rate) -> None:
+    """The published values, by 5e-4 (2000 / width)^p, of adapters in a long run."""
+    model = rates.Shape(width, family, causal=family != "t5")
+    chosen = rates.learning_rate(recipe(**values), model, 500)
+    assert chosen.value == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("config", "causal"), [(LlamaConfig(), True), (BertConfig(), False)])
+def test_shapes(config, causal) -> None:
+    assert shape(config).causal is causal
+    assert shape(config).width == config.hidden_size
 
 
 @given(rows=st.integers(1, 10**6), batch=st.integers(1, 64), times=st.integers(1, 4))
@@ -134,8 +171,10 @@ def test_length_of_a_run(rows: int, batch: int, times: int) -> None:
 
 
 def test_a_width_below_the_floor_is_named_with_what_it_counts_as() -> None:
-    assert "(768/384)² (width 32 counts as 384)" in rates.learning_rate(recipe(), 32, 500).origin
-    assert "counts as" not in rates.learning_rate(recipe(), 384, 500).origin
+    assert (
+        "(768/384)² (width 32 counts as 384)" in rates.learning_rate(recipe(), bert(32), 500).origin
+    )
+    assert "counts as" not in rates.learning_rate(recipe(), bert(384), 500).origin
 
 
 @pytest.mark.parametrize(

@@ -125,12 +125,14 @@ def test_a_rank_beyond_every_matrix_and_an_adapter_without_b_are_named() -> None
 
 
 def test_lora_plus_keeps_the_product_of_both_rates() -> None:
-    plain = rates.learning_rate(parse(LEAST), 768, 500)
-    plus = rates.learning_rate(parse(LEAST | {"loraplus_lr_ratio": 16}), 768, 500)
+    plain = rates.learning_rate(parse(LEAST), rates.Shape(768, "bert", causal=False), 500)
+    plus = rates.learning_rate(
+        parse(LEAST | {"loraplus_lr_ratio": 16}), rates.Shape(768, "bert", causal=False), 500
+    )
     assert plus.value * (16 * plus.value) == pytest.approx(plain.value**2, rel=0.1)
     assert plus.origin == f"{plain.origin}; / sqrt(16) for LoRA+"
     asked = parse(LEAST | {"loraplus_lr_ratio": 16, "learning_rate": 0.1})
-    assert rates.learning_rate(asked, 768, 500).value == 0.1
+    assert rates.learning_rate(asked, rates.Shape(768, "bert", causal=False), 500).value == 0.1
 
 
 GALORE = {"method": "full", "galore_rank": 4, "galore_update_interval": 2, "learning_rate": 0.005}

@@ -11,11 +11,16 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from deltaw.errors import RunError, raise_all
 from deltaw.heads import new_heads
 from deltaw.patterns import within
 from deltaw.train.escape import printable
+from deltaw.train.rates import FULL_WIDTH, Shape
 
 LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 """What transformers raises for an absent, damaged or unknown model."""
@@ -230,10 +235,16 @@ def full_name(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def hidden_size(config: Any) -> int:
-    """Return the width of the model."""
-    size = getattr(config.get_text_config(), "hidden_size", None)
-    return int(size) if size else 768
+def shape(config: Any) -> Shape:
+    """Return the width of the model, its family, and whether that writes from left to right."""
+    text = config.get_text_config()
+    family = text.model_type
+    return Shape(
+        width=getattr(text, "hidden_size", None) or FULL_WIDTH,
+        family=family,
+        causal=family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
 
 def positions(model: nn.Module) -> int | None:

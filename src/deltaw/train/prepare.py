@@ -25,11 +25,11 @@ from deltaw.train.loop import RecipeTrainer, TextTrainer, arguments, loss
 from deltaw.train.metrics import AGREEMENTS, CORRELATIONS, PRIMARY, Score, measure
 from deltaw.train.model import (
     build_empty,
-    hidden_size,
     load_config,
     load_model,
     load_tokenizer,
     positions,
+    shape,
 )
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
@@ -165,7 +165,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None
     plan = planned(
         recipe,
         len(train),
-        hidden_size(model.config),
+        shape(model.config),
         recipe.metric or PRIMARY[data.schema.task],
     )
     choices = {

@@ -1,10 +1,14 @@
 """What deltaw chooses where a recipe says nothing: learning rate, length of training, evaluations.
 
-The full fine-tuning rate is 5e-5 at width 768, the upper end of BERT's own grid (arXiv 1810.04805,
-appendix A.3), times (768 / width)². Adam's rate is inverse to the width (arXiv 2203.03466, table
-3); the second factor stands for the depth, since narrow encoders are shallow too, and agrees with
-what was measured on MiniLM. An adapter takes 10 times that rate, 15 times below 100 steps, whatever
-its rank (Thinking Machines, "LoRA Without Regret", 2025; the higher rate also in arXiv 2405.09673).
+The full fine-tuning rate of a language model is 5e-5 (2000 / width)^p, with p = 0.0775 for Qwen and
+0.781 for Llama (the rule of Thinking Machines' Tinker cookbook, 2025), which others take too. At
+width 64 it gives 7.4e-4, and 7.4e-3 for LoRA; the best of the rates tried on stories260K were 1e-3
+and, at r = 8, 1e-2. For other models it is 5e-5 at width 768, the upper end of BERT's own grid
+(arXiv 1810.04805, appendix A.3), times (768 / width)². Adam's rate is inverse to the width (arXiv
+2203.03466, table 3); the second factor stands for the depth, since narrow encoders are shallow too,
+and agrees with what was measured on MiniLM. An adapter takes 10 times the rate of full fine-tuning,
+15 times below 100 steps, whatever its rank (Thinking Machines, "LoRA Without Regret", 2025; the
+higher rate also in arXiv 2405.09673).
 A new head alone is a convex problem and takes 50 times the rate (measured). LoRA+ divides the rate
 of A by the root of its ratio, so that the product of the rates of A and B stays.
 """
@@ -15,8 +19,10 @@ from dataclasses import dataclass
 from deltaw.train.recipe import Recipe
 
 FULL_RATE = 5e-5
-FULL_WIDTH = 768
-NARROWEST = 384
+FULL_WIDTH, NARROWEST = 768, 384
+"""Of encoders; one that is narrower counts as this wide."""
+LANGUAGE_WIDTH, QWEN, LLAMA = 2000, 0.0775, 0.781
+"""Of language models, and the exponents of the width."""
 SHORT = 100
 PREFERENCES = 0.1
 """How much slower judgements are learnt than answers: arXiv 2305.18290, appendix B, and TRL."""
@@ -34,6 +40,15 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """How wide a model is, its `model_type`, and whether it is known as a causal model alone."""
+
+    width: int
+    family: str
+    causal: bool
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """How long and how fast a run trains, and by what it is judged."""
 
@@ -46,17 +61,17 @@ class TrainingPlan:
     metric: str
 
 
-def planned(recipe: Recipe, rows: int, width: int, metric: str) -> TrainingPlan:
-    """Return how long and how fast `rows` rows are trained on by a model of this width."""
+def planned(recipe: Recipe, rows: int, shape: Shape, metric: str) -> TrainingPlan:
+    """Return how long and how fast `rows` rows are trained on by a model of this shape."""
     total = steps(recipe, rows)
     return TrainingPlan(
         steps=total,
         warmup=warmup_steps(recipe, total),
         every=evaluate_every(recipe, total),
         epochs=epochs(recipe, rows),
-        rate=learning_rate(recipe, width, total),
+        rate=learning_rate(recipe, shape, total),
         usual_rate=learning_rate(
-            recipe.model_copy(update={"learning_rate": None}), width, total
+            recipe.model_copy(update={"learning_rate": None}), shape, total
         ).value,
         metric=metric,
     )
@@ -100,19 +115,16 @@ def evaluate_every(recipe: Recipe, total: int) -> int:
     return recipe.eval_every or max(1, min(LONGEST_WAIT, math.ceil(total / EVALUATIONS)))
 
 
-def learning_rate(recipe: Recipe, width: int, total: int) -> Choice:
-    """Return the peak learning rate for a model of this width."""
+def learning_rate(recipe: Recipe, shape: Shape, total: int) -> Choice:
+    """Return the peak learning rate for a model of this shape."""
     if recipe.learning_rate is not None:
         return Choice(recipe.learning_rate, "as asked")
-    floor = f" (width {width} counts as {NARROWEST})" if width < NARROWEST else ""
-    width = max(width, NARROWEST)
-    full = FULL_RATE * (FULL_WIDTH / width) ** 2
-    rule = f"5e-5 x (768/{width})²{floor}"
+    full, rule, source = _full_rate(recipe, shape)
     if recipe.task in ("dpo", "kto"):
         full *= PREFERENCES
         rule = f"{PREFERENCES:g} x {rule}"
     if recipe.method in ("full", "freeze"):
-        return Choice(_rounded(full), f"default: {rule}, arXiv 1810.04805 and 2203.03466")
+        return Choice(_rounded(full), f"default: {rule}, {source}")
     if recipe.method == "head":
         return Choice(_rounded(50 * full), f"default for a head alone: 50 x {rule}")
     factor, why = (15, f"under {SHORT} steps") if total < SHORT else (10, "adapters")
@@ -123,6 +135,22 @@ def learning_rate(recipe: Recipe, width: int, total: int) -> Choice:
     return Choice(
         _rounded(factor * full / math.sqrt(ratio)), f"{origin}; / sqrt({ratio:g}) for LoRA+"
     )
+
+
+def _full_rate(recipe: Recipe, shape: Shape) -> tuple[float, str, str]:
+    """Return the rate of full fine-tuning, its formula, and where that is from."""
+    if shape.causal or recipe.is_language:
+        qwen, llama = "qwen" in shape.family, "llama" in shape.family
+        power = QWEN if qwen else LLAMA
+        rate = FULL_RATE * (LANGUAGE_WIDTH / shape.width) ** power
+        rule = f"5e-5 x ({LANGUAGE_WIDTH}/{shape.width})^{power}"
+        named = "" if qwen or llama else " as for Llama"
+        return rate, rule + named, "Tinker cookbook, 2025"
+    width = max(shape.width, NARROWEST)
+    floor = f" (width {shape.width} counts as {NARROWEST})" if shape.width < NARROWEST else ""
+    rate = FULL_RATE * (FULL_WIDTH / width) ** 2
+    rule = f"5e-5 x ({FULL_WIDTH}/{width})²{floor}"
+    return rate, rule, "arXiv 1810.04805 and 2203.03466"
 
 
 def _rounded(rate: float) -> float:

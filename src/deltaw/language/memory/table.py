@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from deltaw.analysis.memory.estimate import Estimate, size
 from deltaw.errors import DeltawError, printable
 from deltaw.language.memory.outlook import Outlook
-from deltaw.train.model import hidden_size
+from deltaw.train.model import shape
 from deltaw.train.packing import packing
 
 COLUMNS = {
@@ -24,7 +24,7 @@ def variants(outlook: Outlook) -> Iterator[tuple[str, Outlook, bool]]:
     own = _kind(outlook)
     dense = {"quantization_bit": None, "absorb": False}
     full = {**dense, "method": "full", "optim": "adamw"}
-    rank = min(RANK, max(1, hidden_size(outlook.model.config) // 4))
+    rank = min(RANK, max(1, shape(outlook.model.config).width // 4))
     galore = {**full, "optim": "galore_adamw", "galore_rank": rank}
     r = {"r": recipe.r, "method": "lora", "optim": "adamw"}
     packed = {**r, "quantization_bit": 4, "quantization_method": "bnb"}

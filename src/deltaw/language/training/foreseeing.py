@@ -11,7 +11,7 @@ from deltaw.language.encoding.encoder import Row
 from deltaw.language.training.capacity import Capacity
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
-from deltaw.train.model import hidden_size
+from deltaw.train.model import shape
 
 if TYPE_CHECKING:
     from deltaw.language.training.prepare import LanguageJob
@@ -60,7 +60,7 @@ def _show_room(console: Console, job: "LanguageJob", loss: float) -> None:
     if room.enough:
         return
     fix = f"r={room.rank}, or fewer rows"
-    if room.rank > hidden_size(job.model.config):
+    if room.rank > shape(job.model.config).width:
         fix = "adapt more layers, or method=full: no rank has so much room here"
     console.field(
         "warning",

@@ -45,7 +45,7 @@ from deltaw.train.interrupt import Interrupt
 from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer
 from deltaw.train.metrics import Score
-from deltaw.train.model import hidden_size
+from deltaw.train.model import shape
 from deltaw.train.placing import place
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
@@ -246,7 +246,7 @@ def prepare_judged(
     with deltaw.disabled(model) if frozen else nullcontext():
         known, *held = (_known(part, model, padding, reference) for part in parts)
     assert known is not None
-    plan = planned(recipe, len(known.judged), hidden_size(model.config), recipe.metric or "loss")
+    plan = planned(recipe, len(known.judged), shape(model.config), recipe.metric or "loss")
     return kind(
         recipe=opening.recorded(plan, base),
         model=model,

@@ -41,7 +41,7 @@ from deltaw.train.interrupt import Interrupt
 from deltaw.train.job import Job
 from deltaw.train.loop import RecipeTrainer, arguments
 from deltaw.train.metrics import Score
-from deltaw.train.model import hidden_size
+from deltaw.train.model import shape
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.recipe import Recipe
@@ -194,7 +194,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
     rows = Dataset.from_dict(data)
     first = first_batches(recipe, train.rows, padding)
     adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
-    plan = planned(recipe, len(rows), hidden_size(model.config), recipe.metric or "loss")
+    plan = planned(recipe, len(rows), shape(model.config), recipe.metric or "loss")
     held_out = test.rows or validation.rows
     kind = Seq2SeqJob if model.config.is_encoder_decoder else LanguageJob  # type: ignore[union-attr]
     return kind(
