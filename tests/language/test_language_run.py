@@ -12,12 +12,15 @@ from tests.language.models import conversations, make_model, write_json
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from deltaw.errors import ConfigError, DataError, RunError
-from deltaw.language.choosing import settle, train
+from deltaw.language.choosing import preparation, settle, train
 from deltaw.language.data.samples import Message
 from deltaw.language.generating import Sampling, generate
 from deltaw.language.use.opened import open_language
 from deltaw.train import run as running
+from deltaw.train.console import Console
+from deltaw.train.interrupt import Interrupt
 from deltaw.train.recipe import parse
+from deltaw.train.run import make_progress
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -79,6 +82,26 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     checkpoints[1].rmdir()
     run = start(values)
     assert (run / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo", "full"])
+def test_matrices_decay_and_vectors_do_not(
+    values: dict[str, Any], tmp_path: Path, task: str
+) -> None:
+    asked = {"method": "full"} if task == "full" else {"use_dora": True}
+    if task == "dpo":
+        rows = [{"prompt": f"{n}?", "chosen": " yes", "rejected": " no"} for n in range(4)]
+        asked["data"] = str(write_json(tmp_path / "pairs.json", rows))
+    recipe = settle(parse(values | asked | {"validation_share": 0, "weight_decay": 0.3}))
+    job = preparation(recipe)(recipe, Console(silent=True))
+    with Interrupt() as interrupt:
+        trainer = job.trainer(tmp_path, interrupt, make_progress(job, Console(silent=True)))
+    decays = [
+        (parameter.ndim > 1, group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    assert set(decays) == {(True, 0.3), (False, 0.0)}
 
 
 def test_accumulated_batches_are_one_large_batch(values: dict[str, Any]) -> None:

@@ -167,11 +167,12 @@ def test_a_half_precision_gradient_is_decomposed_in_float32() -> None:
 
 def test_all_linear_layers_are_projected_and_nothing_else() -> None:
     model = llama()
-    plain, projected = galore.groups(model, rank=5)
+    plain, projected, vectors = galore.groups(model, rank=5)
     names = {id(p): name for name, p in model.named_parameters()}
     inside = {names[id(p)] for p in projected["params"]}
     assert inside == {n for n in names.values() if "_proj." in n}
-    assert {names[id(p)] for p in plain["params"]} == set(names.values()) - inside
+    left = {names[id(p)] for p in [*plain["params"], *vectors["params"]]}
+    assert left == set(names.values()) - inside
     assert {k: v for k, v in projected.items() if k != "params"} == {
         "rank": 5,
         "update_proj_gap": 200,
@@ -181,6 +182,8 @@ def test_all_linear_layers_are_projected_and_nothing_else() -> None:
         "optim_bits": 32,
     }
     assert set(plain) == {"params"}
+    assert {names[id(p)] for p in vectors["params"]} == {n for n in left if "norm" in n}
+    assert vectors["weight_decay"] == 0.0
 
 
 def test_targets_are_named_as_in_a_lora_config() -> None:

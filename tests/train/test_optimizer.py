@@ -11,6 +11,7 @@ from tests.train.conftest import Command
 from torch import nn
 
 from deltaw.errors import ConfigError, StateError, TargetError
+from deltaw.optim import decays, loraplus
 from deltaw.optim.galore import GaLoreAdamW
 from deltaw.train import rates
 from deltaw.train.console import Console
@@ -75,9 +76,12 @@ def test_what_does_not_go_together_is_refused(values: dict[str, object], message
         parse(LEAST | {"method": "full"} | values)
 
 
-def grouped(recipe: Recipe, model: nn.Module, **rest: Any) -> dict[str, dict[str, Any]]:
+def grouped(recipe: Recipe, model: nn.Module) -> dict[str, dict[str, Any]]:
     """The options of each trained parameter by its name."""
-    groups = optimizer_groups(model, recipe, 0.01, {"bert.pooler.dense.weight"}, **rest)
+    return by_name(model, optimizer_groups(model, recipe, 0.01))
+
+
+def by_name(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found = {
         id(p): {k: v for k, v in g.items() if k != "params"} for g in groups for p in g["params"]
     }
@@ -92,7 +96,7 @@ def test_rates_of_lora_plus_and_of_layers_multiply() -> None:
     for name, options in found.items():
         rate = 0.01 * (8 if ".lora_B" in name else 1)
         rate *= {"0": 0.25, "1": 0.5}.get(name.split(".layer.")[-1][0], 1)
-        assert options == {"lr": rate, "weight_decay": 0.0}, name
+        assert options == {"lr": rate, "weight_decay": 0.01 * ("bias" not in name)}, name
     assert {options["lr"] for options in found.values()} >= {0.02, 0.04, 0.0025, 0.01}
 
 
@@ -133,6 +137,40 @@ def test_lora_plus_keeps_the_product_of_both_rates() -> None:
     assert plus.origin == f"{plain.origin}; / sqrt(16) for LoRA+"
     asked = parse(LEAST | {"loraplus_lr_ratio": 16, "learning_rate": 0.1})
     assert rates.learning_rate(asked, rates.Shape(768, "bert", causal=False), 500).value == 0.1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_dora": True, "bias": "all", "loraplus_lr_ratio": 4},
+        {"method": "full"},
+        {"method": "full", "optim": "galore", "galore_rank": 4},
+    ],
+    ids=["dora", "full", "galore"],
+)
+def test_matrices_decay_and_vectors_do_not(
+    tiny: Path, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    paths = {"model": str(tiny / "model"), "data": str(tiny / "data.csv")}
+    recipe = parse(paths | {"weight_decay": 0.3, "learning_rate": 0.01} | values)
+    console = Console(silent=True)
+    job = prepare_job(recipe, console)
+    trainer = job.trainer(tmp_path, Interrupt(), make_progress(job, console))
+    found = by_name(trainer.model, trainer.optimizer.param_groups)
+    trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():
+        assert found[name]["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0), name
+    assert any("magnitude" in name for name in trained) == recipe.use_dora
+    if recipe.loraplus_lr_ratio is not None:
+        library = by_name(trainer.model, loraplus.groups(trainer.model, 0.01, 4, 1e-6, 0.3))
+        for name, options in library.items():
+            assert options.items() <= found[name].items(), name
+
+
+def test_biases_in_a_stack_do_not_decay() -> None:
+    stack = nn.Parameter(torch.ones(4, 3))
+    assert decays("experts.gate_up_proj", stack)
+    assert not decays("experts.gate_up_proj_bias", stack)
 
 
 GALORE = {"method": "full", "galore_rank": 4, "galore_update_interval": 2, "learning_rate": 0.005}

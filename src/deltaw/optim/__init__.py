@@ -18,6 +18,6 @@ def grouped(model: nn.Module, options: Callable[[str, nn.Parameter], Group]) -> 
     return [{"params": parameters, **dict(key)} for key, parameters in held.items()]
 
 
-def decay_of(parameter: nn.Parameter, weight_decay: float) -> float:
-    """Return the weight decay of a matrix, and none of a vector: biases, norms, magnitudes."""
-    return weight_decay if parameter.ndim > 1 else 0.0
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether weight decay acts: on a matrix, not on a vector, nor on biases in a stack."""
+    return parameter.ndim > 1 and "bias" not in name

@@ -31,7 +31,7 @@ from deltaw.adapter import Adapter
 from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, StateError, TargetError, raise_all
 from deltaw.heads import new_heads, output_head
-from deltaw.optim import Group, _moments, grouped
+from deltaw.optim import Group, _moments, decays, grouped
 from deltaw.optim._checks import problems_of
 from deltaw.optim._subspace import basis, is_left
 from deltaw.patterns import within
@@ -58,6 +58,8 @@ def groups(
     optim_bits: int = 32,
 ) -> list[Group]:
     """Return parameter groups for `GaLoreAdamW`: the matrices that are projected, and the rest.
+
+    Vectors have a weight decay of 0, matrices that of the optimiser.
 
     Args:
         model: a model without trainable adapters.
@@ -86,7 +88,14 @@ def groups(
         "exact_svd": exact_svd,
         "optim_bits": optim_bits,
     }
-    return grouped(model, lambda _, p: settings if p in chosen else {})
+    still = {"weight_decay": 0.0}
+
+    def options(name: str, parameter: nn.Parameter) -> Group:
+        if parameter in chosen:
+            return settings
+        return {} if decays(name, parameter) else still
+
+    return grouped(model, options)
 
 
 def projected(

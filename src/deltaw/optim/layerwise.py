@@ -9,7 +9,7 @@ Source: ULMFiT, arXiv 1801.06146, section 3.2.
 from torch import nn
 
 from deltaw.errors import ConfigError, TargetError
-from deltaw.optim import Group, decay_of, grouped
+from deltaw.optim import Group, decays, grouped
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -52,7 +52,11 @@ def groups(model: nn.Module, lr: float, decay: float, weight_decay: float = 0.0)
     """
     found = factors(model, decay)
     return grouped(
-        model, lambda _, p: {"lr": lr * found[p], "weight_decay": decay_of(p, weight_decay)}
+        model,
+        lambda name, p: {
+            "lr": lr * found[p],
+            "weight_decay": weight_decay if decays(name, p) else 0.0,
+        },
     )
 
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from deltaw.adapter import Adapter
 from deltaw.errors import ConfigError, StateError, raise_all
 from deltaw.layer import AdaptedLayer
-from deltaw.optim import Group, decay_of, grouped
+from deltaw.optim import Group, decays, grouped
 
 LR_EMBEDDING = 1e-6
 
@@ -81,7 +81,10 @@ def groups(
     found = rates(model, lr, loraplus_lr_ratio, loraplus_lr_embedding)
     return grouped(
         model,
-        lambda _, p: {"lr": found[p], "weight_decay": decay_of(p, loraplus_weight_decay)},
+        lambda name, p: {
+            "lr": found[p],
+            "weight_decay": loraplus_weight_decay if decays(name, p) else 0.0,
+        },
     )
 
 

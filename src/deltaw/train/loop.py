@@ -49,12 +49,7 @@ class RecipeTrainer(SharedTraining):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimiser that the recipe asks for."""
         if self.optimizer is None:
-            groups = optimizer_groups(
-                self.model,
-                self.recipe,
-                self.args.learning_rate,
-                set(self.get_decay_parameter_names(self.model)),
-            )
+            groups = optimizer_groups(self.model, self.recipe, self.args.learning_rate)
             if self.recipe.uses_galore:
                 self.optimizer = galore_optimizer(groups, self.recipe, self.args)
             else:

@@ -1,19 +1,16 @@
 """How a recipe's weights move: parameter groups, and AdamW or GaLore over them."""
 
-from collections.abc import Container
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from deltaw.optim import Group, galore, grouped, layerwise, loraplus
+from deltaw.optim import Group, decays, galore, grouped, layerwise, loraplus
 from deltaw.train.recipe import Recipe
 
 
-def optimizer_groups(
-    model: nn.Module, recipe: Recipe, rate: float, decaying: Container[str]
-) -> list[Group]:
-    """Return the parameter groups of a recipe; weights named in `decaying` have weight decay.
+def optimizer_groups(model: nn.Module, recipe: Recipe, rate: float) -> list[Group]:
+    """Return the parameter groups of a recipe; matrices decay, vectors do not.
 
     Raises:
         StateError, TargetError: if the model has nothing that LoRA+, GaLore or rates by layer
@@ -38,7 +35,7 @@ def optimizer_groups(
     def options(name: str, parameter: nn.Parameter) -> Group:
         plain = {
             "lr": rates.get(parameter, rate) * factors.get(parameter, 1.0),
-            "weight_decay": recipe.weight_decay if name in decaying else 0.0,
+            "weight_decay": recipe.weight_decay if decays(name, parameter) else 0.0,
         }
         return plain | settings if parameter in projected else plain
 

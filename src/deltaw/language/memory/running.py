@@ -54,7 +54,7 @@ class RecipeRun(Run):
     def optimizer(self, model: nn.Module) -> Optimizer:
         """Return the recipe's optimiser."""
         self.gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        groups = optimizer_groups(model, self.recipe, RATE, ())
+        groups = optimizer_groups(model, self.recipe, RATE)
         if self.recipe.uses_galore:
             return GaLoreAdamW(groups, RATE, layerwise=self.recipe.updates_in_backward)
         return torch.optim.AdamW(groups, lr=RATE, fused=True)
