@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import galore_torch
 import numpy as np
 import pytest
 import torch
@@ -112,7 +113,6 @@ def test_step_for_step_as_galore_torch(shape: tuple[int, int], proj_type: str) -
 
     Their `"reverse_std"` mixes up the sides of a square.
     """
-    theirs = pytest.importorskip("galore_torch.adamw", reason="galore-torch absent").AdamW
     proj_type = "left" if proj_type == "reverse_std" and shape[0] == shape[1] else proj_type
     group = {"rank": 4, "update_proj_gap": 3, "scale": 0.25, "proj_type": proj_type}
     options: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 0.0, "weight_decay": 0.0}
@@ -120,7 +120,9 @@ def test_step_for_step_as_galore_torch(shape: tuple[int, int], proj_type: str) -
     W = weight(shape, torch.float32)
     copy = nn.Parameter(W.detach().clone())
     ours = GaLoreAdamW([{"params": [W], "exact_svd": True, **group}], **options)
-    other = theirs([{"params": [copy], **group}], no_deprecation_warning=True, **options)
+    other = galore_torch.GaLoreAdamW(
+        [{"params": [copy], **group}], no_deprecation_warning=True, **options
+    )
     for grad in G:
         steps(ours, W, [grad])
         steps(other, copy, [grad])
