@@ -62,7 +62,7 @@ def vectors(out: int, into: int) -> dict[str, float]:
         found["PEFT, niter 4"] = torch.svd_lowrank(W, RANK, niter=4)[0]
 
     def ours() -> None:
-        found["deltaw"] = principal(W[None], RANK, generator)[0][0]
+        found["deltaw"] = principal(W, RANK, generator)[0]
 
     taken = {"exact": seconds(exact, 1)[0]}
     turns: dict[str, list[float]] = {"PEFT, niter 4": [], "deltaw": []}

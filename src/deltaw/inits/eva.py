@@ -89,11 +89,9 @@ class Inputs:
         between = (mean - before) * (self.count * len(X) / count) ** 0.5
         stack = torch.cat((self.rows.to(X.device).reshape(-1, X.shape[1]), own, between[None]))
         k = min(keep, *stack.shape)
-        _, S, V = principal(stack[None], k, generator)
+        _, S, V = principal(stack, k, generator)
         total = self.total + float(own.square().sum() + between.square().sum())
-        return Inputs(
-            count, torch.lerp(before, mean, len(X) / count), S[0, :, None] * V[0].T, total
-        )
+        return Inputs(count, torch.lerp(before, mean, len(X) / count), S[:, None] * V.T, total)
 
     def shares(self) -> Tensor:
         """Return of every direction its share of the variance, largest first."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from deltaw.inits import Factors, Site, above
-from deltaw.inits._svd import chunks, principal, split
+from deltaw.inits._svd import Triple, principal, split
 
 VARIANTS = ("iter_N",)
 
@@ -32,16 +32,16 @@ def refusal(site: Site) -> str:
 
 def from_packed(sites: Sequence[Site]) -> list[Factors]:
     """Return A (r, in) and B (out, r) of every site in float32."""
-    factors: dict[int, Factors] = {}
-    for places, W in chunks(sites):
-        first, low = sites[places[0]], torch.zeros_like(W)
-        for _ in range(_turns(first)):
-            Q = [sites[place].packed(one) for place, one in zip(places, W - low, strict=True)]
-            U, S, V = principal(W - torch.stack(Q), first.r, first.generator)
-            low = U * S.unsqueeze(-2) @ V.mT
-        for place, u, s, v in zip(places, U, S, V, strict=True):
-            factors[place] = split((u, s, v), sites[place].scale)
-    return [factors[place] for place in range(len(sites))]
+    return [split(_turned(site), site.scale) for site in sites]
+
+
+def _turned(site: Site) -> Triple:
+    W = site.matrix().detach().float()
+    low = torch.zeros_like(W)
+    for _ in range(_turns(site)):
+        U, S, V = principal(W - site.packed(W - low), site.r, site.generator)
+        low = U * S @ V.T
+    return U, S, V
 
 
 def _turns(site: Site) -> int:

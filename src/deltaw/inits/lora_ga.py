@@ -39,8 +39,8 @@ def from_gradients(sites: Sequence[Site], run: Run) -> list[Factors]:
         G = G.float()
         if name in found:
             U, S, V = found[name]
-            G = G + (U[0] * S[0]) @ V[0].T
-        found[name] = principal(G[None], min(4 * site.r, *site.shape), site.generator)
+            G = G + (U * S) @ V.T
+        found[name] = principal(G, min(4 * site.r, *site.shape), site.generator)
 
     run(see)
     raise_all(
@@ -55,4 +55,4 @@ def from_gradients(sites: Sequence[Site], run: Run) -> list[Factors]:
 def _along(gradient: Triple, site: Site) -> Factors:
     U, _, V = gradient
     c = site.shape[0] ** 0.25 / GAMMA**0.5
-    return c * V[0, :, : site.r].T, c * U[0, :, site.r : 2 * site.r]
+    return c * V[:, : site.r].T, c * U[:, site.r : 2 * site.r]

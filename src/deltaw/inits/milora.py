@@ -11,7 +11,7 @@ W is left as it is and s B0 A0 subtracted beside it, where the paper rewrites W.
 from collections.abc import Sequence
 
 from deltaw.inits import Factors, Site, above
-from deltaw.inits._svd import chunks, minor, split
+from deltaw.inits._svd import minor, split
 
 
 def refusal(site: Site) -> str:
@@ -21,8 +21,4 @@ def refusal(site: Site) -> str:
 
 def from_weights(sites: Sequence[Site]) -> list[Factors]:
     """Return A (r, in) and B (out, r) of every site in float32."""
-    factors: dict[int, Factors] = {}
-    for places, W in chunks(sites):
-        for place, U, S, V in zip(places, *minor(W, sites[places[0]].r), strict=True):
-            factors[place] = split((U, S, V), sites[place].scale)
-    return [factors[place] for place in range(len(sites))]
+    return [split(minor(site.matrix().detach().float(), site.r), site.scale) for site in sites]

@@ -11,7 +11,7 @@ float32 both train alike.
 from collections.abc import Sequence
 
 from deltaw.inits import Factors, Site, above
-from deltaw.inits._svd import PASSES, chunks, exact, principal, split
+from deltaw.inits._svd import PASSES, Triple, exact, principal, split
 
 VARIANTS = ("exact", "niter_N")
 
@@ -23,14 +23,12 @@ def refusal(site: Site) -> str:
 
 def from_weights(sites: Sequence[Site]) -> list[Factors]:
     """Return A (r, in) and B (out, r) of every site in float32."""
-    factors: dict[int, Factors] = {}
-    for places, W in chunks(sites):
-        first = sites[places[0]]
-        if first.variant == "exact":
-            found = exact(W, first.r)
-        else:
-            passes = int(first.variant.removeprefix("niter_") or PASSES)
-            found = principal(W, first.r, first.generator, passes)
-        for place, U, S, V in zip(places, *found, strict=True):
-            factors[place] = split((U, S, V), sites[place].scale)
-    return [factors[place] for place in range(len(sites))]
+    return [split(_principal(site), site.scale) for site in sites]
+
+
+def _principal(site: Site) -> Triple:
+    W = site.matrix().detach().float()
+    if site.variant == "exact":
+        return exact(W, site.r)
+    passes = int(site.variant.removeprefix("niter_") or PASSES)
+    return principal(W, site.r, site.generator, passes)
