@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from combine_states import close, delta
+from core.mixtures import MODELS
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -397,3 +398,91 @@ def test_a_linear_layer_that_is_called_an_embedding_is_known_by_its_bias() -> No
         "embed_out": "linear",
         "a.word_embeddings": "embedding",
     }
+
+
+ATTENTION_SLOTS = ("q", "k", "v", "out")
+ATTENTION = {
+    "packed": {},
+    "apart": {"kdim": 5, "vdim": 4},
+    "further": {"add_bias_kv": True},
+}
+
+
+class Attending(nn.Module):
+    def __init__(self, **settings: object) -> None:
+        super().__init__()
+        self.mha = nn.MultiheadAttention(6, 3, **settings)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        key, value = x[..., : self.mha.kdim], x[..., : self.mha.vdim]
+        return self.head(self.mha(x, key, value)[0])
+
+
+def files_of(tmp_path: Path, base: nn.Module, tuned: nn.Module) -> tuple[Path, Path]:
+    return (
+        saved(tmp_path / "b.safetensors", base.state_dict()),
+        saved(tmp_path / "t.safetensors", tuned.state_dict()),
+    )
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["places", "guessed"])
+@pytest.mark.parametrize("settings", ATTENTION.values(), ids=ATTENTION)
+def test_attention_comes_back(tmp_path: Path, settings: dict[str, object], told: bool) -> None:
+    torch.manual_seed(0)
+    base = Attending(**settings).double().eval()
+    tuned = tuned_from(base)
+    x = torch.randn(7, 2, 6).double()
+    where = places(base) if told else None
+    made = combine.extract(*files_of(tmp_path, base, tuned), rank=6, rest="save", places=where)
+    attention = made.state.layers["mha"]
+    assert attention.kind == "attention" and sorted(made.state.layers) == [
+        "head",
+        "mha",
+        "mha.out_proj",
+    ]
+    assert {kept.path for kept in made.kept} == {"head", *(f"mha[{s}]" for s in ATTENTION_SLOTS)}
+    files.write(made.state, tmp_path / "adapter")
+    for source in (made.state, tmp_path / "adapter"):
+        model = copy.deepcopy(base)
+        deltaw.attach(model, source) if source is made.state else deltaw.load(model, source)
+        torch.testing.assert_close(logits(model, x), logits(tuned, x), rtol=1e-12, atol=1e-12)
+
+
+def test_slots_that_stay_get_no_factors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = Attending().double().eval()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.mha.in_proj_weight[:6] += torch.randn(6, 6)
+    made = combine.extract(*files_of(tmp_path, base, tuned), energy=1.0, targets="all-linear")
+    assert list(made.state.layers) == ["mha"] and made.rest == () and made.unchanged == 5
+    assert set(made.state.layers["mha"].tensors) == {"q.lora_A", "q.lora_B"}
+    x = torch.randn(7, 2, 6).double()
+    model = copy.deepcopy(base)
+    deltaw.attach(model, made.state)
+    torch.testing.assert_close(logits(model, x), logits(tuned, x), rtol=1e-12, atol=1e-12)
+    tuned.mha.in_proj_weight.data[0, 0] = float("nan")
+    with pytest.raises(MergeError, match="in_proj_weight: NaN") as error:
+        combine.extract(*files_of(tmp_path, base, tuned), energy=1.0)
+    assert str(error.value).count("NaN or Inf") == 1
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral"])
+def test_stacks_of_experts_come_back(tmp_path: Path, name: str) -> None:
+    """Stacked as (E, in, out) and (E, out, in); the second expert of all stays as it is."""
+    base = MODELS[name]()
+    tuned = tuned_from(base)
+    stacks = [n for n, P in base.named_parameters() if P.dim() == 3]
+    with torch.no_grad():
+        for stack in stacks:
+            tuned.get_parameter(stack)[1] = base.get_parameter(stack)[1]
+    both = files_of(tmp_path, base, tuned)
+    made = combine.extract(*both, rank=16, rest="save", places=places(base))
+    assert not set(stacks) & set(made.rest) and len(stacks) == 4
+    expected = logits(tuned)
+    assert not torch.allclose(expected, logits(base), atol=1e-2)
+    deltaw.attach(base, made.state)
+    torch.testing.assert_close(logits(base), expected, rtol=1e-4, atol=1e-4)
+    guess = combine.extract(*both, rank=16)
+    assert set(stacks) < set(guess.rest)

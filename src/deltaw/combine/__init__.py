@@ -8,7 +8,7 @@ with every adapter's own scale (alpha / r or alpha / √r), bias on B, rank and 
 """
 
 from deltaw.combine._copies import without_copies
-from deltaw.combine._matching import Place
+from deltaw.combine._places import Place, Slot, attention_slots
 from deltaw.combine._result import Kept, Reduced
 from deltaw.combine._settings import highest_rank
 from deltaw.combine.adding import add, concatenate, negate, resize
@@ -24,8 +24,10 @@ __all__ = [
     "Kept",
     "Place",
     "Reduced",
+    "Slot",
     "StoredBase",
     "add",
+    "attention_slots",
     "concatenate",
     "dare",
     "extract",

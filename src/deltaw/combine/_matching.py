@@ -2,33 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from deltaw.combine._checkpoint import Checkpoint, shown
+from deltaw.combine._places import ATTENTION, WEIGHT, Place, Slot, attention_slots
 from deltaw.errors import ConfigError, FormatError, printable, raise_all
 from deltaw.patterns import ends_with, full_matches
 
-LINEAR = ("linear", "conv1d")
-TRANSPOSED = ("conv1d", "embedding")
+LINEAR = ("linear", "conv1d", ATTENTION)
 _EMBEDDING = re.compile(r"emb(?!ed_out)|wte|wpe|shared$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A layer of a model: its kind, and the names under which a checkpoint may hold its weight."""
-
-    kind: str
-    keys: tuple[str, ...]
-    groups: int = 1
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """Return a weight as the matrix (out, in) of which ΔW is an element."""
-        if self.kind == "conv_transpose":
-            apart = weight.view(self.groups, -1, *weight.shape[1:])
-            return apart.transpose(1, 2).flatten(0, 1).flatten(1)
-        return weight.T if self.kind in TRANSPOSED else weight.flatten(1)
 
 
 def names_in_both(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
@@ -71,23 +52,24 @@ def check_match(
 
 
 def guessed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
-    """Return the layers that names and shapes tell of.
+    """Return the layers that names and shapes tell of; stacks of experts are not among them.
 
     Raises:
         FormatError: where a bias says that a weight lies as in GPT-2's Conv1D, since square ones
             cannot be told apart then.
     """
-    places, turned = {}, []
+    places, turned = _attentions(shapes), []
+    inside = {f"{path}.out_proj" for path in places}
     for name, shape in shapes.items():
         path, _, last = name.rpartition(".")
-        if last != "weight" or not path or not 2 <= len(shape) <= 5:
+        if last != WEIGHT or not path or path in inside or not 2 <= len(shape) <= 5:
             continue
         bias = shapes.get(f"{path}.bias", shape[:1])
         if bias != shape[:1] and (len(shape) > 2 or bias == shape[1:]):
             turned.append(f"{printable(name, 300)} {shape} beside a bias {bias}")
         embeds = _EMBEDDING.search(path.rpartition(".")[2]) and f"{path}.bias" not in shapes
         kind = "conv" if len(shape) > 2 else "embedding" if embeds else "linear"
-        places[path] = Place(kind, (name,))
+        places[path] = Place(kind, {WEIGHT: Slot((name,))})
     raise_all(
         FormatError,
         "Weights that lie as (in, out) need to be told apart from those of linear layers:",
@@ -95,6 +77,16 @@ def guessed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
         "pass places=deltaw.analysis.places.places(model) with the empty model.",
     )
     return places
+
+
+def _attentions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+    """Return each `nn.MultiheadAttention`: what has an `out_proj` beside weights of its inputs."""
+    found = {}
+    for name in shapes:
+        path, _, own = name.rpartition(".")
+        if own in ("in_proj_weight", "q_proj_weight") and f"{path}.out_proj.weight" in shapes:
+            found[path] = Place(ATTENTION, attention_slots(path, own == "in_proj_weight"))
+    return found
 
 
 def chosen(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaw.combine._checkpoint import Checkpoint, shown
 from deltaw.combine._deltas import matrix_shape, number_of, pair, slots
-from deltaw.combine._matching import TRANSPOSED, Place
+from deltaw.combine._places import TRANSPOSED, Place
 from deltaw.errors import MergeError, printable
 from deltaw.marks import mark
 from deltaw.state import LayerState, State
@@ -66,7 +66,7 @@ class StoredBase:
         turned = layer.kind in TRANSPOSED or weight.shape != (out, columns)
         kind = "conv1d" if weight.dim() == 2 and turned else layer.kind
         groups = len(weight) // pair(layer, slot)[0].shape[1] if kind == TURNED else 1
-        whole = Place(kind, (), groups).matrix(weight)
+        [whole] = Place(kind, {}, groups).matrices(weight)
         if tuple(whole.shape) != (out, columns):
             raise MergeError(
                 f"{printable(path, 300)} is {tuple(weight.shape)} in {shown(self._checkpoint.path)}"

@@ -104,6 +104,11 @@ class Experts(TrainedModule):
         M = update.M if isinstance(update, Dense) else update.matrix(self.matrix(slot).to(wide))
         return (P.to(wide) + weighted(self.layout(M, slot), weight)).to(P.dtype)
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether the module stores its stacks as (E, in, out)."""
+        return bool(getattr(self, "is_transposed", False))
+
     def _turned(self, stack: Tensor) -> Tensor:
         """Exchange (E, out, in) and (E, in, out) where the module stores the second."""
-        return stack.mT if stack.dim() == 3 and getattr(self, "is_transposed", False) else stack
+        return stack.mT if stack.dim() == 3 and self.is_turned else stack
