@@ -118,6 +118,34 @@ def test_fused_slices_and_a_whole_layer_add_up_under_dora(
     assert_merges_to(base, made, wanted(base, [sliced, whole], [0.5, 2.0]))
 
 
+@pytest.mark.parametrize("settings", [{}, {"kdim": 4, "vdim": 5}, {"add_bias_kv": True}])
+def test_attention_adds_up_under_dora(settings: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"mha": nn.MultiheadAttention(6, 3, **settings)}).double()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    where = combine.StoredBase(tmp_path / "model.safetensors")
+    own: dict[str, Any] = {"target_modules": ["mha"], "use_dora": True}
+    states = [
+        adapter(model, 1, r=2, enable_lora={"mha": [True, False, True, False]}, **own),
+        adapter(model, 2, r=1, **own),
+        adapter(model, 3, r=3, target_modules=["mha"]),
+    ]
+    assert not any(map(where.is_other_than, states[:2]))
+    sums = wanted(model, states, WEIGHTS)
+    for made in (
+        combine.concatenate(states, WEIGHTS, base=where),
+        combine.add(states, WEIGHTS, base=where).state,
+    ):
+        assert_merges_to(model, made, sums)
+    cut = combine.resize(states[0], rank=1, base=where).state
+    assert set(cut.layers["mha"].tensors) == set(states[0].layers["mha"].tensors)
+    with torch.no_grad():
+        model["mha"].out_proj.weight.add_(1)
+    save_file(model.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(MergeError, match="was trained on another base than the one given"):
+        combine.add(states, base=combine.StoredBase(tmp_path / "other.safetensors"))
+
+
 def test_a_cut_keeps_the_gains_and_the_best_of_the_rest(
     base: nn.Module, three: list[State], stored: combine.StoredBase
 ) -> None:
@@ -154,14 +182,17 @@ def test_one_of_dora_needs_its_own_base(
     save_file(other, tmp_path / "other.safetensors")
     with pytest.raises(MergeError, match="adapter 2 was trained on another base than the one"):
         combine.add(three, base=combine.StoredBase(tmp_path / "other.safetensors"))
-    del other["lin.weight"]
+    del other["lin.weight"], other["conv.weight"]
     save_file(other, tmp_path / "less.safetensors")
     unmarked = [replace(state, base=None) for state in three]
-    with pytest.raises(MergeError, match=r"has no lin\.weight"):
-        combine.add(unmarked, base=combine.StoredBase(tmp_path / "less.safetensors"))
-    other["lin.weight"] = torch.ones(5, 8)
+    for states in (three, unmarked):
+        with pytest.raises(MergeError, match=r"depends:\n  - conv\.weight\n  - lin\.weight\nFix"):
+            combine.add(states, base=combine.StoredBase(tmp_path / "less.safetensors"))
+    other["conv.weight"], other["lin.weight"] = torch.ones(6, 3, 2, 3), torch.ones(5, 8)
     save_file(other, tmp_path / "wide.safetensors")
-    with pytest.raises(MergeError, match=r"lin is \(5, 8\) in .*, and the adapter is for 5 x 7"):
+    with pytest.raises(
+        MergeError, match=r"lin\.weight is \(5, 8\) in .*, and the adapter is for 5 x 7"
+    ):
         combine.add(unmarked, base=combine.StoredBase(tmp_path / "wide.safetensors"))
     with pytest.raises(FormatError, match="There is no"):
         combine.StoredBase(tmp_path / "nowhere")

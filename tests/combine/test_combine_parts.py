@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from core.mixtures import MODELS, NAMES
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deltaw
@@ -99,6 +100,16 @@ def test_experts_as_files_pack_them_are_refused_with_the_way_out(tmp_path: Path)
     apart = [experts(base, 1, 2, target_parameters=[name]) for name in NAMES]
     with pytest.raises(MergeError, match="no adapter has all of down_proj, gate_up_proj"):
         combine.add(apart)
+
+
+def test_experts_beside_dora_are_refused(tmp_path: Path) -> None:
+    base = MODELS["mixtral"]()
+    dora = experts(base, 1, 2, target_parameters=None, use_dora=True)
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    where = combine.StoredBase(tmp_path / "base.safetensors")
+    told = r"mlp\.experts in adapter 2 holds stacked experts, which have no DoRA"
+    with pytest.raises(MergeError, match=told):
+        combine.add([dora, experts(base, 1, 2)], base=where)
 
 
 class Table(nn.Module):

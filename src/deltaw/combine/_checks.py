@@ -49,8 +49,23 @@ def check(
     raise_all(
         MergeError,
         "These adapters cannot be combined:",
-        [problem for n, state in enumerate(states, 1) for problem in _unusable(n, state, base)],
+        [
+            *(
+                problem
+                for n, state in enumerate(states, 1)
+                for problem in _unusable(n, state, base)
+            ),
+            *_stacks_under_dora(states),
+        ],
         "combine adapters whose ΔW is linear in B A, with finite numbers in them.",
+    )
+    under_dora = base if any(map(is_dora, states)) else None
+    raise_all(
+        MergeError,
+        "The base given lacks these weights, on which the ΔW of DoRA depends:",
+        [] if under_dora is None else _lacking(under_dora, states),
+        "give the adapters' own base; layers without a weight of their own cannot be combined "
+        "under DoRA (merge them and use deltaw extract).",
     )
     raise_all(
         MergeError,
@@ -166,6 +181,11 @@ def _packed_stacks(state: State) -> list[str]:
     ]
 
 
+def _lacking(base: Base, states: Sequence[State]) -> list[str]:
+    """List the weights that the base has not."""
+    return [printable(name, 300) for name in sorted({n for s in states for n in base.lacking(s)})]
+
+
 def _other_than(base: Base | None, states: Sequence[State]) -> list[str]:
     """List the adapters that the given base is not the base of."""
     return [
@@ -223,6 +243,16 @@ def _misfits(states: Sequence[State]) -> list[str]:
             told = ", ".join(f"{form} in adapter {number}" for form, number in forms.items())
             problems.append(f"{printable(name, 300)} is {told}")
     return [*problems, *_unordered(states)]
+
+
+def _stacks_under_dora(states: Sequence[State]) -> list[str]:
+    """List the stacked experts beside DoRA, which are adapted by plain LoRA alone."""
+    return [
+        f"{printable(path, 300)} in adapter {number} holds stacked experts, which have no DoRA"
+        for number, state in enumerate(states, 1)
+        for path, layer in state.layers.items()
+        if layer.kind == EXPERTS and any(map(is_dora, states))
+    ]
 
 
 def _unordered(states: Sequence[State]) -> list[str]:

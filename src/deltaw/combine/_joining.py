@@ -94,14 +94,11 @@ def _joined(
     held = list(zip(layers, weights, matrices, strict=True))
     parts = [products(*each) for each in held]
     biases = [shifts(layer, weight) for layer, weight, _ in held]
-    matrix: Matrix | None = matrices[0]
     counts = [len(layer.enabled) for layer in layers]
     if len(set(counts)) > 1:
         parts = [in_one(p, n) if n else p for p, n in zip(parts, counts, strict=True)]
         biases = [bias_in_one(b, n) if n else b for b, n in zip(biases, counts, strict=True)]
         layers = [replace(own, kind="linear", enabled=()) if own.enabled else own for own in layers]
-        of_slice, slices = next(p for p in zip(matrices, counts, strict=True) if p[1])
-        matrix = None if of_slice is None else partial(_whole, of_slice, slices)
     like = next((layer for layer in layers if layer.kind == "conv1d"), layers[0])
     fullest = sorted(layers, key=lambda layer: -len(slots(layer)))
     like = replace(
@@ -109,6 +106,10 @@ def _joined(
         tensors={name: t for layer in fullest for name, t in layer.tensors.items()},
         enabled=tuple(map(any, zip(*(layer.enabled for layer in layers), strict=True))),
     )
+    matrix: Matrix | None = None if base is None else partial(base.matrix, path, like)
+    of_slice, slices = next((p for p in zip(matrices, counts, strict=True) if p[1]), (None, 0))
+    if len(set(counts)) > 1 and of_slice is not None:
+        matrix = partial(_whole, of_slice, slices)
     return Joined(
         path,
         like,

@@ -5,23 +5,30 @@
 so that a sum of such ΔW has a gain for every row of W beside its factors, and is a DoRA again.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from deltaw.combine._checkpoint import Checkpoint, shown
-from deltaw.combine._deltas import matrix_shape, number_of, pair, slots
-from deltaw.combine._places import TRANSPOSED, Place
+from deltaw.combine._deltas import EXPERTS, matrix_shape, number_of, pair, slots
+from deltaw.combine._places import ATTENTION, TRANSPOSED, WEIGHT, Place, Slot, attention_slots
 from deltaw.errors import MergeError, printable
 from deltaw.marks import mark
 from deltaw.state import LayerState, State
 
 TURNED = "conv_transpose"
+INPUTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+PARTS = (*INPUTS, "bias_k", "bias_v", "out_proj.weight")
+"""The matrices of `nn.MultiheadAttention` that a fingerprint is of, in its order."""
 
 
 class Base(Protocol):
     """Where the weights of the base are to be had."""
+
+    def lacking(self, state: State) -> list[str]:
+        """Return the weights of adapted layers that are not to be had."""
 
     def is_other_than(self, state: State) -> bool:
         """Tell whether an adapter is known to be of a base with other weights."""
@@ -45,47 +52,75 @@ class StoredBase:
     def __init__(self, path: str | Path) -> None:
         self._checkpoint = Checkpoint(Path(path))
 
+    def lacking(self, state: State) -> list[str]:
+        """Return the names of the weights of adapted layers that are not here."""
+        wanted = [
+            key
+            for path, layer in state.layers.items()
+            if layer.kind != EXPERTS
+            for slot in slots(layer)
+            for key in self._slot(path, layer, slot).keys
+        ]
+        return sorted(name for name in set(wanted) if self._name(name) is None)
+
     def is_other_than(self, state: State) -> bool:
         """Compare the adapter's fingerprint with that of the same weights here."""
         if state.base is None:
             return False
-        adapted = sorted(path for path, own in state.layers.items() if own.kind != "module")
-        ours = mark({path: self._weight(path) for path in adapted})
+        weights: dict[str, Tensor] = {}
+        for path, layer in sorted(state.layers.items()):
+            if layer.kind == ATTENTION:
+                parts = [f"{path}.{name}" for name in PARTS]
+                weights |= {part: self._read(part) for part in parts if self._name(part)}
+            elif layer.kind != "module":
+                weights[path] = self._read(f"{path}.{WEIGHT}")
+        ours = mark(weights)
         same_dtype = ours is not None and ours.split(":")[0] == state.base.split(":")[0]
         return same_dtype and ours != state.base
 
     def matrix(self, path: str, layer: LayerState, slot: str) -> Tensor:
-        """Return the weight as the matrix (out, in), or the rows of a fused slice.
+        """Return the weight of a slot as the matrix (out, in).
 
         Raises:
-            MergeError: if the base has no such weight, or one of another shape.
+            MergeError: if the base's weight has another shape.
         """
-        weight = self._weight(path)
-        rows, columns = matrix_shape(layer, slots(layer)[0])
-        out = rows * max(1, len(layer.enabled))
+        own = self._slot(path, layer, slot)
+        weight = self._read(own.keys[0])
+        adapted = slots(layer)
+        rows, columns = matrix_shape(layer, slot if slot in adapted else adapted[0])
+        out = rows * own.blocks
         turned = layer.kind in TRANSPOSED or weight.shape != (out, columns)
         kind = "conv1d" if weight.dim() == 2 and turned else layer.kind
         groups = len(weight) // pair(layer, slot)[0].shape[1] if kind == TURNED else 1
         [whole] = Place(kind, {}, groups).matrices(weight)
         if tuple(whole.shape) != (out, columns):
             raise MergeError(
-                f"{printable(path, 300)} is {tuple(weight.shape)} in {shown(self._checkpoint.path)}"
-                f", and the adapter is for {out} x {columns}.\nFix: give the adapter's own base."
+                f"{printable(own.keys[0], 300)} is {tuple(weight.shape)} in "
+                f"{shown(self._checkpoint.path)}, and the adapter is for {out} x {columns}.\n"
+                "Fix: give the adapter's own base."
             )
-        return whole.chunk(len(layer.enabled))[number_of(slot)] if layer.enabled else whole
+        return own.of(whole)
 
-    def _weight(self, path: str) -> Tensor:
-        wanted = f"{path}.weight"
+    def _slot(self, path: str, layer: LayerState, slot: str) -> Slot:
+        """Return where a slot lies."""
+        if layer.kind == ATTENTION:
+            packed = self._name(f"{path}.q_proj_weight") is None
+            return attention_slots(path, packed)[slot]
+        whole = Slot((f"{path}.{WEIGHT}",))
+        if not layer.enabled:
+            return whole
+        return replace(whole, block=number_of(slot), blocks=len(layer.enabled))
+
+    def _name(self, wanted: str) -> str | None:
+        """Return what a weight is called here, where one model may lie inside the other."""
         names = [
             name
             for name in self._checkpoint.shapes
             if f".{name}".endswith(f".{wanted}") or f".{wanted}".endswith(f".{name}")
         ]
-        name = wanted if wanted in names else names[0] if len(names) == 1 else None
-        if name is None:
-            raise MergeError(
-                f"{shown(self._checkpoint.path)} has no {printable(wanted, 300)}.\n"
-                "Fix: give the adapter's own base; layers without a weight of their own cannot be "
-                "combined under DoRA (merge them and use deltaw extract)."
-            )
+        return wanted if wanted in names else names[0] if len(names) == 1 else None
+
+    def _read(self, wanted: str) -> Tensor:
+        name = self._name(wanted)
+        assert name is not None, "lacking() told of it"
         return self._checkpoint.read(name)

@@ -78,6 +78,10 @@ class _LiveBase:
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model
 
+    def lacking(self, state: State) -> list[str]:
+        """Tell that the weights of all layers are there."""
+        return []
+
     def is_other_than(self, state: State) -> bool:
         """Tell that the adapters are on this very base."""
         return False
