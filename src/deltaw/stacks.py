@@ -1,16 +1,17 @@
 """Parameters adapted on their own: which a config takes, and which are meant in a file."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from deltaw.config import LoraConfig
 from deltaw.errors import TargetError, raise_all
+from deltaw.formats import _peft_experts
 from deltaw.layers.experts import Experts
-from deltaw.patterns import pattern_value, pattern_values, within
+from deltaw.patterns import pattern_values, within
 from deltaw.select import Selection, names_parameter
-from deltaw.state import LayerState, with_scales
+from deltaw.state import LayerState
 from deltaw.swap import seen_as
 
 
@@ -89,49 +90,13 @@ def told_apart(
 ) -> tuple[LayerState, list[str]]:
     """Return the state of a module with the factors of a file by the names of its parameters.
 
-    A file numbers the factors of several parameters from the last one of the module on, packs all
-    experts in one A (E r, in) and one B (out, E r), the expert changing fastest in the columns of
-    B, and counts on the settings and the model for the rest. What is told apart already, and what
-    is no parameter's, comes back as it is; beside it is all that does not fit.
+    A file of PEFT's counts on the settings and the model for their names and their experts. What is
+    told apart already, and what is no parameter's, comes back as it is; beside it is all that does
+    not fit.
     """
-    packed = [name.removesuffix(".lora_A") for name in layer.tensors if name.endswith(".lora_A")]
     wanted = config.target_parameters or ()
     names = [n for n in parameters_of(module) if names_parameter(f"{path}.{n}", wanted)]
-    numbered = layer.kind == Experts.kind and all(slot.isdigit() for slot in packed)
-    if not packed or not (numbered or (names and packed == ["weight"] and layer.kind == "linear")):
+    if not _peft_experts.is_packed(layer) or (layer.kind == "linear" and not names):
         return layer, []
-    if len(names) != len(packed):
-        return layer, [
-            f"{path}: the file has factors of {len(packed)} parameters, and target_parameters "
-            f"takes {', '.join(names) or 'none'}"
-        ]
-    tensors = {n: t for n, t in layer.tensors.items() if n.rpartition(".")[0] not in packed}
-    scales, problems = {}, []
-    for name, slot in zip(names, sorted(packed, key=_depth, reverse=True), strict=True):
-        full = f"{path}.{name}"
-        r = pattern_value(config.rank_pattern, full, config.r)
-        alpha = pattern_value(config.alpha_pattern, full, config.lora_alpha or 1)
-        count = seen_as(module, Experts).stacked(name)
-        A, B = layer.tensors[f"{slot}.lora_A"], layer.tensors[f"{slot}.lora_B"]
-        scales[name] = config.scale(r, alpha)
-        if {A.shape[0], B.shape[-1]} == {r * max(count, 1)}:
-            A, B = unpacked(A, B, count)
-        else:
-            problems.append(
-                f"{full}: the file has rank {A.shape[0]} in all, the model needs {max(count, 1)} "
-                f"x {r}"
-            )
-        tensors |= {f"{name}.lora_A": A, f"{name}.lora_B": B}
-    return with_scales(replace(layer, kind=Experts.kind, tensors=tensors), scales), problems
-
-
-def unpacked(A: Tensor, B: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return A (E, r, in) and B (E, out, r) of a file's A (E r, in) and B (out, E r)."""
-    if not count:
-        return A, B
-    into, out = A.shape[1], B.shape[0]
-    return A.reshape(count, -1, into), B.reshape(out, -1, count).permute(2, 0, 1).contiguous()
-
-
-def _depth(slot: str) -> int:
-    return int(slot) if slot.isdigit() else 0
+    counts = {name: seen_as(module, Experts).stacked(name) for name in names}
+    return _peft_experts.told_apart(path, layer, counts, config)

@@ -88,12 +88,37 @@ def test_every_expert_is_cut_to_the_rank_by_itself(tmp_path: Path) -> None:
                 torch.testing.assert_close(cut, best, rtol=1e-4, atol=2e-6)
 
 
-def test_experts_as_files_pack_them_are_refused_with_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1], NAMES[1:]], ids=["both", "one", "other"])
+def test_experts_in_files_of_ours_have_their_names(
+    make: Any, names: list[str], tmp_path: Path
+) -> None:
+    given = {"target_parameters": names, "alpha_pattern": {names[-1]: 7}}
+    made = combine.resize(experts(make(), 1, 3, **given), rank=2).state
+    for state in (experts(make(), 1, 3, **given), made):
+        files.write(state, tmp_path / "file")
+        found = files.read(tmp_path / "file")
+        assert found.layers.keys() == state.layers.keys()
+        for path, layer in state.layers.items():
+            own = found.layers[path]
+            assert (own.kind, sorted(own.tensors)) == (layer.kind, sorted(layer.tensors))
+            for name, tensor in layer.tensors.items():
+                assert torch.equal(own.tensors[name], tensor)
+            for name in layer.tensors:
+                slot = name.rpartition(".")[0]
+                assert own.scale_of(slot) == layer.scale_of(slot)
+        files.write(found, tmp_path / "again")
+        for file in (tmp_path / "file").iterdir():
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_experts_as_peft_packs_them_are_refused_with_the_way_out(tmp_path: Path) -> None:
     base = next(iter(MODELS.values()))()
     for number, names in enumerate((NAMES, NAMES[:1])):
         folder = tmp_path / str(number)
         files.write(experts(base, 1, 2, target_parameters=names), folder)
-        with pytest.raises(MergeError, match=r"stacked experts as PEFT's files pack them; load it"):
+        (folder / "deltaw.json").unlink()
+        with pytest.raises(MergeError, match=r"stacked experts as PEFT packs them, .*; load it"):
             combine.resize(files.read(folder), rank=1)
     with pytest.raises(MergeError, match="stacked experts"):
         combine.portable(experts(base, 1, 2))

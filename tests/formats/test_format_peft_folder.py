@@ -39,6 +39,9 @@ def test_adapters_below_the_folder_are_named(tmp_path: Path) -> None:
         {"layers": {"h.q": {"enabled": [1]}}},
         {"layers": {"h.q": {"conv1d": 1}}},
         {"layers": {"h.q": {"scale": "2"}}},
+        {"layers": {"h.q": {"stacks": {"w": 2}}}},
+        {"layers": {"h.q": {"stacks": [["w", -1]]}}},
+        {"layers": {"h.q": {"stacks": [["w"]]}}},
         {"layers": {"h.q": {"new": 1}}},
     ],
 )
@@ -52,6 +55,8 @@ def test_our_own_file_is_checked_too(content: dict[str, object], tmp_path: Path)
     "note",
     [
         {"scale": 3.0},
+        {"stacks": [["w", 2]]},
+        {"stacks": [["w", 0], ["v", 0]]},
         {"enabled": [True, True]},
         {"enabled": [False, False]},
         {"enabled": [True] * 7},

@@ -297,3 +297,44 @@ def test_an_adapter_without_a_run_is_merged_by_export(
     assert code == 1 and err.endswith(
         f"Fix: deltaw export {two[0]} '{tmp_path}/my out' --to hf --base MODEL\n"
     )
+
+
+def test_files_of_stacked_experts_are_summed_and_resized(
+    deltaw_command: Command, tmp_path: Path
+) -> None:
+    def fresh() -> torch.nn.Module:
+        torch.manual_seed(0)
+        config = transformers.Qwen3MoeConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=24, moe_intermediate_size=8,
+            num_experts=4, head_dim=8, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, num_experts_per_tok=2, max_position_embeddings=32,
+        )  # fmt: skip
+        return transformers.Qwen3MoeForCausalLM(config).eval()
+
+    def change(folder: Path) -> dict[str, torch.Tensor]:
+        model = fresh()
+        deltaw.load(model, folder)
+        deltaw.merge(model, original="none")
+        deltaw.detach(model)
+        return {n: P - fresh().get_parameter(n) for n, P in model.named_parameters()}
+
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    for number, (r, taken) in enumerate([(2, names), (3, names[:1])]):
+        model = fresh()
+        config = LoraConfig(r=r, target_modules=["q_proj"], target_parameters=taken)
+        deltaw.attach(model, config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".adapter." in name:
+                    parameter.normal_(std=0.3)
+        deltaw.save(model, tmp_path / str(number))
+    both, out = (tmp_path / "0", tmp_path / "1"), tmp_path / "out"
+    code, _, err = deltaw_command("combine", *both, "--out", out, "--weights", "0.5,-1")
+    assert (code, err) == (0, "")
+    one, other, sums = map(change, (*both, out))
+    for name, found in sums.items():
+        wanted = 0.5 * one[name] - other[name]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    code, text, err = deltaw_command("resize", out, "--out", tmp_path / "cut", "--rank", 2)
+    assert (code, err) == (0, "") and "mlp.experts[gate_up_proj]" in text
+    assert peft.read(tmp_path / "cut").config.r == 2

@@ -143,8 +143,9 @@ def _unusable(number: int, state: State, base: Base | None) -> list[str]:
     factors = (*FACTORS, f".{MAGNITUDE}") if is_dora(state) else FACTORS
     if packed := _packed_stacks(state):
         problems.append(
-            f"{who}: {', '.join(packed)} hold stacked experts as PEFT's files pack them; load it "
-            "onto its base and combine what deltaw.capture returns"
+            f"{who}: {', '.join(packed)} hold stacked experts as PEFT packs them, and no "
+            "deltaw.json tells them apart; load it onto its base, and combine what "
+            "deltaw.capture returns or deltaw.save writes"
         )
     for path, layer in state.layers.items():
         where = f"{who}, {printable(path, 300)!r}"

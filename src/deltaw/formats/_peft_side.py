@@ -17,12 +17,16 @@ NAME = "deltaw.json"
 
 @dataclass(frozen=True)
 class Note:
-    """The adapted slices of one layer, that it is a Conv1D, its exact scale; ranks of slots."""
+    """The adapted slices of one layer, that it is a Conv1D, its exact scale; ranks of slots.
+
+    `stacks` are the adapted parameters of a module in its own order, with the experts of each.
+    """
 
     enabled: tuple[bool, ...] = ()
     conv1d: bool = False
     scale: float | None = None
     slots: Ranks = field(default_factory=dict)
+    stacks: tuple[tuple[str, int], ...] = ()
 
     def apply(self, layer: LayerState) -> LayerState:
         """Return the layer with this added, as far as its tensors agree."""
@@ -69,9 +73,9 @@ def read(folder: Path) -> Side:
 def _note(file: Path, path: str, content: object) -> Note:
     values = content if isinstance(content, dict) else {"": content}
     enabled, conv1d = values.get("enabled", []), values.get("conv1d", False)
-    scale, slots = values.get("scale"), values.get("slots", {})
+    scale, slots, stacks = values.get("scale"), values.get("slots", {}), values.get("stacks", [])
     if (
-        values.keys() - {"enabled", "conv1d", "scale", "slots"}
+        values.keys() - {"enabled", "conv1d", "scale", "slots", "stacks"}
         or not isinstance(enabled, list)
         or not all(isinstance(flag, bool) for flag in enabled)
         or not isinstance(conv1d, bool)
@@ -79,9 +83,18 @@ def _note(file: Path, path: str, content: object) -> Note:
         or not isinstance(slots, dict)
         or slots.keys() - set(SLOTS)
         or not all(isinstance(rank, int) and rank > 0 for rank in slots.values())
+        or not isinstance(stacks, list)
+        or not all(map(_is_stack, stacks))
     ):
         raise _unusable(file, repr(path))
-    return Note(tuple(enabled), conv1d, scale, slots)
+    return Note(tuple(enabled), conv1d, scale, slots, tuple((name, n) for name, n in stacks))
+
+
+def _is_stack(content: object) -> bool:
+    match content:
+        case [str(), int(count)]:
+            return count >= 0
+    return False
 
 
 def _unusable(file: Path, what: str) -> FormatError:

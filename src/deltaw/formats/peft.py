@@ -1,16 +1,17 @@
 """PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 
 What PEFT's files cannot say goes into `deltaw.json`, which PEFT does not look at: the fingerprint
-of the base, which slices of a fused layer or slots of an attention are adapted, and a scale that no
-`lora_alpha` gives to the last bit; what a start that is subtracted was goes into
+of the base, which slices of a fused layer or slots of an attention are adapted, which parameters a
+module's stacks of experts are and how many each holds, and a scale that no `lora_alpha` gives to
+the last bit; what a start that is subtracted was goes into
 `deltaw_start.safetensors`. Without both the adapter does the same, but for slots of an attention
 that PEFT has no form for.
 """
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf, isclose
 from pathlib import Path
 
 from safetensors.torch import save
@@ -49,7 +50,7 @@ from deltaw.formats._peft_keys import EMBEDDING, LINEAR, Found, in_shape, key, l
 from deltaw.formats._peft_layers import pack, unpack_conv
 from deltaw.formats._peft_tokens import SUFFIX, ids_of, with_ids
 from deltaw.patterns import pattern_values
-from deltaw.state import LayerState, State, plain
+from deltaw.state import LayerState, State, plain, with_scales
 
 CONFIG = "adapter_config.json"
 TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -118,6 +119,7 @@ def write(state: State, path: Path | str) -> None:
     start = _peft_start.kept(state)
     state = replace(state, layers={p: plain(layer) for p, layer in sorted(state.layers.items())})
     config = state.config
+    counts = {path: _peft_experts.counts_of(layer) for path, layer in state.layers.items()}
     alone, places, stacked = _peft_experts.spread(state.layers)
     state = replace(state, layers=alone)
     linear = apart(alone)
@@ -138,6 +140,9 @@ def write(state: State, path: Path | str) -> None:
         conv1d = layer.kind == "conv1d" and not fan_in_fan_out
         scale, slots = None if exact else layer.scale, ranks_of(layer)
         notes[name] = _peft_side.Note(() if slots else layer.enabled, conv1d, scale, slots)
+    for name, own in counts.items():
+        if own:
+            notes[name] = _peft_side.Note(stacks=tuple(own.items()))
     saved = [
         path
         for path, layer in alone.items()
@@ -210,8 +215,25 @@ def _layers(
         if A in own:
             layer = replace(layer, scale=config.scale(own[A].shape[0], alpha))
         layer = with_ids(path, layer, config)
-        layers[path] = notes[own_path].apply(layer) if own_path in notes else layer
+        layer = notes[own_path].apply(layer) if own_path in notes else layer
+        layers[path] = _by_parameter(path, layer, notes, config)
     return layers
+
+
+def _by_parameter(
+    path: str, layer: LayerState, notes: Mapping[str, _peft_side.Note], config: LoraConfig
+) -> LayerState:
+    """Return stacked experts by the names of their parameters, where a note tells these."""
+    counts = dict(notes[path].stacks) if path in notes else {}
+    if not counts or not _peft_experts.is_packed(layer):
+        return layer
+    named, problems = _peft_experts.told_apart(path, layer, counts, config)
+    if problems:
+        return layer
+    scales = {slot: named.scale_of(slot) for slot in counts}
+    exact = {slot: notes.get(f"{path}.{slot}", _peft_side.Note()).scale for slot in counts}
+    scales |= {slot: own for slot, own in exact.items() if own and isclose(own, scales[slot])}
+    return with_scales(named, scales)
 
 
 def _problems(state: State) -> list[str]:
@@ -230,7 +252,7 @@ def _problems(state: State) -> list[str]:
             problems.append(f"{path!r}: its weight is trained in full and adapted as well")
         if layer.kind == "experts" and any(name[0].isdigit() for name in own):
             problems.append(f"{path!r}: its parameters have no names; load it onto its base first")
-        if own and not 0 < layer.scale < math.inf:
+        if own and not 0 < layer.scale < inf:
             problems.append(f"{path!r}: the scale is {layer.scale}, not above 0")
         problems += [f"{path!r}: {text}" for text in not_finite(layer.tensors)]
     return problems
