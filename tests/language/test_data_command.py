@@ -216,7 +216,7 @@ def test_both_answers_of_preferences_are_counted_and_marked(
     assert shown["tokens"][3] == "every answer ends with <eos>, which counts"
     assert shown["control"][2].endswith("a.jsonl:5: <eos> x 1")
     assert shown["empty"][0] == "1 sample without an answer that fits, left out:"
-    assert shown["empty"][1].endswith("a.jsonl:5: more than 128 tokens")
+    assert shown["empty"][1].endswith("128 fit, and the answer lies beyond")
     _, out, _ = deltaw_command("data", *words)
     for text in ("⟦yes<eos>⟧", "⟦no<eos>⟧", "⟦yesyesyesyes<eos>⟧"):
         assert text in out

@@ -1,6 +1,7 @@
 """Direct preference optimisation: pairs, their loss, and training against the base."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,21 @@ def test_what_does_not_fit_is_cut_or_skipped_and_said() -> None:
     found = encode(encoder(tokenizer, room), [preference("The sky.", "Coal." * 9)])
     assert found.cut == 1 and len(found.pairs[0].rejected.input_ids) == room
     found = encode(encoder(tokenizer, 10), [preference("The sky.", "Coal.")])
-    assert not found.pairs and "more than 10 tokens" in str(found.skipped[0])
+    assert not found.pairs and "10 fit, and the answer lies beyond" in str(found.skipped[0])
+
+
+def test_too_long_is_followed() -> None:
+    tokenizer = byte_level()
+    sample = preference("The sky.", "Coal." * 9)
+    made = encoder(tokenizer, len(encode(encoder(tokenizer), [sample]).pairs[0].chosen.input_ids))
+    dropped = encode(replace(made, too_long="drop"), [sample])
+    assert not dropped.pairs and not dropped.cut
+    assert str(dropped.skipped[0]).startswith("f:1: ") and "fit" in dropped.skipped[0].reason
+    with pytest.raises(DataError, match=r"f:1: .* fit\nFix: .*too_long"):
+        encode(replace(made, too_long="raise"), [sample])
+    assert encode(replace(made, too_long="truncate"), [sample]).cut == 1
+    with pytest.raises(ConfigError, match=r"too_long=split: an answer is judged as a whole"):
+        encode(replace(made, too_long="split"), [sample])
 
 
 def test_the_loss_is_the_papers(tmp_path: Path) -> None:

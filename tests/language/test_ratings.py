@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,13 @@ def test_what_does_not_fit_is_cut_or_skipped() -> None:
     found = encode(encoder(tokenizer, room), [rated("a?", "one"), rated("b?", "Coal." * 9)])
     assert found.cut == 1 and all(len(a.row.input_ids) == room for a in found.answers)
     assert all(len(row.input_ids) <= room for row in found.mismatched())
+    dropping = replace(encoder(tokenizer, room), too_long="drop")
+    left = encode(dropping, [rated("a?", "one"), rated("b?", "Coal." * 9)])
+    assert (len(left), left.cut, len(left.skipped)) == (1, 0, 1)
+    with pytest.raises(ConfigError, match="too_long=split: an answer is judged as a whole"):
+        encode(replace(dropping, too_long="split"), [rated("a?", "one")])
     found = encode(encoder(tokenizer, 10), [rated("a?", "one")])
-    assert not len(found) and "more than 10 tokens" in str(found.skipped[0])
+    assert not len(found) and "10 fit, and the answer lies beyond" in str(found.skipped[0])
 
 
 def test_scores_of_gains() -> None:

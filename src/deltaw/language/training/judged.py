@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from deltaw.errors import ConfigError
 from deltaw.language.data.samples import Completion, Conversation, Message, Preference, Rated, Turns
 from deltaw.language.encoding.batches import Padding
-from deltaw.language.encoding.encoder import Row
+from deltaw.language.encoding.encoder import Encoder, Row
 from deltaw.language.encoding.labelling import MASKED
 from deltaw.train.data.rows import Skip
 from deltaw.train.metrics import Score
@@ -85,6 +86,20 @@ def whole(sample: Preference | Rated, answer: Turns) -> Conversation | Completio
     after = (Message("assistant", answer),) if isinstance(answer, str) else answer
     last = replace(after[-1], trained=True)
     return Conversation((*before, *after[:-1], last), sample.file, sample.line, sample.tools)
+
+
+def judging(encoder: Encoder) -> Encoder:
+    """Return the encoder of whole answers, of which the last is judged.
+
+    Raises:
+        ConfigError: where long answers are to be split.
+    """
+    if encoder.too_long == "split":
+        raise ConfigError(
+            "too_long=split: an answer is judged as a whole, so it cannot become several rows.\n"
+            "Fix: use truncate, drop or raise."
+        )
+    return replace(encoder, learnt="last")
 
 
 def begin(row: Row) -> int:

@@ -18,6 +18,7 @@ def encode(encoder: Encoder, samples: Sequence[Any]) -> Judged:
     """Return preferences or rated answers as tokens.
 
     Raises:
+        ConfigError: where long answers are to be split.
         DataError: listing the samples that the template refuses or leaves without an end.
     """
     if all(isinstance(sample, Preference) for sample in samples):

@@ -1,7 +1,7 @@
 """Preferences as pairs of token rows, and how much a model prefers the better answer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from deltaw.language.data.samples import Preference
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Encoder, Row
 from deltaw.language.scores import measured
-from deltaw.language.training.judged import Floats, Judged, begin, ended, whole
+from deltaw.language.training.judged import Floats, Judged, begin, ended, judging, whole
 from deltaw.language.training.losses import PairLoss
 from deltaw.train.data.rows import Skip
 from deltaw.train.metrics import REPLICAS, Score, middle
@@ -87,21 +87,21 @@ def encode(encoder: Encoder, samples: Sequence[Preference]) -> Pairs:
     """Return the pairs of all preferences whose answers fit behind one prompt.
 
     Raises:
-        DataError: listing the samples that the template refuses or leaves without an end.
+        ConfigError: where long answers are to be split.
+        DataError: listing the samples that the template refuses or leaves without an end, and
+            those that are too long where that is an error.
     """
     found = Pairs()
-    single = replace(encoder, learnt="last", too_long=None)
     sides = [(whole(s, s.chosen), whole(s, s.rejected)) for s in samples]
-    encoded = single.encode([side for pair in sides for side in pair])
+    encoded = judging(encoder).encode([side for pair in sides for side in pair])
     found.cut, found.unsaid = encoded.cut, encoded.unsaid
     rows = {id(row.sample): row for row in encoded.rows}
-    refused = {(skip.file, skip.line): skip.reason for skip in encoded.refused}
+    reasons = {(skip.file, skip.line): skip.reason for skip in encoded.skipped}
     for sample, pair in zip(samples, sides, strict=True):
         both = [rows.get(id(side)) for side in pair]
         where = (sample.file, sample.line)
         if both[0] is None or both[1] is None:
-            reason = refused.get(where, f"more than {encoder.max_length:,} tokens")
-            found.skipped.append(Skip(*where, reason))
+            found.skipped.append(Skip(*where, reasons[where]))
             continue
         chosen, rejected = (ended(row) for row in both if row is not None)
         start = begin(chosen)

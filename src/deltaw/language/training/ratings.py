@@ -14,7 +14,7 @@ from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Encoder, Row
 from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.scores import measured
-from deltaw.language.training.judged import Floats, Judged, begin, ended, whole
+from deltaw.language.training.judged import Floats, Judged, begin, ended, judging, whole
 from deltaw.train.batches import EpochSampler
 from deltaw.train.data.rows import Skip
 from deltaw.train.metrics import BATCH, REPLICAS, Score, middle, ranks
@@ -146,19 +146,20 @@ def encode(encoder: Encoder, samples: Sequence[Rated]) -> Ratings:
     """Return the answers that fit behind their prompts.
 
     Raises:
-        DataError: listing the samples that the template refuses or leaves without an end.
+        ConfigError: where long answers are to be split.
+        DataError: listing the samples that the template refuses or leaves without an end, and
+            those that are too long where that is an error.
     """
     wholes = [whole(sample, sample.completion) for sample in samples]
-    encoded = replace(encoder, learnt="last", too_long=None).encode(wholes)
+    encoded = judging(encoder).encode(wholes)
     rows = {id(row.sample): row for row in encoded.rows}
-    refused = {(skip.file, skip.line): skip.reason for skip in encoded.refused}
+    reasons = {(skip.file, skip.line): skip.reason for skip in encoded.skipped}
     found = Ratings(cut=encoded.cut, unsaid=encoded.unsaid, room=encoder.max_length)
     for sample, side in zip(samples, wholes, strict=True):
         row = rows.get(id(side))
         if row is None:
             where = (sample.file, sample.line)
-            reason = refused.get(where, f"more than {encoder.max_length:,} tokens")
-            found.skipped.append(Skip(*where, reason))
+            found.skipped.append(Skip(*where, reasons[where]))
         else:
             found.answers.append(Answer(ended(row), sample.good))
     return found
