@@ -10,7 +10,7 @@ from deltaw.language.loading import outline
 from deltaw.language.reading import encoder_of, template_of
 from deltaw.language.report import colouring
 from deltaw.language.report.listing import listed
-from deltaw.language.report.tokenreport import control, unknown
+from deltaw.language.report.tokenreport import control, show_held, unknown
 from deltaw.language.training.judgements import encode
 from deltaw.language.training.sides import lines
 from deltaw.train.console import INDENT, Console
@@ -33,7 +33,10 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     console.field("template", template.origin)
     console.field("control", "\n".join(control(tokenizer, everything, every)))
     judged = encode(encoder, corpus.train)
-    encode(encoder, everything[len(corpus.train) :])
+    held = {
+        "validation": encode(encoder, corpus.validation),
+        "test": encode(encoder, corpus.test),
+    }
     left = listed([str(skip) for skip in judged.skipped], every=every)
     if not len(judged):
         raise DataError("\n".join(["Nothing can be trained on:", *left]))
@@ -41,6 +44,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     if left:
         title = f"{counted(len(judged.skipped), 'sample')} without an answer that fits, left out:"
         console.field("empty", "\n".join([title, *left]))
+    show_held(console, held, every)
     rows = [row for side in judged.sides().values() for row in side]
     console.field("unknown", unknown(tokenizer, rows))
     _show_samples(console, judged.sides(), tokenizer, samples)

@@ -1,6 +1,6 @@
 """What a model would read and learn of a data set: tokens, ends, long rows, marked samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltaw.errors import printable
@@ -14,7 +14,7 @@ from deltaw.language.reading import encoder_of, require_rows, template_of
 from deltaw.language.report import colouring
 from deltaw.language.report.listing import listed
 from deltaw.language.report.vocabulary import control_tokens, unknown_characters
-from deltaw.language.training.receipt import tokens_of
+from deltaw.language.training.receipt import Encoded, tokens_of
 from deltaw.train.batches import EpochSampler, padded_tokens
 from deltaw.train.console import INDENT, Console
 from deltaw.train.data.rows import place
@@ -42,7 +42,10 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     console.field("control", "\n".join(control(tokenizer, everything, every)))
     found = encoder.encode(corpus.train)  # type: ignore[arg-type]
     require_rows(found, corpus)
-    encoder.encode(everything[len(corpus.train) :])  # type: ignore[arg-type]
+    held = {
+        "validation": encoder.encode(corpus.validation),  # type: ignore[arg-type]
+        "test": encoder.encode(corpus.test),  # type: ignore[arg-type]
+    }
     data = packed(found.rows, encoder.max_length) if recipe.packing else as_data(found.rows)
     apart = isinstance(encoder, Seq2SeqEncoder)
     sides = [[len(ids) for ids in data[side]] for side in ("input_ids", "labels")[: 1 + apart]]
@@ -53,6 +56,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
         lines = listed([str(skip) for skip in found.skipped], every=every)
         title = f"{counted(len(found.skipped), 'sample')} of which nothing can be learnt, left out:"
         console.field("empty", "\n".join([title, *lines]))
+    show_held(console, held, every)
     console.field("ends", tokens.ending())
     console.field("unknown", unknown(tokenizer, found.rows))
     console.field("epoch", _epoch(recipe, sides))
@@ -74,6 +78,17 @@ def control(tokenizer: Any, samples: Sequence[Any], every: bool) -> list[str]:
         *listed(places, every=every),
         "Fix: take them out of the rows, or write them otherwise",
     ]
+
+
+def show_held(console: Console, parts: Mapping[str, Encoded], every: bool) -> None:
+    """Say what is cut and what is left out of held-out parts, by their names."""
+    for name, part in parts.items():
+        lines = [f"{name}: {part.cut:,} cut"] if part.cut else []
+        if part.skipped:
+            lines.append(f"{name}: {counted(len(part.skipped), 'sample')} left out:")
+            lines += listed([str(skip) for skip in part.skipped], every=every)
+        if lines:
+            console.field("held out", "\n".join(lines))
 
 
 def _longest(found: Rows, encoder: Encoder, every: bool) -> list[str]:

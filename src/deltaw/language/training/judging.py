@@ -6,7 +6,7 @@ needed, neither in memory nor in every step.
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,11 @@ from deltaw.language.encoding.templating import Chosen
 from deltaw.language.loading import load_model
 from deltaw.language.memory.outlook import outlook
 from deltaw.language.memory.weighing import Weigh
-from deltaw.language.reading import (
-    require_scored,
-)
+from deltaw.language.reading import require_scored
 from deltaw.language.training.judged import Judged, Known
 from deltaw.language.training.opening import Opening, begin
 from deltaw.language.training.prepare import first_batches, loss_of
-from deltaw.language.training.receipt import skips
+from deltaw.language.training.receipt import held_out_lines, record_skips, skips
 from deltaw.language.training.sides import lines
 from deltaw.layer import AdaptedLayer
 from deltaw.recomputing import recompute
@@ -101,6 +99,7 @@ class JudgedJob(Job):
     train: Known
     validation: Known | None
     held_out: Known | None
+    apart: Mapping[str, Judged]
     padding: Padding
     template: Chosen
     encoder: Encoder
@@ -179,9 +178,10 @@ class JudgedJob(Job):
         console.field("template", self.template.origin)
         found = [f"{count}; {_named(self.reference)}"]
         console.field(name, "\n".join([*found, *skips(judged.skipped)]))
-        console.field("tokens", "\n".join(lines(judged, self.encoder)))
-        for skip in judged.skipped:
-            console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
+        sizes = lines(judged, self.encoder)
+        console.field("tokens", "\n".join([*sizes, *held_out_lines(self.apart)]))
+        for part in (judged, *self.apart.values()):
+            record_skips(console, part.skipped)
 
     def foresee(self, console: Console) -> None:
         """Say what rows and model let one expect, and which answers the base finds likelier."""
@@ -259,6 +259,7 @@ def prepare_judged(
         train=known,
         validation=held[0],
         held_out=held[1] or held[0],
+        apart={"validation": parts[1], "test": parts[2]},
         padding=padding,
         template=opening.template,
         encoder=opening.encoder,

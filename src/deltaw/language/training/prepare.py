@@ -13,7 +13,7 @@ from trl import SFTConfig
 from deltaw.language import scores
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.batches import Padding, as_data, packed, require_apart
-from deltaw.language.encoding.encoder import Row, samples_of
+from deltaw.language.encoding.encoder import Row, Rows, samples_of
 from deltaw.language.encoding.templating import Chosen
 from deltaw.language.examining import Examination, examination
 from deltaw.language.generating import Speaker
@@ -29,7 +29,7 @@ from deltaw.language.reading import (
 )
 from deltaw.language.training.foreseeing import foresee
 from deltaw.language.training.opening import begin
-from deltaw.language.training.receipt import Tokens, tokens_of
+from deltaw.language.training.receipt import Tokens, held_out_lines, record_skips, tokens_of
 from deltaw.language.training.trainer import AnswerTrainer, LanguageTrainer, Seq2SeqTrainer
 from deltaw.language.training.trying import Tries
 from deltaw.recomputing import recompute
@@ -68,6 +68,7 @@ class LanguageJob(Job):
     train: list[Row]
     validation: list[Row]
     held_out: list[Row]
+    apart: Mapping[str, Rows]
     data: Dataset
     padding: Padding
     tokens: Tokens
@@ -140,7 +141,9 @@ class LanguageJob(Job):
     def show_rows(self, console: Console) -> None:
         """Say which tokens are learnt and how long the rows are."""
         console.field("template", self.template.origin)
-        console.field("tokens", str(self.tokens))
+        console.field("tokens", "\n".join([str(self.tokens), *held_out_lines(self.apart)]))
+        for part in (self.tokens.found, *self.apart.values()):
+            record_skips(console, part.skipped)
         if self.examinations.held_out is not None:
             console.field("answers", str(self.examinations.held_out))
 
@@ -195,7 +198,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
     first = first_batches(recipe, train.rows, padding)
     adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
     plan = planned(recipe, len(rows), shape(model.config), recipe.metric or "loss")
-    held_out = test.rows or validation.rows
+    scored = test.rows or validation.rows
     kind = Seq2SeqJob if model.config.is_encoder_decoder else LanguageJob  # type: ignore[union-attr]
     return kind(
         recipe=opening.recorded(plan, base),
@@ -208,14 +211,15 @@ def prepare(recipe: Recipe, console: Console, *, weigh: Weigh = weigh) -> Langua
         corpus=corpus,
         train=train.rows,
         validation=validation.rows,
-        held_out=held_out,
+        held_out=scored,
+        apart={"validation": validation, "test": test},
         data=rows,
         padding=padding,
         tokens=tokens_of(train, encoder, len(rows) if recipe.packing else None),
         template=opening.template,
         console=console,
         examinations=_examinations(
-            Speaker(model, tokenizer, encoder), recipe, (validation.rows, held_out)
+            Speaker(model, tokenizer, encoder), recipe, (validation.rows, scored)
         ),
     )
 

@@ -1,11 +1,14 @@
 """What is said of the data before the first step: samples, tokens, what is learnt."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.encoder import Encoder, Rows
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.train.console import Console
+from deltaw.train.data.rows import Skip
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 from deltaw.train.receipt import skips
@@ -29,8 +32,29 @@ def show_corpus(console: Console, corpus: Corpus) -> None:
         lines.append(origin.schema.reasons)
     lines += skips(corpus.skipped)
     console.field("data", "\n".join([*lines, *corpus.warnings]))
-    for skip in corpus.skipped:
+    record_skips(console, corpus.skipped)
+
+
+def record_skips(console: Console, skipped: Sequence[Skip]) -> None:
+    """Write everything that was left out to the log."""
+    for skip in skipped:
         console.record("skipped", file=skip.file, line=skip.line, reason=skip.reason)
+
+
+class Encoded(Protocol):
+    """What one part of the data became: `cut` counts what was too long."""
+
+    skipped: list[Skip]
+    cut: int
+
+
+def held_out_lines(parts: Mapping[str, Encoded]) -> list[str]:
+    """Return what was cut and what was left out of held-out parts, by their names."""
+    lines = []
+    for name, part in parts.items():
+        cut = [f"{part.cut:,} cut"] if part.cut else []
+        lines += [f"{name}: {line}" for line in (*cut, *skips(part.skipped))]
+    return lines
 
 
 def left_out(count: int, what: str = "sample") -> str:
