@@ -55,7 +55,7 @@ def test_the_system_text_is_a_column_or_a_turn(tmp_path: Path) -> None:
     for row in (
         {**chat(USER, ANSWER), "system": "Be kind."},
         chat(system, USER, ANSWER),
-        {**chat(system, USER, ANSWER), "system": "The turn wins."},
+        {**chat(system, USER, ANSWER), "system": "Be kind. "},
         chat({**system, "role": "developer"}, USER, ANSWER),
     ):
         assert only(tmp_path, row).messages == expected
@@ -196,6 +196,10 @@ def calls(value: Any) -> dict[str, Any]:
             'turn 2 has the unknown role "asistant"; did you mean "assistant"?',
         ),
         (chat(USER, {**ANSWER, "role": "a\x1b[31m"}), 'turn 2 has the unknown role "a\\x1b[31m"'),
+        (
+            {**chat(SYSTEM, USER, ANSWER), "system": "another"},
+            "two system turns: the system column and the first turn differ",
+        ),
         (
             chat(SYSTEM, SYSTEM, USER, ANSWER),
             "turn 2 is a system turn, which is possible once and first only",

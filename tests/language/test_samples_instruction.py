@@ -1,5 +1,6 @@
 """Requests with answers: every column of Alpaca's schema and the names of its kin."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,28 @@ PLAIN = turns(("user", "Add 2 and 3."), ("assistant", "5"))
 def test_one_request_one_answer(tmp_path: Path, row: dict[str, Any]) -> None:
     sample = only(tmp_path, row)
     assert sample == Conversation(PLAIN, sample.file, 1)
+
+
+def test_system_and_tools_come_along(tmp_path: Path) -> None:
+    beside = {"system": "Be brief.", "tools": [{"name": "f", "parameters": {}}]}
+    for row in (
+        {"instruction": "Add 2 and 3.", "output": "5", **beside},
+        {"instruction": "Add 2 and 3.", "instances": [{"input": "", "output": "5"}], **beside},
+    ):
+        sample = only(tmp_path, row)
+        assert sample.messages == (*turns(("system", "Be brief.")), *PLAIN)
+        assert [tool["function"]["name"] for tool in sample.tools] == ["f"]
+    columns = {"prompt": "p", "response": "r", "tools": "t"}
+    row = {"p": "Add 2 and 3.", "r": "5", "t": json.dumps(beside["tools"])}
+    assert len(only(tmp_path, row, columns=columns).tools) == 1
+
+
+def test_a_plain_prompt_with_a_system_text_becomes_turns(tmp_path: Path) -> None:
+    columns = {"prompt": "p", "completion": "c", "system": "s"}
+    sample = only(tmp_path, {"p": "Add 2 and 3.", "c": "5", "s": "Be brief."}, columns=columns)
+    assert sample.messages == (*turns(("system", "Be brief.")), *PLAIN)
+    sample = only(tmp_path, {"p": "Add 2 and 3.", "c": "5", "s": " "}, columns=columns)
+    assert isinstance(sample, Completion)
 
 
 def test_system_history_and_input(tmp_path: Path) -> None:

@@ -50,6 +50,25 @@ def test_plain_texts_stay_plain(tmp_path: Path) -> None:
     assert chat.rejected == turns(("assistant", " go away"))
 
 
+@pytest.mark.parametrize(
+    "answer", [{"chosen": "hello", "rejected": "go away"}, {"completion": "hello", "label": True}]
+)
+def test_plain_texts_with_something_beside_become_turns(tmp_path: Path, answer: Any) -> None:
+    row = {"prompt": "hi", "system": "S", "tools": [{"name": "f"}], **answer}
+    sample = only(tmp_path, row)
+    assert sample.prompt == turns(("system", "S"), ("user", "hi")) and len(sample.tools) == 1
+    assert only(tmp_path, row | {"system": "", "tools": []}).prompt == "hi"
+    found = parsed(tmp_path, [{**row, "tools": None}, {**row, "system": None, "tools": None}])
+    assert [len(sample.prompt) for sample in found.samples] == [2, 1]
+
+
+def test_request_and_history_of_pairs_come_along(tmp_path: Path) -> None:
+    row = {"prompt": "hi", "chosen": "hello", "rejected": "go away"}
+    more = {"input": "you", "history": [["a", "b"]]}
+    sample = only(tmp_path, row | more)
+    assert sample.prompt == turns(("user", "a"), ("assistant", "b"), ("user", "hi\nyou"))
+
+
 def test_the_shared_beginning_is_the_prompt(tmp_path: Path) -> None:
     longer = [*SHARED, WORSE, USER, BETTER]
     sample = only(tmp_path, {"system": "S", "chosen": [*SHARED, BETTER], "rejected": longer})

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 from deltaw.language.data.dialogue import conversation
+from deltaw.language.data.instruction import asked
 from deltaw.language.data.record import BadRow, NoSample, Record, as_text, described
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage, Turns
-from deltaw.language.data.turns import read_turns
+from deltaw.language.data.turns import read_turns, with_system
 
 
 def completion(record: Record) -> Completion | Conversation:
-    """Return prompt and completion, as plain texts or, if they are messages, as a conversation.
+    """Return prompt and completion: plain texts, or turns where they are or something is beside.
 
     In a conversation the prompt's turns are not trained where answers are, whatever they say.
     """
@@ -17,11 +18,13 @@ def completion(record: Record) -> Completion | Conversation:
     if isinstance(prompt, str) and isinstance(answer, str):
         if not answer.strip():
             raise NoSample(f"nothing in {record.name('completion')}")
+        if not record.schema.plain:
+            return conversation(record, (*asked(record), Message("assistant", answer)))
         return Completion(prompt, answer, record.row.file, record.row.line)
     if isinstance(prompt, str) or isinstance(answer, str):
         raise BadRow("prompt and completion must both be texts, or both be messages")
     given = tuple(replace(turn, trained=None, given=True) for turn in prompt)
-    return conversation(record, (*given, *answer))
+    return conversation(record, (*with_system(record.text("system"), given), *answer))
 
 
 def passage(record: Record) -> Passage:

@@ -19,6 +19,7 @@ RESPONSES = ("output", "response", "answer", "completion", "solution", "targets"
 COMPLETIONS = (("prompt", "completion"), ("prompt", "response"), ("mr", "ref"))
 SYSTEMS = ("system", "system_prompt")
 OBJECTS = re.compile(r"\s*(\[\s*)?\{")
+BESIDE = ("system", "query", "history", "tools")
 LABELS = ("label", "labels")
 KINDS: Mapping[Kind, str] = {
     "instruction": "instructions",
@@ -73,6 +74,7 @@ def find(table: Table) -> Schema | None:
         columns |= {"system": system} if system else {}
         columns |= {"tools": names["tools"]} if "tools" in names else {}
     columns |= {role: names[role] for role in MEDIA if role in names}
+    is_plain = is_plain and not _beside(table, columns)
     return Schema(kind, columns, _sentence(kind, columns, "by their names"), is_plain)
 
 
@@ -107,7 +109,8 @@ def given(table: Table, columns: Mapping[str, str], tags: Tags, *, ranking: bool
     chosen = dict(columns)
     if kind == "text" and "text" not in chosen:
         chosen["text"] = chosen.pop("prompt")
-    return Schema(kind, chosen, _sentence(kind, chosen, "as given"), "completion" in chosen, tags)
+    is_plain = "completion" in chosen and not _beside(table, chosen)
+    return Schema(kind, chosen, _sentence(kind, chosen, "as given"), is_plain, tags)
 
 
 def kind_given(columns: Mapping[str, str]) -> Kind | None:
@@ -202,6 +205,15 @@ def _nested(table: Table, name: str) -> bool:
     return isinstance(first, Opaque) or (
         isinstance(first, str) and OBJECTS.match(first) is not None
     )
+
+
+def _beside(table: Table, columns: Mapping[str, str]) -> bool:
+    """Does any row have what a plain text has no place for: a system text, history, tools?"""
+    found = [table.column(columns[role]) for role in BESIDE if role in columns]
+    values = [v.raw if isinstance(v, Opaque) else v for column in found for v in column]
+    texts = [value.strip() for value in values if isinstance(value, str)]
+    rounds = [value for value in values if isinstance(value, list | dict)]
+    return any(text not in ("", "[]") for text in texts) or any(rounds)
 
 
 def _has_label(table: Table) -> bool:

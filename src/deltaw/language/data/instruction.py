@@ -7,15 +7,17 @@ as LLaMA-Factory has them.
 from collections.abc import Iterator
 from typing import Any
 
+from deltaw.language.data.dialogue import tools
 from deltaw.language.data.record import BadRow, NoSample, Record, as_json, as_text, described
 from deltaw.language.data.samples import Conversation, Message
 from deltaw.language.data.turns import with_system
 
 
 def instruction(record: Record) -> Conversation:
-    """Return system, history, request and answer of one row as a conversation."""
+    """Return system, history, request and answer of one row as a conversation, tools beside."""
     answer = Message("assistant", record.required("response"))
-    return Conversation((*asked(record), answer), record.row.file, record.row.line)
+    turns = (*asked(record), answer)
+    return Conversation(turns, record.row.file, record.row.line, tools(record))
 
 
 def instances(record: Record) -> Iterator[Conversation]:
@@ -34,7 +36,8 @@ def instances(record: Record) -> Iterator[Conversation]:
         if not answer.strip():
             raise NoSample(f"{where} has no output")
         turns = (Message("user", joined(told, given)), Message("assistant", answer))
-        yield Conversation(turns, record.row.file, record.row.line)
+        turns = with_system(record.text("system"), turns)
+        yield Conversation(turns, record.row.file, record.row.line, tools(record))
 
 
 def asked(record: Record) -> tuple[Message, ...]:

@@ -65,10 +65,18 @@ def check_turns(messages: Sequence[Message]) -> None:
 
 
 def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Return `messages` with `system` in front, unless they begin with a system turn."""
-    if not system.strip() or messages[0].role == "system":
+    """Return `messages` with `system` in front, unless they begin with the same.
+
+    Raises:
+        BadRow: if they begin with another system turn.
+    """
+    if not system.strip():
         return messages
-    return Message("system", system), *messages
+    if messages[0].role != "system":
+        return Message("system", system), *messages
+    if messages[0].content.strip() != system.strip():
+        raise BadRow("two system turns: the system column and the first turn differ")
+    return messages
 
 
 def _message(turn: Any, tags: Tags, where: str) -> Message:
