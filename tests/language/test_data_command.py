@@ -77,7 +77,17 @@ def test_a_mixed_data_set_without_a_model(report: Any, tmp_path: Path) -> None:
         f"1 repeated training sample, all kept: {first}:13 repeats {first}:4"
     ]
     assert "overlap" not in shown and "tokens" not in shown
-    assert shown["next"] == [f"deltaw data {first},{second} --model MODEL"]
+    assert shown["next"] == [f"deltaw data {first},{second} validation_share=0 --model MODEL"]
+
+
+def test_the_next_command_repeats_the_keys(report: Any, outline: Path, tmp_path: Path) -> None:
+    rows = [{"q": f"{n}?", "a": f"{n}."} for n in range(5)]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    keys = ("columns={prompt: q, response: a}", "max_length=64")
+    quoted = f"{file} 'columns={{prompt: q, response: a}}' max_length=64"
+    assert report(file, *keys)["next"] == [f"deltaw data {quoted} --model MODEL"]
+    words = (file, *keys, "--model", outline, "--template", "chatml")
+    assert report(*words)["next"] == [f"deltaw check {outline} {quoted} template=chatml"]
 
 
 def test_bad_lists_every_row(report: Any, tmp_path: Path) -> None:

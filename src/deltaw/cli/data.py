@@ -1,6 +1,6 @@
 """`deltaw data`: look at a data set before training on it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,11 +30,13 @@ def data(
     from deltaw.language.report.reporting import Detail, report
     from deltaw.train.recipe import parse_overrides
 
-    given = {"template": template, "trust_remote_code": trust_remote_code or None}
-    named = {key: value for key, value in given.items() if value is not None}
+    words = [*(settings or [])]
+    named: dict[str, Any] = {} if template is None else {"template": template}
+    named |= {"trust_remote_code": True} if trust_remote_code else {}
     report(
         data,
-        joined(parse_overrides(settings or []), named),
+        joined(parse_overrides(words), named),
         model=model,
         detail=Detail(every=bad, samples=samples),
+        words=[*words, *(f"{key}={value}" for key, value in named.items())],
     )

@@ -25,6 +25,8 @@ from deltaw.train.tokens import encode
 
 UNNAMED = "MODEL"
 """Stands in a recipe for a model that nobody named."""
+NEXT = 2000
+"""Characters of a command that are shown."""
 READ = frozenset(
     {
         *LANGUAGE,
@@ -61,11 +63,12 @@ def report(
     *,
     model: str | None = None,
     detail: Detail = Detail(),
+    words: Sequence[str] = (),
 ) -> None:
     """Print what `data` hold under these keys of a recipe and, with `model`, its tokens.
 
-    Of the model only configuration and tokenizer are read. Rows that training refuses are listed
-    here, and left out.
+    `words` are the keys as they were typed, for the command to type next. Of the model only
+    configuration and tokenizer are read. Rows that training refuses are listed here, and left out.
 
     Raises:
         ConfigError: for keys that say nothing about data.
@@ -85,11 +88,10 @@ def report(
             _show_language(console, recipe, model is not None, detail)
         else:
             _show_labelled(console, recipe, model is not None, detail)
-    place = shlex.quote(data)
-    after = f"deltaw data {place} --model MODEL"
+    after = f"deltaw data {shlex.join([data, *words])} --model MODEL"
     if model is not None:
-        after = f"deltaw check {shlex.quote(model)} {place}"
-    console.field("next", printable(after, 600), whole=True)
+        after = f"deltaw check {shlex.join([model, data, *words])}"
+    console.field("next", printable(after, NEXT), whole=True)
 
 
 def _show_language(console: Console, recipe: Recipe, modelled: bool, detail: Detail) -> None:
