@@ -101,6 +101,24 @@ def test_bad_lists_every_row(report: Any, tmp_path: Path) -> None:
     assert [line.split(": ")[0] for line in every[1:]] == [f"{file}:{n}" for n in range(2, 9)]
 
 
+def test_bad_lists_every_row_where_nothing_is_left(
+    deltaw_command: Command, outline: Path, tmp_path: Path
+) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": 0}]
+    masked = write_rows(tmp_path / "mask.jsonl", [{"messages": said}] * 25)
+    code, out, err = deltaw_command("data", masked, "--bad")
+    assert code == 1 and out.startswith("skipped   25 rows left out:\n")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [
+        f"{masked}:{n}:" for n in range(1, 26)
+    ]
+    assert 'no turn is trained: its marks ("loss", "weight", "train") leave every answer' in err
+    assert "skipped" not in deltaw_command("data", masked)[1]
+    long = write_rows(tmp_path / "long.jsonl", [ask(n, "word " * 60) for n in range(9)])
+    words = ("data", long, "too_long=drop", "validation_share=0", "--model", outline)
+    code, out, err = deltaw_command(*words, "--bad")
+    assert code == 1 and out.count(f"{long}:") >= 9 and f"{long}:9: " in out
+
+
 def test_leaks_are_named_and_not_fatal(report: Any, tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [ask(n) for n in range(5)])
     write_rows(tmp_path / "validation.jsonl", [ask(3), ask(9)])

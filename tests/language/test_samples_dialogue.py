@@ -172,7 +172,10 @@ TOOL = {"role": "tool", "content": "1"}
         ({"messages": []}, 'no message in "messages"'),
         ({"conversations": None, "messages": [], "x": 1}, 'no message in "messages"'),
         (chat({"role": "system", "content": ""}), 'no message in "messages"'),
-        (chat(USER, {**ANSWER, "weight": 0}), "no turn is trained"),
+        (
+            chat(USER, {**ANSWER, "weight": 0}),
+            'no turn is trained: its marks ("loss", "weight", "train") leave every answer out',
+        ),
         (chat(USER, turn("function_call", "")), "turn 2 calls nothing"),
     ],
 )

@@ -36,5 +36,7 @@ def conversation(record: Record, turns: tuple[Message, ...]) -> Conversation:
     """Return checked turns as a conversation; at least one of them must be trained."""
     check_turns(turns)
     if not any(turn.learnt for turn in turns):
-        raise NoSample("no turn is trained")
+        raise NoSample(
+            'no turn is trained: its marks ("loss", "weight", "train") leave every answer out'
+        )
     return Conversation(turns, record.row.file, record.row.line, tools(record))

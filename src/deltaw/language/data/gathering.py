@@ -13,12 +13,18 @@ from deltaw.language.data.samples import Sample
 from deltaw.language.data.schema import Schema
 from deltaw.language.data.sources import Source
 from deltaw.train.data.decode import UTF8
-from deltaw.train.data.rows import PATH_LIMIT, Table
+from deltaw.train.data.rows import PATH_LIMIT, Skip, Table
 from deltaw.train.data.table import Splits
 from deltaw.train.data.wording import counted, some
 
 UNREAD = 5
 """How many of the columns that play no role are named."""
+
+
+class EmptyError(DataError):
+    """Data sets have no sample to train on; `skipped` lists all their rows."""
+
+    skipped: Sequence[Skip] = ()
 
 
 @dataclass(slots=True)
@@ -59,18 +65,26 @@ def gather(
             [str(problem) for part in parts for problem in part.problems],
             "correct or remove these rows; skip_bad_rows=true leaves them out and lists them.",
         )
-    raise_all(
-        DataError,
-        "nothing is left to train on",
-        [
-            f"{_shown(one.splits.train)}: {counted(len(one.train.left_out), 'row')} skipped: "
-            + some([str(skip) for skip in one.train.left_out])
-            for one in found
-            if not one.train.samples
-        ],
-        "give rows that hold a text or an answer, or name other columns.",
-    )
+    _require_samples([one for one in found if not one.train.samples])
     return found
+
+
+def _require_samples(empty: Sequence[Gathered]) -> None:
+    """Raise where data sets have no sample to train on."""
+    try:
+        raise_all(
+            EmptyError,
+            "nothing is left to train on",
+            [
+                f"{_shown(one.splits.train)}: {counted(len(one.train.left_out), 'row')} skipped: "
+                + some([str(skip) for skip in one.train.left_out])
+                for one in empty
+            ],
+            "give rows that hold a text or an answer to learn, or name other columns.",
+        )
+    except EmptyError as error:
+        error.skipped = [skip for one in empty for skip in one.train.left_out]
+        raise
 
 
 def limited(

@@ -9,6 +9,7 @@ from deltaw.errors import ConfigError, printable, raise_all
 from deltaw.language.choosing import settle
 from deltaw.language.data.corpus import load
 from deltaw.language.data.findings import facts
+from deltaw.language.data.gathering import EmptyError
 from deltaw.language.data.holding import TooFewError
 from deltaw.language.reading import request
 from deltaw.language.report import judgedreport, tokenreport
@@ -100,6 +101,10 @@ def _show_language(console: Console, recipe: Recipe, modelled: bool, detail: Det
     unheld = None
     try:
         corpus = load(every)
+    except EmptyError as error:
+        if detail.every:
+            _show_rows(console, "skipped", "left out", error.skipped, detail)
+        raise
     except TooFewError as error:
         corpus, unheld = load(replace(every, val_size=0)), str(error)
     for name, text in facts(corpus):

@@ -41,6 +41,8 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     console.field("template", template.origin)
     console.field("control", "\n".join(control(tokenizer, everything, every)))
     found = encoder.encode(corpus.train)  # type: ignore[arg-type]
+    if every and not found.rows:
+        _show_empty(console, found, every)
     require_rows(found, corpus)
     held = {
         "validation": encoder.encode(corpus.validation),  # type: ignore[arg-type]
@@ -53,9 +55,7 @@ def show(console: Console, recipe: Recipe, corpus: Corpus, *, every: bool, sampl
     console.field("tokens", "\n".join(tokens.lines()))
     console.field("longest", "\n".join(_longest(found, encoder, every)))
     if found.skipped:
-        lines = listed([str(skip) for skip in found.skipped], every=every)
-        title = f"{counted(len(found.skipped), 'sample')} of which nothing can be learnt, left out:"
-        console.field("empty", "\n".join([title, *lines]))
+        _show_empty(console, found, every)
     show_held(console, held, every)
     console.field("ends", tokens.ending())
     console.field("unknown", unknown(tokenizer, found.rows))
@@ -78,6 +78,12 @@ def control(tokenizer: Any, samples: Sequence[Any], every: bool) -> list[str]:
         *listed(places, every=every),
         "Fix: take them out of the rows, or write them otherwise",
     ]
+
+
+def _show_empty(console: Console, found: Rows, every: bool) -> None:
+    lines = listed([str(skip) for skip in found.skipped], every=every)
+    title = f"{counted(len(found.skipped), 'sample')} of which nothing can be learnt, left out:"
+    console.field("empty", "\n".join([title, *lines]))
 
 
 def show_held(console: Console, parts: Mapping[str, Encoded], every: bool) -> None:
