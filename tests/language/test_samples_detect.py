@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.language.rows import table, write_rows
+from tests.language.rows import parsed, table, write_rows
 
 from deltaw.errors import DataError
 from deltaw.language.data.detect import detect, find, given, is_language
@@ -74,6 +74,32 @@ def test_other_columns_make_nothing(tmp_path: Path, row: Any) -> None:
     message = str(caught.value)
     assert all(f'"{name}"' in message for name in row)
     assert message.startswith(found.path) and "\nFix: name them as" in message
+
+
+def test_rows_of_another_schema_are_problems(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        {"messages": said},
+        {"instruction": "a", "output": "b"},
+        {"text": "a"},
+        {"messages": [], "note": "a"},
+        {"messages": said, "text": "a"},
+    ]
+    found = parsed(tmp_path, rows)
+    assert len(found.samples) == 2
+    assert [(p.line, p.reason) for p in found.problems] == [
+        (
+            2,
+            'no message in "messages"; its own columns are of another kind, instructions: '
+            'prompt "instruction", response "output" (by their names)',
+        ),
+        (
+            3,
+            'no message in "messages"; its own columns are of another kind, text: '
+            'text "text" (by their names)',
+        ),
+    ]
+    assert [(s.line, s.reason) for s in found.skipped] == [(4, 'no message in "messages"')]
 
 
 def test_the_reasons_are_a_sentence(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """A table to samples: rows that hold nothing are skipped, rows that make no sense are problems."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deltaw.language.data.completion import completion, passage
+from deltaw.language.data.detect import find
 from deltaw.language.data.dialogue import dialogue
 from deltaw.language.data.instruction import instances, instruction
 from deltaw.language.data.preference import preference, rated
 from deltaw.language.data.record import BadRow, NoSample, Record, records
 from deltaw.language.data.samples import Sample
 from deltaw.language.data.schema import MEDIA, Schema
-from deltaw.train.data.rows import Skip, Table
+from deltaw.train.data.rows import Opaque, Skip, Table
 
+EMPTY = (None, "", [])
 OPTIONAL = frozenset({"query", "history", "system", "tools", *MEDIA})
 
 
@@ -30,17 +32,36 @@ class Parsed:
 
 
 def parse(table: Table, schema: Schema) -> Parsed:
-    """Return the samples of `table` as `schema` has them; nothing is raised for bad rows."""
+    """Return the samples of `table` as `schema` has them; nothing is raised for bad rows.
+
+    A row that has nothing where the schema looks, and columns of another schema, is a bad one.
+    """
     found = Parsed(skipped=list(table.skipped))
     for record in records(table, schema):
         try:
             record.refuse_media()
             found.samples += _samples(record)
         except NoSample as error:
-            found.skipped.append(Skip(record.row.file, record.row.line, str(error)))
+            other = other_schema(table, record)
+            left = found.problems if other else found.skipped
+            reason = f"{error}; its own columns are of another kind, {other}" if other else error
+            left.append(Skip(record.row.file, record.row.line, str(reason)))
         except BadRow as error:
             found.problems.append(Skip(record.row.file, record.row.line, str(error)))
     return found
+
+
+def other_schema(table: Table, record: Record) -> str | None:
+    """Return what a row's own columns are where it has nothing in those of its table's schema."""
+    if any(record.value(role) not in EMPTY for role in record.schema.columns):
+        return None
+    row = record.row
+    values = zip(table.columns, row.values, strict=True)
+    raw = ((n, v, v.raw if isinstance(v, Opaque) else v) for n, v in values)
+    filled = {name: value for name, value, inner in raw if inner not in EMPTY}
+    own = replace(row, values=tuple(filled.values()))
+    schema = find(replace(table, columns=tuple(filled), rows=(own,)))
+    return None if schema is None else schema.reasons
 
 
 def missing_columns(table: Table, schema: Schema) -> list[str]:
