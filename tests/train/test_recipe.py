@@ -46,8 +46,8 @@ def test_duplicate_keys_are_named_with_their_lines(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("model: [", "not valid YAML"),
-        ("- a\n- b", "a recipe is"),
-        ("", "a recipe is"),
+        ("- a\n- b", "no `key: value` is found"),
+        ("", "no `key: value` is found"),
         ("model: !!python/object/apply:os.system [id]\ndata: d", "not valid YAML"),
         ("a: &a [*a]\n", "aliases"),
         ("? [a]\n: 1", r"recipe\.yaml:1.*a key must be"),
@@ -58,8 +58,27 @@ def test_duplicate_keys_are_named_with_their_lines(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_recipe_is_one_error(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         load(written(tmp_path, text))
+    assert "\nFix: write one `key: value` in a line; " in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_has_a_fix(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read: [^§]*\nFix: give the path"):
+        load(tmp_path / "none.yaml")
+
+
+def test_arguments_that_are_none_have_a_fix() -> None:
+    with pytest.raises(ConfigError, match=r"'template' is not `key=value`\nFix: .*such as r=16"):
+        parse_overrides(["template"])
+
+
+def test_a_list_written_as_text_says_how_to_write_one() -> None:
+    values = (
+        LEAST | {"mix_strategy": "interleave_under"} | parse_overrides(["interleave_probs=0.5,0.5"])
+    )
+    with pytest.raises(ConfigError, match=r"valid list, such as \[0\.5,0\.5\]"):
+        parse(values)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +86,7 @@ def test_a_file_that_is_no_recipe_is_one_error(tmp_path: Path, text: str, messag
     ["!!int x", "!!float x", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 5000, "{[a]: 1}"],
 )
 def test_a_value_that_is_no_yaml_is_one_error(text: str) -> None:
-    with pytest.raises(ConfigError, match="cannot read the value"):
+    with pytest.raises(ConfigError, match=r"cannot read the value [^§]*\nFix: put quotes"):
         parse_overrides([f"label={text}"])
 
 

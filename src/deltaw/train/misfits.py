@@ -27,7 +27,10 @@ def misfit(detail: Any, names: Mapping[str, str] = AS_HERE) -> str:
     if detail["type"] == "missing":
         return f"{key}{MISSING}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}={printable(repr(detail['input']))}: {message}"
+    value = detail["input"]
+    if detail["type"] == "list_type" and isinstance(value, str | int | float):
+        message += f", such as [{printable(str(value))}]"
+    return f"{key}={printable(repr(value))}: {message}"
 
 
 def follows(problem: str, problems: Sequence[str]) -> bool:

@@ -278,5 +278,10 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             problems.append(f"{printable(key)} is given twice")
         else:
             values[key] = yamlfile.value(text)
-    raise_all(ConfigError, "These arguments cannot be used:", problems)
+    raise_all(
+        ConfigError,
+        "These arguments cannot be used:",
+        problems,
+        "give each key of a recipe once, such as r=16, and in quotes where it holds blanks.",
+    )
     return values

@@ -13,6 +13,7 @@ from deltaw.train.escape import printable
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """What reading raises: ValueError for a number of thousands of digits."""
 
+PAIRS = "write one `key: value` in a line; a text with a colon, # or brackets in quotes"
 TYPES = {
     "null": (r"(|~|null|Null|NULL)\Z", ["", "~", "n", "N"]),
     "bool": (r"(true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
@@ -74,14 +75,19 @@ def read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = printable(str(error), 200)
-        raise ConfigError(f"{printable(file, 300)} cannot be read: {reason}") from error
+        raise ConfigError(
+            f"{printable(file, 300)} cannot be read: {reason}\n"
+            "Fix: give the path of a text file in UTF-8 that may be read."
+        ) from error
     try:
         node = yaml.compose(text, _Loader)
         values: dict[str, Any] = yaml.load(text, _Loader)
     except UNREADABLE as error:
-        raise ConfigError(f"{_where(file, error)}: not valid YAML: {_reason(error)}") from error
+        raise ConfigError(
+            f"{_where(file, error)}: not valid YAML: {_reason(error)}\nFix: {PAIRS}."
+        ) from error
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{place(file, 1)}: a recipe is `key: value` lines; found none.")
+        raise ConfigError(f"{place(file, 1)}: no `key: value` is found.\nFix: {PAIRS}.")
     raise_all(
         ConfigError,
         f"{printable(file, 300)} gives keys more than once:",
@@ -96,7 +102,10 @@ def value(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except UNREADABLE as error:
-        raise ConfigError(f"cannot read the value {printable(text)!r}: {_reason(error)}") from error
+        raise ConfigError(
+            f"cannot read the value {printable(text)!r}: {_reason(error)}\n"
+            "Fix: put quotes around a text with brackets, braces, colons or exclamation marks."
+        ) from error
 
 
 def write(values: dict[str, Any], comment: str) -> str:

@@ -52,6 +52,9 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
         return Reading(both)
     own = {key: value for key, value in both.items() if key in OWN and key not in tool.keys}
     found = tool.read({key: value for key, value in both.items() if key in tool.keys}, own)
+    known = [*tool.keys, *OWN]
+    strange = [str(key) for key, value in both.items() if key not in known and value is not None]
+    found.problems += [_unknown(key, tool, known) for key in strange]
     if found.stopped:
         return Reading(found.values, found.names, tuple(found.problems))
     for key in own:
@@ -61,9 +64,6 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
         elif key not in found.values or key in given:
             found.values[key] = both[key]
             found.names.pop(key, None)
-    known = [*tool.keys, *OWN]
-    strange = [str(key) for key, value in both.items() if key not in known and value is not None]
-    found.problems += [_unknown(key, tool, known) for key in strange]
     usual = {key: value for key, value in found.usual.items() if key not in found.values}
     said = "\n".join(_said(tool, found, usual))
     return Reading(usual | found.values, found.names, tuple(found.problems), said)

@@ -68,7 +68,7 @@ class Found:
     stopped: bool = False
 
     def stop(self, problem: str) -> None:
-        """Say one thing alone, because the rest cannot be judged."""
+        """Say this of the known keys alone, because the rest of them cannot be judged."""
         self.problems = [problem]
         self.stopped = True
 

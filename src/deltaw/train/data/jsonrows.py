@@ -15,6 +15,7 @@ from deltaw.train.escape import printable
 
 BLANK = re.compile(r"[ \t\r\n]*")
 LINE_END = re.compile(r"\r\n|\r|\n")
+LINES = 'write one object per line, {"COLUMN": "value", ...}, its texts in double quotes'
 ARRAY = "make the file an array of objects: [{...}, {...}]"
 KINDS: dict[type, str] = {list: "a list", dict: "an object"}
 
@@ -48,9 +49,7 @@ def _holds_rows(columns: tuple[str, ...], row: Row) -> bool:
 
 def read_jsonl(text: str, file: str) -> tuple[tuple[str, ...], list[Row]]:
     """Read one object per line; blank lines are no rows."""
-    return _rows(
-        _lines(text), file, 'write one object per line, such as {"text": "...", "label": 1}.'
-    )
+    return _rows(_lines(text), file, f"{LINES}.")
 
 
 class _Repeated(ValueError):
