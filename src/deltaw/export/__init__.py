@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from deltaw.errors import ConfigError, FormatError
 from deltaw.export._card import card
 from deltaw.export._copying import copy_run
+from deltaw.export._limits import trained_on
 from deltaw.export._order import Order, Told
 from deltaw.export._source import SEQ2SEQ, open_source, require_new
 from deltaw.folder import files_in
@@ -84,5 +85,7 @@ def export(
     with staging.staged(out) as partial:
         order = Order(opened, partial, out, dtype, ollama_base)
         told = target.write(order)
+        if to != "hf" and (to != "ollama" or ollama_base is not None):
+            told |= trained_on(opened)
         staging.write_text(partial / "README.md", card(opened, to, told))
     return told

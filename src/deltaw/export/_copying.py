@@ -6,12 +6,12 @@ from typing import Any
 import transformers
 
 from deltaw.errors import RunError, printable
-from deltaw.export._model import dtype_of
 from deltaw.export._order import Told
 from deltaw.export._probing import agreement, answers, largest, probe_tokens, rms, tolerance
 from deltaw.export._source import require_finished, require_new
 from deltaw.train import staging
 from deltaw.train.model import LOADING, cannot_load, quiet, save_tokenizer
+from deltaw.unpacking import usual_dtype
 
 
 def copy_run(run: Path, out: Path, *, trust_remote_code: bool = False) -> Told:
@@ -42,7 +42,7 @@ def copy_run(run: Path, out: Path, *, trust_remote_code: bool = False) -> Told:
         save_tokenizer(tokenizer, partial)
         copy = kind.from_pretrained(partial, dtype="auto", **where).eval()
         difference, size = largest(answers(copy, tokens), before), rms(before)
-        if not difference <= tolerance(dtype_of(copy)) * max(1.0, size):
+        if not difference <= tolerance(usual_dtype(copy)) * max(1.0, size):
             raise RunError(
                 f"The copy's answers differ from the run's by up to {difference:.2e}; nothing was "
                 f"written.\nFix: use {printable(str(run), 300)} as it is."

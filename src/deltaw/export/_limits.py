@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from deltaw.errors import printable
 from deltaw.export._source import Source
 from deltaw.state import IDS, ROWS, LayerState
+from deltaw.train.packing import packing
 
 PARTS = {
     "lora_magnitude_vector": "the magnitudes of DoRA",
@@ -19,6 +20,17 @@ def merge_instead(source: Source) -> str:
     """Return the way out that is always open."""
     folder = shlex.quote(str(source.folder))
     return f"merge it into the model instead: deltaw export {folder} NEW_FOLDER --to hf"
+
+
+def trained_on(source: Source) -> dict[str, str]:
+    """Return what is to be told of an adapter kept apart whose base was packed in training."""
+    kind = None if source.recipe is None else packing(source.recipe)
+    if kind is None:
+        return {}
+    return {
+        "trained": f"on a base packed in {kind}: on weights in another form the adapter answers "
+        "otherwise; deltaw export --to hf writes the model that was trained"
+    }
 
 
 def problems(source: Source, kinds: Sequence[str] = LINEAR) -> list[str]:

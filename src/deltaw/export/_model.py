@@ -11,9 +11,12 @@ from deltaw.errors import ConfigError, RunError, printable, raise_all
 from deltaw.export._source import SEQ2SEQ, Source
 from deltaw.state import State
 from deltaw.train.identity import require_base
-from deltaw.train.methods import weight_dtype
+from deltaw.train.methods import restore, weight_dtype
 from deltaw.train.model import LOADING, quiet
 from deltaw.train.opened import open_run
+from deltaw.train.packing import packing
+from deltaw.train.placing import place
+from deltaw.unpacking import usual_dtype
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAST = ("score", "classifier.out_proj", "classifier")
@@ -43,13 +46,14 @@ def is_language_model(source: Source, config: Any) -> bool:
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
 
 
-def adapted(source: Source, dtype: str | None) -> nn.Module:
-    """Return the base with the adapter on, in evaluation.
+def adapted(source: Source, dtype: str | None) -> tuple[nn.Module, torch.dtype]:
+    """Return the base with the adapter on, in evaluation, and the dtype to merge it in.
 
-    A run is loaded as its recipe says, in float32. Any other adapter decides by its `task_type`:
-    CAUSAL_LM and SEQ_2_SEQ_LM take a language model, SEQ_CLS a classifier with as many labels as
-    the adapter's head has rows, and none the class that the base's configuration names, or, where
-    the layers are named without its prefix, the model below its head.
+    A run on packed weights is opened as it was trained, packed alike, and one of a classifier in
+    float32; any other base is loaded in the dtype to merge in. What kind of model it is `task_type`
+    decides: CAUSAL_LM and SEQ_2_SEQ_LM take a language model, SEQ_CLS a classifier with as many
+    labels as the adapter's head has rows, and none the class that the base's configuration names,
+    or, where the layers are named without its prefix, the model below its head.
 
     Raises:
         ConfigError: if there is no such dtype.
@@ -62,7 +66,7 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     if source.recipe is not None and source.task == "SEQ_CLS":
         trust = source.trust_remote_code
         run = open_run(source.folder, model=source.base, trust_remote_code=trust)
-        return _in(run.model, dtype)
+        return _in(run.model, dtype), torch.float32
     config = load_config(source)
     base = source.require_base()
     kind: Any = _class_for(source, config)
@@ -74,7 +78,8 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
     model, loading = _load(source, kind, config, trained_in)
     if recipe is not None:  # whose digest is of the weights as training read them
         require_base(model, base, recipe)
-    if trained_in != asked:
+    packed = recipe is not None and packing(recipe) is not None
+    if trained_in != asked and not packed:
         model, loading = _load(source, kind, config, asked)
     gaps = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     trained = {
@@ -89,8 +94,12 @@ def adapted(source: Source, dtype: str | None) -> nn.Module:
         [printable(key) for key in sorted(set(gaps) - trained)],
         "name the model that the adapter was trained on with --base.",
     )
-    deltaw.load(model, source.folder)
-    return model.eval()
+    if recipe is not None and packed:
+        restore(model, recipe, source.folder)
+        place(model)
+    else:
+        deltaw.load(model, source.folder)
+    return model.eval(), asked if isinstance(asked, torch.dtype) else usual_dtype(model)
 
 
 def _load(
@@ -151,8 +160,3 @@ def _cannot_load(base: str, error: Exception) -> RunError:
         "Fix: say where it is with --base: a folder written by save_pretrained, or a hub name "
         "(needs the network or the cache)."
     )
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the model's own first weight."""
-    return next(p.dtype for name, p in model.named_parameters() if ".adapter." not in name)

@@ -7,17 +7,17 @@ from torch import nn
 
 import deltaw
 from deltaw.errors import RunError, printable
-from deltaw.export._model import adapted, dtype_of
+from deltaw.export._model import adapted
 from deltaw.export._order import Order, Told
 from deltaw.export._probing import agreement, answers, largest, probe_tokens, rms, tolerance
 from deltaw.export._source import Source
 from deltaw.export._template import turn_end
 from deltaw.export._tokenizer import add_tokenizer, tokenizer_of
-from deltaw.quant import storage_of
-from deltaw.train.export import ROUNDED
+from deltaw.train.export import ROUNDED, make_plain
 from deltaw.train.model import quiet
 from deltaw.train.packing import packing
 from deltaw.train.stopping import stop_at
+from deltaw.unpacking import usual_dtype
 
 
 def write(order: Order) -> Told:
@@ -33,15 +33,13 @@ def write(order: Order) -> Told:
     Source: Hugging Face transformers.
     """
     source = order.source
-    model: Any = adapted(source, order.dtype)
-    dtype, device = dtype_of(model), next(model.parameters()).device
+    model: Any
+    model, dtype = adapted(source, order.dtype)
+    computed, device = usual_dtype(model), next(model.parameters()).device
     tokens = probe_tokens(model.config)
     before = answers(model, tokens)
     moved = None if _absorbed(source) else largest(before, _of_base(model, tokens))
-    deltaw.merge(model, original="none")
-    deltaw.detach(model)
-    if any(storage_of(module) is not None for module in model.modules()):
-        deltaw.dequantize(model)
+    make_plain(model, dtype)
     stops = _stop(model, tokenizer_of(source))
     with quiet():
         model.save_pretrained(order.folder)
@@ -49,7 +47,7 @@ def write(order: Order) -> Told:
         del model
         merged = kind.from_pretrained(order.folder, dtype="auto").to(device).eval()
     difference, size = largest(answers(merged, tokens), before), rms(before)
-    allowed = ROUNDED if _rounds_inputs(source) else tolerance(dtype)
+    allowed = ROUNDED if _rounds_inputs(source) else max(map(tolerance, (dtype, computed)))
     if not difference <= allowed * max(1.0, size):
         raise RunError(
             f"The merged model's answers differ from the adapter's by up to {difference:.2e}, more "
@@ -91,12 +89,8 @@ def _absorbed(source: Source) -> bool:
 
 
 def _rounds_inputs(source: Source) -> bool:
-    """Tell whether the model that is merged rounds inputs to 8 bits, which no plain model does.
-
-    A run of a classifier is opened packed; a language model's base is loaded unpacked.
-    """
-    recipe = source.recipe
-    return recipe is not None and not recipe.is_language and packing(recipe) == "int8"
+    """Tell whether the model that is merged rounds inputs to 8 bits, which no plain model does."""
+    return source.recipe is not None and packing(source.recipe) == "int8"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw.errors import RunError
+from deltaw.layer import AdaptedLayer
 from deltaw.quant import storage_of
 from deltaw.train import staging
 from deltaw.train.batches import Collator
@@ -21,6 +22,7 @@ from deltaw.train.packing import packing
 from deltaw.train.placing import place
 from deltaw.train.scores import logits
 from deltaw.train.tokens import encode
+from deltaw.unpacking import usual_dtype
 
 PROBES = (
     "Yes.",
@@ -55,10 +57,7 @@ def merge_run(
     opened = open_run(folder, model=model, trust_remote_code=trust_remote_code)
     before = _probe(opened, opened.model)
     if opened.recipe.method not in IN_PLACE:
-        deltaw.merge(opened.model, original="none")
-        deltaw.detach(opened.model)
-    if any(storage_of(module) is not None for module in opened.model.modules()):
-        deltaw.dequantize(opened.model)
+        make_plain(opened.model, torch.float32)
     with quiet(), staging.staged(out) as partial:
         opened.model.save_pretrained(partial)  # type: ignore[operator]
         save_tokenizer(opened.tokenizer, partial)
@@ -86,6 +85,23 @@ def merge_run(
         "next",
         f"transformers.AutoModelForSequenceClassification.from_pretrained({str(out)!r})",
     )
+
+
+def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
+    """Merge the adapter for good and take it off, in place; no weight stays packed.
+
+    A packed weight is unpacked and W + ΔW rounded once to `dtype`, to which all others are cast.
+
+    Raises:
+        MergeError: if the adapter cannot be merged.
+    """
+    on_packed = any(isinstance(m, AdaptedLayer) and m.storage is not None for m in model.modules())
+    deltaw.merge(model, original="none", dtype=dtype if on_packed else None)
+    deltaw.detach(model)
+    if any(storage_of(module) is not None for module in model.modules()):
+        deltaw.dequantize(model, dtype)
+    if usual_dtype(model) != dtype:
+        model.to(dtype)
 
 
 def _probe(opened: Opened, model: nn.Module) -> Tensor:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,6 +159,23 @@ def adapt(
     if recipe.absorb:
         pack(model, recipe, untrained)
     return adapted, (*warnings, *_precision(recipe))
+
+
+def restore(model: nn.Module, recipe: Recipe, folder: Path, untrained: Sequence[str] = ()) -> None:
+    """Pack the weights as the recipe says and put the adapter in `folder` on them.
+
+    The order is that of `adapt`, so that they are the weights that the adapter was trained on.
+
+    Raises:
+        RunError: if the GPU has no room.
+        FormatError: if the adapter's file is damaged or does not fit the base.
+    """
+    if not recipe.absorb:
+        pack(model, recipe, untrained)
+    move(model, recipe)
+    deltaw.load(model, folder, ADAPTER, absorb=absorbing(recipe))
+    if recipe.absorb:
+        pack(model, recipe, untrained)
 
 
 def _precision(recipe: Recipe) -> list[str]:

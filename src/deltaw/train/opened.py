@@ -13,9 +13,9 @@ from deltaw.train.data.detect import Task
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
-from deltaw.train.methods import ADAPTER, IN_PLACE
+from deltaw.train.methods import IN_PLACE, restore
 from deltaw.train.model import load_config, load_model, load_tokenizer
-from deltaw.train.packing import absorbing, move, pack, packing
+from deltaw.train.packing import packing
 from deltaw.train.placing import place
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import RECIPE, read_recipe, read_results
@@ -94,18 +94,13 @@ def open_run(folder: Path, *, model: str | None = None, trust_remote_code: bool 
     )
     if not in_place:
         require_base(loaded, source, recipe)
-        if not recipe.absorb:
-            pack(loaded, recipe, untrained)
-        move(loaded, recipe)
         try:
-            deltaw.load(loaded, folder, ADAPTER, absorb=absorbing(recipe))
+            restore(loaded, recipe, folder, untrained)
         except FormatError as error:
             raise FormatError(
                 f"{error}\nFix: restore the run's files, {RECIPE} with its labels among them "
                 f"({len(labels)} now), or train again with --overwrite."
             ) from error
-        if recipe.absorb:
-            pack(loaded, recipe, untrained)
     place(loaded).eval()
     return Opened(folder, recipe, loaded, tokenizer, labels, task)
 

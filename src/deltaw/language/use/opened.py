@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-import deltaw
 from deltaw.errors import FormatError, RunError
 from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.encoding.templating import Chosen, choose
@@ -18,9 +17,8 @@ from deltaw.language.merged import merged
 from deltaw.language.reading import encoder_of
 from deltaw.train.escape import printable
 from deltaw.train.identity import find_base, require_base, require_tokenizer
-from deltaw.train.methods import ADAPTER, IN_PLACE
+from deltaw.train.methods import IN_PLACE, restore
 from deltaw.train.model import load_tokenizer
-from deltaw.train.packing import absorbing, move, pack
 from deltaw.train.placing import place
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import read_recipe, read_results
@@ -86,17 +84,12 @@ def open_language(
     require_tokenizer(tokenizer, folder, recipe)
     if not in_place:
         require_base(base, source, recipe)
-        if not recipe.absorb:
-            pack(base, recipe, ())
-        move(base, recipe)
         try:
-            deltaw.load(base, folder, ADAPTER, absorb=absorbing(recipe))
+            restore(base, recipe, folder)
         except FormatError as error:
             raise FormatError(
                 f"{error}\nFix: restore the run's files, or train again with --overwrite."
             ) from error
-        if recipe.absorb:
-            pack(base, recipe, ())
     place(base).eval()
     template = choose(tokenizer, None, system=recipe.default_system)
     encoder = encoder_of(recipe, tokenizer, template, base)
