@@ -67,6 +67,7 @@ def difference(run: Path, out: Path) -> float:
     ("command", "most"),
     [
         (("merge",), 1e-5),
+        (("merge", "--dtype", "bfloat16"), 0.01),
         (("export", "--to", "hf"), 1e-5),
         (("export", "--to", "ollama"), 1e-5),
         (("export", "--to", "hf", "--dtype", "bfloat16"), 0.01),
@@ -139,6 +140,8 @@ def test_a_run_of_the_weights_themselves_is_copied_and_checked(
     assert out.splitlines()[-1].strip() == f"deltaw merge {run} OUT"
     code, _, err = deltaw_command("merge", run, tmp_path / "out", "--model", values["model"])
     assert code == 1 and "--model has no effect" in err
+    code, _, err = deltaw_command("merge", run, tmp_path / "out", "--dtype", "bfloat16")
+    assert code == 1 and "--dtype has no effect" in err
     code, out, err = deltaw_command("merge", run, tmp_path / "out")
     assert code == 0, err
     assert f"copied    {run} -> {tmp_path / 'out'}" in out and "probe tokens: 0.0e+00" in out

@@ -124,6 +124,17 @@ def test_eval_predict_inspect_and_merge_need_only_the_folder(
     assert plain.config.id2label == {0: "cancel", 1: "refund", 2: "ship"}
 
 
+def test_a_plain_model_is_written_in_the_dtype_asked_for(
+    deltaw_command: Command, finished: Path, tmp_path: Path
+) -> None:
+    code, out, err = deltaw_command("merge", finished, tmp_path / "h", "--dtype", "bfloat16")
+    assert (code, err) == (0, "") and "largest difference of logits" in out
+    kind = transformers.AutoModelForSequenceClassification
+    assert {p.dtype for p in kind.from_pretrained(tmp_path / "h").parameters()} == {torch.bfloat16}
+    code, _, err = deltaw_command("merge", finished, tmp_path / "out", "--dtype", "int3")
+    assert code == 1 and "no dtype 'int3' to write in. Fix: use float32, bfloat16, float16" in err
+
+
 def test_predicting_a_file_writes_one_json_line_for_a_row(
     deltaw_command: Command, finished: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,10 @@ def merge(
     run: Run,
     out: Annotated[str, typer.Argument(metavar="OUT", help="New folder for the plain model.")],
     model: Model = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the plain model: float32, bfloat16 or float16."),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a plain model that loads with transformers alone, and check it against the run."""
@@ -32,17 +36,22 @@ def merge(
                 "--model has no effect: this run trained the model's own weights, which are in its "
                 "folder.\nFix: leave it out."
             )
+        if dtype is not None:
+            raise ConfigError(
+                "--dtype has no effect: this run trained the model's own weights, which are copied "
+                "as they are.\nFix: leave it out."
+            )
         told = copy_run(Path(run), Path(out), trust_remote_code=trust_remote_code)
         show("copied", run, out, told)
         return
     if recipe.is_language:
         from deltaw.cli.export import export
 
-        export(run, out, "hf", base=model, trust_remote_code=trust_remote_code)
+        export(run, out, "hf", base=model, dtype=dtype, trust_remote_code=trust_remote_code)
         return
     from deltaw.train.export import merge_run
 
-    merge_run(Path(run), Path(out), model=model, trust_remote_code=trust_remote_code)
+    merge_run(Path(run), Path(out), model=model, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _refuse_adapter(folder: str, out: str) -> None:

@@ -7,9 +7,10 @@ import transformers
 
 from deltaw.errors import RunError, printable
 from deltaw.export._order import Told
-from deltaw.export._probing import agreement, answers, largest, probe_tokens, rms, tolerance
+from deltaw.export._probing import agreement, answers, largest, probe_tokens, rms
 from deltaw.export._source import require_finished, require_new
 from deltaw.train import staging
+from deltaw.train.export import tolerance
 from deltaw.train.model import LOADING, cannot_load, quiet, save_tokenizer
 from deltaw.unpacking import usual_dtype
 

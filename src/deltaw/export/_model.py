@@ -7,9 +7,10 @@ import transformers
 from torch import nn
 
 import deltaw
-from deltaw.errors import ConfigError, RunError, printable, raise_all
+from deltaw.errors import RunError, printable, raise_all
 from deltaw.export._source import SEQ2SEQ, Source
 from deltaw.state import State
+from deltaw.train.export import require_dtype
 from deltaw.train.identity import require_base
 from deltaw.train.methods import restore, weight_dtype
 from deltaw.train.model import LOADING, quiet
@@ -18,7 +19,6 @@ from deltaw.train.packing import packing
 from deltaw.train.placing import place
 from deltaw.unpacking import usual_dtype
 
-DTYPES = ("float32", "bfloat16", "float16")
 LAST = ("score", "classifier.out_proj", "classifier")
 """Where the last layer of a classifier is, whose rows are its labels."""
 
@@ -61,12 +61,11 @@ def adapted(source: Source, dtype: str | None) -> tuple[nn.Module, torch.dtype]:
             adapter does not bring.
         FormatError: if the adapter does not fit the base.
     """
-    if dtype not in (None, *DTYPES):
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    require_dtype(dtype)
     if source.recipe is not None and source.task == "SEQ_CLS":
         trust = source.trust_remote_code
         run = open_run(source.folder, model=source.base, trust_remote_code=trust)
-        return _in(run.model, dtype), torch.float32
+        return run.model, getattr(torch, dtype or "float32")
     config = load_config(source)
     base = source.require_base()
     kind: Any = _class_for(source, config)
@@ -143,14 +142,6 @@ def _labels(state: State) -> int | None:
         if weight is not None:
             return len(weight)
     return None
-
-
-def _in(model: nn.Module, dtype: str | None) -> nn.Module:
-    if dtype not in (None, "float32"):
-        raise ConfigError(
-            f"A run of a classifier is merged in float32, not in {dtype}.\nFix: leave dtype out."
-        )
-    return model
 
 
 def _cannot_load(base: str, error: Exception) -> RunError:

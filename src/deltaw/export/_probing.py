@@ -6,10 +6,6 @@ import torch
 from torch import Tensor, nn
 
 ROWS, LENGTH = 4, 32
-FLOAT32 = 1e-4
-"""Largest difference of logits in float32, relative to their root mean square, that is accepted."""
-ROUNDINGS = 16
-"""The same in other dtypes, in units of their epsilon."""
 
 
 def probe_tokens(config: Any) -> Tensor:
@@ -30,11 +26,6 @@ def answers(model: nn.Module, tokens: Tensor) -> Tensor:
         batch["decoder_input_ids"] = tokens
     output: Tensor = model(**batch)[0]
     return output.float().cpu()
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the largest difference, relative to the rms, that rounding in `dtype` explains."""
-    return max(FLOAT32, ROUNDINGS * torch.finfo(dtype).eps)
 
 
 def largest(a: Tensor, b: Tensor) -> float:

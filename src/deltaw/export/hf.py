@@ -9,11 +9,11 @@ import deltaw
 from deltaw.errors import RunError, printable
 from deltaw.export._model import adapted
 from deltaw.export._order import Order, Told
-from deltaw.export._probing import agreement, answers, largest, probe_tokens, rms, tolerance
+from deltaw.export._probing import agreement, answers, largest, probe_tokens, rms
 from deltaw.export._source import Source
 from deltaw.export._template import turn_end
 from deltaw.export._tokenizer import add_tokenizer, tokenizer_of
-from deltaw.train.export import ROUNDED, make_plain
+from deltaw.train.export import ROUNDED, make_plain, tolerance
 from deltaw.train.model import quiet
 from deltaw.train.packing import packing
 from deltaw.train.stopping import stop_at

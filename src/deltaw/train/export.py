@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor, nn
 
 import deltaw
-from deltaw.errors import RunError
+from deltaw.errors import ConfigError, RunError
 from deltaw.layer import AdaptedLayer
 from deltaw.quant import storage_of
 from deltaw.train import staging
@@ -34,41 +34,55 @@ PROBES = (
     "http://example.org/a?b=c&d=e -- (see the note below) ... #7",
     "word " * 60,
 )
-TOLERANCE = 1e-4
-"""Largest difference of float32 logits, relative to their root mean square, that is accepted."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""What a merged model can be written in."""
+FLOAT32 = 1e-4
+"""Largest difference of logits in float32, relative to their root mean square, that is accepted."""
+ROUNDINGS = 16
+"""The same in other dtypes, in units of their epsilon."""
 ROUNDED = 0.2
 """The same where the run rounds inputs to 8 bits, which a plain model does not."""
 
 
 def merge_run(
-    folder: Path, out: Path, *, model: str | None = None, trust_remote_code: bool = False
+    folder: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the run in `folder` as a plain model to the new folder `out`.
 
     The written model is loaded with transformers alone and must give the logits of the base with
-    its adapter on probe texts.
+    its adapter on probe texts. `dtype` is what it is written in; None is float32.
 
     Raises:
+        ConfigError: if there is no such dtype.
         RunError: if `out` exists, cannot be written, or the logits differ.
         MergeError: if the adapter cannot be merged.
     """
+    require_dtype(dtype)
+    written: torch.dtype = getattr(torch, dtype or "float32")
     if out.exists():
         raise RunError(f"{printable(str(out), 300)} exists already. Fix: give a new folder.")
     opened = open_run(folder, model=model, trust_remote_code=trust_remote_code)
     before = _probe(opened, opened.model)
     if opened.recipe.method not in IN_PLACE:
-        make_plain(opened.model, torch.float32)
+        make_plain(opened.model, written)
+    else:
+        opened.model.to(written)
     with quiet(), staging.staged(out) as partial:
         opened.model.save_pretrained(partial)  # type: ignore[operator]
         save_tokenizer(opened.tokenizer, partial)
         opened.model.cpu()  # makes room for the other
         plain = transformers.AutoModelForSequenceClassification.from_pretrained(
-            partial, dtype=torch.float32, trust_remote_code=trust_remote_code
+            partial, dtype=written, trust_remote_code=trust_remote_code
         )
         difference = (_probe(opened, place(plain)) - before).abs().max().item()
         size = before.square().mean().sqrt().item()
-        tolerance = ROUNDED if packing(opened.recipe) == "int8" else TOLERANCE
-        if not difference <= tolerance * max(1.0, size):
+        rounded = ROUNDED if packing(opened.recipe) == "int8" else tolerance(written)
+        if not difference <= rounded * max(1.0, size):
             raise RunError(
                 f"The merged model's logits differ from the run's by up to {difference:.2e} "
                 f"(their rms is {size:.2e}), more than rounding explains; nothing was written."
@@ -85,6 +99,17 @@ def merge_run(
         "next",
         f"transformers.AutoModelForSequenceClassification.from_pretrained({str(out)!r})",
     )
+
+
+def require_dtype(dtype: str | None) -> None:
+    """Raise `ConfigError` unless a merged model can be written in `dtype`; None is no choice."""
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(f"There is no dtype {dtype!r} to write in. Fix: use {', '.join(DTYPES)}.")
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the largest difference, relative to the rms, that rounding in `dtype` explains."""
+    return max(FLOAT32, ROUNDINGS * torch.finfo(dtype).eps)
 
 
 def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
