@@ -8,7 +8,7 @@ from deltaw.geometry import WEIGHT
 from deltaw.layer import AdaptedLayer
 from deltaw.quant import storage_of
 from deltaw.swap import clear_bound_forward
-from deltaw.unpacking import forget_packing, usual_dtype
+from deltaw.unpacking import beside, forget_packing, usual_dtype
 from deltaw.walking import walk
 
 
@@ -22,8 +22,8 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[str,
 
     Args:
         model: a model without adapters, by `quantize` or transformers.
-        dtype: of the dense weights. None is the dtype that each was packed from or, where that is
-            not known, that of the model's first dense weight.
+        dtype: of the dense weights and of their layers' biases. None is the dtype that each was
+            packed from or, where that is not known, that of the model's first dense weight.
 
     Raises:
         StateError: if no weight is packed, or listing the layers that have adapters.
@@ -62,6 +62,8 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[str,
             vars(layer).pop(brought, None)
         layer.__class__ = kind
         layer._parameters[WEIGHT] = nn.Parameter(W, requires_grad=False)
+        for bias in beside(layer, W.dtype).values():
+            bias.data = bias.data.to(W.dtype)
         rebind()
     forget_packing(model)
     return tuple(found)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deltaw.errors import StateError
-from deltaw.merging import merge
+from deltaw.merging import merge, unmerge
 from deltaw.verifying import call, tensors_of
 
 
@@ -36,8 +36,9 @@ def measure_merge(
 ) -> Drift:
     """Merge the active adapters and return by how much that moved the outputs for one batch.
 
-    The model is run in evaluation before and after, and stays merged. Of an output of several
-    tensors the first counts, which are the logits of models of transformers.
+    The model is run in evaluation before and after, and stays merged. If it cannot be run after, as
+    one that is not in `dtype` may not, it is unmerged again, unless `original` is `"none"`. Of an
+    output of several tensors the first counts, which are the logits of models of transformers.
 
     Args:
         model: an adapted, unmerged model.
@@ -56,7 +57,12 @@ def measure_merge(
         with torch.no_grad():
             before = _first(call(model, batch))
             merge(model, original=original, requantize=requantize, dtype=dtype)
-            after = _first(call(model, batch))
+            try:
+                after = _first(call(model, batch))
+            except BaseException:
+                if original != "none":
+                    unmerge(model)
+                raise
     finally:
         model.train(training)
     difference = (after - before).abs()

@@ -25,7 +25,14 @@ from deltaw.sharing import shared_memory
 from deltaw.storage import Original
 from deltaw.tables import changing_apart
 from deltaw.touching import owner_of, refusals, touched
-from deltaw.unpacking import Unpacked, forget_packing, pack_again, replace_packed, usual_dtype
+from deltaw.unpacking import (
+    Unpacked,
+    beside,
+    forget_packing,
+    pack_again,
+    replace_packed,
+    usual_dtype,
+)
 
 Done = dict[tuple[str, AdaptedLayer, str], Original]
 """The originals of what was written, by path, layer and name."""
@@ -76,12 +83,15 @@ def merge(
             its own copy first; where the merge is final the model's config says so.
         requantize: pack the merged weights as those in place are, which rounds them again and may
             take most of a small ΔW; `deltaw.measure_merge` tells.
-        dtype: what unpacked weights are written in; None is what they were packed from or, where
+        dtype: what unpacked weights are written in, and their layers' biases with them, so that
+            such a layer runs in a model of this dtype; None is what they were packed from or, where
             they do not tell (int8), the dtype of their bias, else of the model's first weight.
 
     Raises:
+        ConfigError: if `requantize` meets `dtype`.
         MergeError: listing every weight that is tied, on meta, sharded, renormalised by `max_norm`,
-            or whose ΔW holds NaN or Inf; or that cannot be packed again.
+            or whose ΔW holds NaN or Inf; or that cannot be packed again. If `requantize` or `dtype`
+            is asked for and no merged layer is packed.
         StateError: if no adapter is active, or adapters are merged already.
     """
     root = require_root(model)
@@ -99,6 +109,7 @@ def merge(
     shared = changing_apart(shared_memory(model, root), layers, active)
     problems = [p for path_, m in layers.items() for p in refusals(path_, m, active, shared, untie)]
     unpacked = Unpacked(requantize, dtype, usual_dtype(root))
+    unpacked.require_effect(any(m.storage is not None for m in layers.values()))
     problems += unpacked.refusals(original, layers)
     raise_all(MergeError, "Cannot merge:", problems)
     rounding: dict[str, float] = {}
@@ -201,7 +212,10 @@ def _merged(
                 lost += [] if share is None else [share]
                 if addition.shift is not None and bias in new:
                     new[bias] = new[bias].to(addition.shift.dtype) + addition.shift
-            new = {name: tensor.to(layer.frozen(name).dtype) for name, tensor in new.items()}
+            unpacked_to = unpacked.dtype_of(layer) if storage and WEIGHT in merged else None
+            if unpacked_to is not None:
+                new = {**beside(layer, unpacked_to), **new}
+            new = {n: t.to(unpacked_to or layer.frozen(n).dtype) for n, t in new.items()}
             new |= merged
             broken = [name for name, tensor in new.items() if not is_finite(tensor)]
             if storage is not None and WEIGHT in new and not broken:

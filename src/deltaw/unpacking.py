@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deltaw.errors import ConfigError, MergeError
 from deltaw.fingerprint import bits
 from deltaw.geometry import WEIGHT
 from deltaw.layer import AdaptedLayer
@@ -31,6 +32,25 @@ class Unpacked(NamedTuple):
     requantize: bool
     dtype: torch.dtype | None
     usual: torch.dtype
+
+    def require_effect(self, packed: bool) -> None:
+        """Raise where the choice contradicts itself, or holds for no layer.
+
+        Raises:
+            ConfigError: if packed weights are to have a dtype.
+            MergeError: if a choice is made and none of the merged layers is `packed`.
+        """
+        if self.requantize and self.dtype is not None:
+            raise ConfigError(
+                "requantize=True packs the merged weights, which have no dtype then.\n"
+                "Fix: leave requantize or dtype out."
+            )
+        chosen = "requantize=True" if self.requantize else f"dtype={self.dtype}"
+        if not packed and (self.requantize or self.dtype is not None):
+            raise MergeError(
+                f"{chosen} has no effect: none of the layers that are merged is packed, and a "
+                "dense weight keeps its dtype.\nFix: leave it out, or cast the model (model.to)."
+            )
 
     def refusals(self, original: str, layers: Mapping[str, AdaptedLayer]) -> list[str]:
         """Return the packed layers whose originals cannot be kept where they should."""
@@ -66,6 +86,12 @@ def usual_dtype(model: nn.Module) -> torch.dtype:
         if p is not None and p.is_floating_point() and storage_of(module) is None
     )
     return next(found, torch.float32)
+
+
+def beside(layer: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the bias, if it cannot be added to the product of a weight in `dtype` as it is."""
+    bias = layer._parameters.get("bias")
+    return {} if bias is None or bias.dtype == dtype else {"bias": bias}
 
 
 class DenseWeight(nn.Parameter):

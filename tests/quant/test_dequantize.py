@@ -42,6 +42,7 @@ def test_the_dtype_is_that_of_the_base_or_the_one_asked_for(kind: str) -> None:
     deltaw.dequantize(model, torch.float64)
     assert model.up.weight.dtype is torch.float64
     assert torch.equal(model.up.weight, exact.double())
+    assert model.up(batch(torch.float64)).dtype is model.up.bias.dtype is torch.float64
 
 
 @bnb

@@ -6,11 +6,11 @@ import pickle
 import pytest
 import torch
 from laws.building import assert_same_state
-from quant.packed_models import KINDS, adapt, batch, dense, net, over
+from quant.packed_models import KINDS, adapt, batch, bnb, dense, net, over
 from torch import nn
 
 import deltaw
-from deltaw.errors import MergeError, StateError
+from deltaw.errors import ConfigError, MergeError, StateError
 from deltaw.quant import storage_of
 
 
@@ -151,3 +151,51 @@ def test_a_weight_that_cannot_be_packed_again(kind: str) -> None:
     deltaw.merge(model)
     assert type(model.up.weight) is nn.Parameter
     deltaw.unmerge(model)
+
+
+@over(*KINDS)
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_a_layer_merged_in_another_dtype_runs_in_it(kind: str, bias: str) -> None:
+    """Its own bias goes along and comes back bit by bit; the rest of the model is cast by hand."""
+    model = adapt(net(kind), bias=bias)
+    plain = model(batch()).detach()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    deltaw.merge(model, dtype=torch.bfloat16)
+    x = batch(torch.bfloat16)
+    assert model.up.weight.dtype is model.up.bias.dtype is torch.bfloat16
+    assert model.up(x).dtype is torch.bfloat16
+    assert model.last.weight.dtype is torch.float32
+    deltaw.unmerge(model)
+    assert_same_state(dict(model.state_dict()), before)
+    assert torch.equal(model(batch()), plain)
+    deltaw.merge(model, original="none", dtype=torch.bfloat16)
+    deltaw.detach(model)
+    after = model.to(torch.bfloat16)(x)
+    assert (after.float() - plain).abs().max() <= 0.1 * plain.abs().max()
+
+
+@bnb
+def test_choices_for_packed_weights_are_refused_where_none_is_packed() -> None:
+    model = adapt(net())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for choice in ({"dtype": torch.bfloat16}, {"requantize": True}):
+        with pytest.raises(MergeError, match=r"(?s)=.* has no effect: none .*Fix: leave it out"):
+            deltaw.merge(model, **choice)
+    assert_same_state(dict(model.state_dict()), before)
+    with pytest.raises(ConfigError, match="leave requantize or dtype out"):
+        deltaw.merge(adapt(net("nf4")), requantize=True, dtype=torch.bfloat16)
+    mixed = net()
+    deltaw.quantize(mixed, "nf4", exclude_modules=["last", "down"])
+    deltaw.merge(adapt(mixed), dtype=torch.bfloat16)
+    assert mixed.up.weight.dtype is torch.bfloat16 and mixed.down.weight.dtype is torch.float32
+
+
+@bnb
+def test_a_merge_that_cannot_be_measured_is_undone() -> None:
+    """The norm after the layer is in float32."""
+    model = adapt(net("nf4"))
+    plain = model(batch()).detach()
+    with pytest.raises(RuntimeError):
+        deltaw.measure_merge(model.train(), batch(), dtype=torch.bfloat16)
+    assert model.training and storage_of(model.up) is not None
+    assert torch.equal(model.eval()(batch()), plain)
