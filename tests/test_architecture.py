@@ -92,6 +92,7 @@ LIBRARIES = {
     "train/": {
         "accelerate",
         "datasets",
+        "jinja2",
         "numpy",
         "pyarrow",
         "pydantic",

@@ -112,6 +112,11 @@ def test_the_system_message_that_a_template_adds_is_found() -> None:
             False,
             "refuses a plain conversation",
         ),
+        (
+            "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}" + CHATML,
+            False,
+            "runs away",
+        ),
     ],
 )
 def test_a_template_that_is_not_exactly_known_is_left_out(template, bos, why) -> None:

@@ -6,8 +6,9 @@ from tests.language.tokenizers_ import byte_level
 from deltaw.language.data.samples import Message
 from deltaw.language.encoding import naming
 from deltaw.language.encoding.answers import answers
-from deltaw.language.encoding.rendering import Refused, Template
 from deltaw.language.encoding.templating import ends
+from deltaw.train.rendering import Template
+from deltaw.train.sandbox import Refused
 
 DIALOGUE = (
     Message("system", "Be kind."),

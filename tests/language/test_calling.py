@@ -11,10 +11,10 @@ from deltaw.language.data.samples import Conversation, Message
 from deltaw.language.encoding import naming
 from deltaw.language.encoding.answers import answers
 from deltaw.language.encoding.calling import Dialect, dialect_of, spoken
-from deltaw.language.encoding.rendering import Template
 from deltaw.language.training import opening
 from deltaw.train.console import Console
 from deltaw.train.recipe import parse
+from deltaw.train.rendering import Template
 
 LONG = "call_9pw1qnYScqvGrCH58HWCvFH6"
 NINE = (

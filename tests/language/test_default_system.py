@@ -11,12 +11,12 @@ from deltaw.export._template import Chat, recognised
 from deltaw.language.choosing import train
 from deltaw.language.data.samples import Message
 from deltaw.language.encoding import naming
-from deltaw.language.encoding.rendering import Template
 from deltaw.language.encoding.templating import choose, defaulting
 from deltaw.language.generating import Sampling
 from deltaw.language.use import chatting
 from deltaw.language.use.opened import open_language
 from deltaw.train.recipe import parse
+from deltaw.train.rendering import Template
 
 SYSTEM = 'Be "kind" %} {{ 1 }}\nand \\n 简短 😀.'
 ASKED = [{"role": "user", "content": "x"}]

@@ -12,10 +12,10 @@ from deltaw.language.data.samples import Completion, Conversation, Message, Pass
 from deltaw.language.encoding import naming
 from deltaw.language.encoding.encoder import Encoder, Learnt, Rows, Sample, TooLong
 from deltaw.language.encoding.labelling import MASKED
-from deltaw.language.encoding.rendering import Template
 from deltaw.language.encoding.specials import unknown_id
 from deltaw.language.encoding.templating import choose, ends
 from deltaw.language.questions import questions
+from deltaw.train.rendering import Template
 
 TOKENIZERS = {
     "byte-level": byte_level(),

@@ -12,7 +12,6 @@ from deltaw.language.data.corpus import Corpus
 from deltaw.language.data.samples import Conversation, Message, Preference, Rated
 from deltaw.language.encoding.answers import answers
 from deltaw.language.encoding.encoder import Encoder
-from deltaw.language.encoding.rendering import Refused, Template
 from deltaw.language.encoding.templating import choose, ends
 from deltaw.language.reading import encoder_of, template_of
 from deltaw.language.training.pairs import encode as encode_pairs
@@ -20,6 +19,8 @@ from deltaw.language.training.ratings import encode as encode_ratings
 from deltaw.language.training.receipt import Tokens
 from deltaw.language.training.sides import lines
 from deltaw.train.recipe import parse
+from deltaw.train.rendering import Template
+from deltaw.train.sandbox import Refused, RunsAway
 
 TOKENIZER = byte_level()
 TOOL = {"type": "function", "function": {"name": "search"}}
@@ -123,3 +124,12 @@ def test_a_recipe_says_whether_rows_are_skipped() -> None:
     for skip in (True, False):
         recipe = parse({"model": "m", "data": "d", "skip_bad_rows": skip})
         assert encoder_of(recipe, TOKENIZER, choose(TOKENIZER, None), model).skip_bad == skip
+
+
+def test_the_first_row_of_which_a_template_makes_no_end_stops_all() -> None:
+    long = "{% for i in range(99999) %}{% for j in range(9) %}{% endfor %}{% endfor %}"
+    source = f"{{% if messages[0].content == 'b' %}}{long}{{% endif %}}"
+    talks = [Conversation((Message("user", word),), "f.json", n) for n, word in enumerate("abb")]
+    encoder = Encoder(TOKENIZER, Template(source, {}), 99, ("<eos>",), skip_bad=True)
+    with pytest.raises(RunsAway, match=r"runs away: it calls .* times, at f\.json:1\.\nFix: "):
+        encoder.encode(talks)

@@ -7,7 +7,8 @@ from tests.language.tokenizers_ import byte_level
 
 from deltaw.errors import ConfigError
 from deltaw.language.encoding import naming
-from deltaw.language.encoding.rendering import LONGEST, Refused, Template
+from deltaw.train.rendering import Template
+from deltaw.train.sandbox import LONGEST, Refused, RunsAway
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 DIALOGUE: list[dict[str, Any]] = [
@@ -91,21 +92,81 @@ def test_a_default_system_text_gives_way_to_the_row() -> None:
     assert "You are Qwen" not in render(naming.source("qwen"), [SYSTEM, *DIALOGUE])
 
 
+DOUBLED = (
+    "{% set ns = namespace(x='aaaa') %}{% for i in range(40) %}{% set ns.x = WHAT %}{% endfor %}"
+)
+SPLIT = (
+    "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}"
+)
+
+
 @pytest.mark.parametrize(
     ("source", "why"),
     [
         ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "loops"),
         ("{% for a in 'x' * 2000 %}{% for b in 'x' * 2000 %}{% endfor %}{% endfor %}", "loops"),
+        (SPLIT, "it calls"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "no end"),
         ("{% for i in range(9999) %}{{ 'a' * 2000 }}{% endfor %}", "characters"),
         ("{{ 'a' * 1000000000 }}", "characters"),
         ("{{ [1] * 1000000000 }}", "characters"),
-        ("{{ 9 ** 999999 }}", "characters"),
+        ("{{ [['a' * 1000000]] * 1000 }}", "characters"),
+        ("{{ 9 ** 999999 }}", "digits"),
+        *(
+            (DOUBLED.replace("WHAT", what), "characters")
+            for what in (
+                "ns.x ~ ns.x",
+                "ns.x + ns.x",
+                "ns.x * 2",
+                "'%s%s' % (ns.x, ns.x)",
+                "'%s%s' | format(ns.x, ns.x)",
+                "'{0}{0}'.format(ns.x)",
+                "ns.x.replace('a', 'aa')",
+                "ns.x | replace('a', 'aa')",
+                "[ns.x, ns.x] | join",
+                "([ns.x] * 2) | map('trim') | join",
+                "''.join([ns.x, ns.x])",
+            )
+        ),
+        (DOUBLED.replace("WHAT", "[ns.x, ns.x]") + "{{ ns.x }}", "characters"),
+        (DOUBLED.replace("WHAT", "[ns.x, ns.x]") + "{{ ns.x | upper }}", "characters"),
+        (
+            DOUBLED.replace(
+                "{% set ns.x = WHAT %}", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"
+            ),
+            "characters",
+        ),
+        (
+            "{% set ns = namespace(x=[]) %}{% set a = 'a' * 9000000 %}"
+            "{% for i in range(99999) %}{% set ns.x = [ns.x, a[i:]] %}{% endfor %}",
+            "characters",
+        ),
+        ("{{ 'a' | center(20000000000) }}", "characters"),
+        ("{{ 'a'.ljust(20000000000) }}", "characters"),
+        ("{{ 'a'.zfill(width=20000000000) }}", "characters|keyword"),
+        ("{{ ['a'] | batch(20000000000, 'b') | list }}", "characters"),
         ("{{ '%99999999d' % 1 }}", "width"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "runs away"),
+        ("{{ '%*d' % (99999999, 1) }}", "width"),
+        ("{{ '%99999999d' | format(1) }}", "width"),
+        ("{{ '{:20000000000}'.format(1) }}", "width"),
+        ("{{ '{:{}}'.format(1, 20000000000) }}", "width"),
+        ("{{ '{a:20000000000}'.format_map({'a': 1}) }}", "width"),
+    ],
+)
+def test_a_template_that_runs_away_is_stopped_before_it_takes_memory(source: str, why: str) -> None:
+    with pytest.raises((RunsAway, Refused), match=why):
+        render(source, DIALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ messages[0].nothing.more }}", "no attribute"),
         ("{{ none * 2 }}", "NoneType"),
+        ("{{ none + 'a' }}", "NoneType"),
+        ("{{ messages[0].nothing + 'a' }}", "no attribute"),
         ("{{ raise_exception('no \x1b[31m colour') }}", r"no \\x1b\[31m colour"),
         ("{{ lipsum(n=100000) }}", "lipsum"),
     ],
@@ -124,7 +185,11 @@ def test_ordinary_arithmetic_and_formatting_go_through() -> None:
     assert render(
         "{{ 2 * 3 }}{{ 'a' * 2 }}{{ 2 ** 5 }}{{ '%s in 2024' % 'x' }}{{ 7 % 4 }}", []
     ) == ("6aa32x in 20243")
-    assert render("{{ 'a' * (n - 1) }}".replace("n", str(LONGEST)), [])
+    assert render("{{ 'a' * (n - 2) }}".replace("n", str(LONGEST)), [])
+    assert render("{{ '{:>5}|{}'.format(1, 20240101) }}{{ '%s-%s' | format(1, 20240101) }}", []) == (
+        "    1|202401011-20240101"
+    )
+    assert render("{{ 'a' ~ 1 ~ none }}{{ 'abc'[1:] }}{{ [1, 2][::-1] }}", []) == "a1Nonebc[2, 1]"
 
 
 def test_what_is_no_template_is_a_config_error() -> None:

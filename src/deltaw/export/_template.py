@@ -14,6 +14,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from deltaw.train.rendering import Template
+from deltaw.train.sandbox import RunsAway
+
 S, U, A = "\ue000", "\ue001", "\ue002"
 """Marks in the place of contents, which no template holds: characters for private use."""
 ROLES = {"system": S, "user": U, "assistant": A}
@@ -76,6 +79,8 @@ def recognised(tokenizer: Any) -> Chat | str:
                 return f"the chat template changes what it writes over {len(turns)} messages"
     except TemplateError as error:
         return f"the chat template refuses a plain conversation ({type(error).__name__})"
+    except RunsAway as error:
+        return f"the chat template runs away: {error.why}"
     except ValueError as error:
         return str(error)
     if not chat.family:
@@ -89,8 +94,8 @@ def turn_end(tokenizer: Any) -> str | None:
         return None
     spoken = [{"role": role, "content": ROLES[role]} for role in ("user", "assistant")]
     try:
-        text = tokenizer.apply_chat_template(spoken, tokenize=False)
-    except (TemplateError, TypeError, ValueError):
+        text, _ = _template(tokenizer).render(spoken)
+    except (TemplateError, ValueError):
         return None
     behind = text.partition(A)[2].lstrip()
     special = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
@@ -138,7 +143,7 @@ def _split(tokenizer: Any, turns: str, *, call: bool) -> list[str]:
 def _rendered(tokenizer: Any, messages: list[tuple[str, str]], *, call: bool) -> str:
     """Return the text of a conversation without the BOS token, which Ollama puts there itself."""
     spoken = [{"role": role, "content": content} for role, content in messages]
-    text: str = tokenizer.apply_chat_template(spoken, tokenize=False, add_generation_prompt=call)
+    text, _ = _template(tokenizer).render(spoken, prompt=call)
     bos = tokenizer.bos_token
     has = bool(bos) and text.startswith(bos)
     adds = bool(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -148,6 +153,10 @@ def _rendered(tokenizer: Any, messages: list[tuple[str, str]], *, call: bool) ->
             f"which Ollama would {'not ' * has}put there"
         )
     return text.removeprefix(bos) if has else text
+
+
+def _template(tokenizer: Any) -> Template:
+    return Template(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
 
 
 def _role(turn: str) -> str:

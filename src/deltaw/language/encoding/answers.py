@@ -11,7 +11,8 @@ from typing import Any
 from deltaw.language.data.samples import Message
 from deltaw.language.encoding.calling import as_data
 from deltaw.language.encoding.leaving import joined
-from deltaw.language.encoding.rendering import Refused, Span, Template
+from deltaw.train.rendering import Span, Template
+from deltaw.train.sandbox import Refused
 
 STAND_IN = "\ufdd2"
 

@@ -13,7 +13,8 @@ from itertools import product
 from typing import Any, Literal
 
 from deltaw.language.data.samples import Message
-from deltaw.language.encoding.rendering import Refused, Template
+from deltaw.train.rendering import Template
+from deltaw.train.sandbox import Refused
 
 Ids = Literal["own", "filled", "made"]
 NINE = re.compile("[A-Za-z0-9]{9}")

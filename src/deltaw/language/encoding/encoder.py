@@ -10,9 +10,10 @@ from deltaw.language.encoding.answers import answers, everything
 from deltaw.language.encoding.calling import as_data
 from deltaw.language.encoding.labelling import MASKED, labelled
 from deltaw.language.encoding.leaving import gathered, unsaid
-from deltaw.language.encoding.rendering import Refused, Span, Template
 from deltaw.language.encoding.specials import begun, unknown_id
-from deltaw.train.data.rows import Skip
+from deltaw.train.data.rows import Skip, place
+from deltaw.train.rendering import Span, Template
+from deltaw.train.sandbox import Refused, RunsAway
 
 Learnt = Literal["answers", "last", "all"]
 """Which tokens are learnt: of every answer, of the last answer, or of everything."""
@@ -98,6 +99,7 @@ class Encoder:
         """Return the rows of all samples, in their order.
 
         Raises:
+            RunsAway: at the first sample of which the template makes no end.
             DataError: listing the samples that the template refuses or leaves without an end, if
                 these are not skipped, and those that are too long where that is an error.
         """
@@ -186,6 +188,8 @@ class Encoder:
                 kept.append(sample)
             except Refused as error:
                 found.refused.append(Skip(sample.file, sample.line, str(error)))
+            except RunsAway as error:
+                raise RunsAway(f"{error.why}, at {place(sample.file, sample.line)}") from error
         if not kept:
             return
         before, after = self._around()

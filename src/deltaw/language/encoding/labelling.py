@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deltaw.language.encoding.rendering import Span
+from deltaw.train.rendering import Span
 
 MASKED = -100
 """The label of a token that is not learnt."""

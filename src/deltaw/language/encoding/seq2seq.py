@@ -8,8 +8,8 @@ from deltaw.language.data.samples import Completion, Conversation, Passage
 from deltaw.language.encoding.answers import trained
 from deltaw.language.encoding.encoder import Encoder, Row, Rows, Sample
 from deltaw.language.encoding.leaving import unsaid
-from deltaw.language.encoding.rendering import Refused
 from deltaw.train.data.rows import Skip, place
+from deltaw.train.sandbox import Refused, RunsAway
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Seq2SeqEncoder(Encoder):
             except Refused as error:
                 found.refused.append(Skip(sample.file, sample.line, str(error)))
                 continue
+            except RunsAway as error:
+                raise RunsAway(f"{error.why}, at {place(sample.file, sample.line)}") from error
             if not parts:
                 yield sample, Row([], [], sample)
             found.unsaid += any(self._unsaid(part, prompt) for part, prompt, _ in parts)

@@ -8,8 +8,8 @@ from typing import Any
 from deltaw.errors import ConfigError
 from deltaw.language.encoding.answers import turn_end
 from deltaw.language.encoding.naming import WITHOUT, source
-from deltaw.language.encoding.rendering import Template
 from deltaw.train.escape import printable
+from deltaw.train.rendering import Template
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ import deltaw
 from deltaw.errors import DeltawError, RunError
 from deltaw.language.data.samples import Message
 from deltaw.language.encoding.calling import as_data
-from deltaw.language.encoding.rendering import Refused
 from deltaw.language.generating import Sampling, generate
 from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train.escape import printable
 from deltaw.train.methods import ADAPTER
 from deltaw.train.model import positions
+from deltaw.train.sandbox import Refused
 from deltaw.train.runfolder import read_recipe
 
 HELP = """/adapter NAME   answer with this adapter from now on
