@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from deltaw.errors import RunError
 from deltaw.language.choosing import train
 from deltaw.language.generating import Sampling, generate
 from deltaw.language.use import opened
-from deltaw.language.use.chatting import chat, escaped
+from deltaw.language.use.chatting import Chat, chat, escaped
 from deltaw.language.use.opened import open_language
 from deltaw.train.recipe import parse
 
@@ -111,23 +112,44 @@ def test_a_conversation_compares_with_the_base(
     assert plain in base and base == again
 
 
+@pytest.mark.parametrize(
+    ("merge", "how"),
+    [(True, "adapter merged into the weights"), (False, "adapter beside the weights")],
+)
 def test_a_conversation_switches_between_runs(
-    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], merge: bool, how: str
 ) -> None:
     lines = [
         "x?",
         "/reset",
         "/adapter second",
         "x?",
+        "/base",
         "/reset",
         "/adapter first",
         "x?",
         "/adapter y",
+        "/adapter first",
     ]
-    talk(lines, *runs)
-    head, one, two, three, names, *_ = capsys.readouterr().out.splitlines()
-    assert "adapters first, second" in head and names == "Adapters: first, second."
-    assert one == three != two
+    talk(lines, *runs, merge=merge)
+    head, one, second, two, base, first, three, names, same, *_ = (
+        capsys.readouterr().out.splitlines()
+    )
+    assert f"adapters first, second, {how}; /help" in head and names == "Adapters: first, second."
+    assert second == f"second answers from now on, {how}."
+    assert first == f"first answers from now on, {how}." and same == "first answers already."
+    assert one == three != two != base
+
+
+def test_a_lone_adapter_answers_already_and_a_full_run_has_none(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(["/adapter first"], runs[0])
+    assert "\nfirst answers already.\n" in capsys.readouterr().out
+    opened = open_language(runs[0])
+    full = replace(opened, recipe=opened.recipe.model_copy(update={"method": "full"}))
+    Chat(full, {"first": "default"}, SHORT, merge=True).say("/adapter first")
+    assert "no adapter to switch" in capsys.readouterr().out
 
 
 def test_what_cannot_be_answered_is_said(

@@ -16,10 +16,10 @@ from deltaw.language.encoding.calling import as_data
 from deltaw.language.generating import Sampling, generate
 from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train.escape import printable
-from deltaw.train.methods import ADAPTER
+from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.model import positions
-from deltaw.train.sandbox import Refused
 from deltaw.train.runfolder import read_recipe
+from deltaw.train.sandbox import Refused
 
 HELP = """/adapter NAME   answer with this adapter from now on
 /base           answer the last question with the base model, to compare
@@ -56,8 +56,11 @@ class Chat:
         room = positions(opened.model) or opened.encoder.max_length
         self.opened = replace(opened, encoder=replace(opened.encoder, max_length=room))
         self.names = names
+        self.speaks = next(iter(names))
         self.sampling = sampling
-        self.merge = merge and len(names) == 1
+        self.merge = merge
+        self.how = "adapter beside the weights"
+        self._merged = ExitStack()
         self.system: str | None = opened.recipe.default_system
         self.turns: list[Message] = []
         self.forgets = False
@@ -99,26 +102,39 @@ class Chat:
         elif not self.opened.has_base:
             print("This run changed the base itself, so there is nothing to compare with.")
         else:
-            with self._plain(), deltaw.disabled(self.opened.model):
+            with self._unmerged(), deltaw.disabled(self.opened.model):
                 self._generated(self.turns[:-1])
 
     def _switch(self, name: str) -> None:
-        if name not in self.names:
+        if self.opened.recipe.method in IN_PLACE:
+            print("This run changed the base itself: there is no adapter to switch.")
+        elif name not in self.names:
             print(f"Adapters: {', '.join(map(printable, self.names))}.")
-            return
-        deltaw.activate(self.opened.model, self.names[name])
+        elif name == self.speaks:
+            print(f"{printable(name)} answers already.")
+        else:
+            with self._unmerged():
+                deltaw.activate(self.opened.model, self.names[name])
+                self.speaks = name
+            print(f"{printable(name)} answers from now on, {self.how}.")
 
     @contextmanager
-    def _plain(self) -> Iterator[None]:
-        """Take a merged adapter out of the weights while the block lasts."""
-        if not self.merge:
-            yield
-            return
-        deltaw.unmerge(self.opened.model)
+    def merging(self) -> Iterator[None]:
+        """Merge the adapter that answers while the block lasts, where that is possible."""
+        self.how = self._merged.enter_context(self.opened.merged(self.merge))
         try:
             yield
         finally:
-            deltaw.merge(self.opened.model)
+            self._merged.close()
+
+    @contextmanager
+    def _unmerged(self) -> Iterator[None]:
+        """Take a merged adapter out of the weights while the block lasts."""
+        self._merged.close()
+        try:
+            yield
+        finally:
+            self.how = self._merged.enter_context(self.opened.merged(self.merge))
 
     def _generated(self, turns: Sequence[Message]) -> str | None:
         try:
@@ -165,13 +181,9 @@ def chat(
     for folder in folders[1:]:
         _add(opened, folder, names)
     talk = Chat(opened, names, sampling, merge=merge)
-    with ExitStack() as stack:
-        if talk.merge:
-            done = stack.enter_context(opened.merged())
-            talk.merge = done.endswith("into the weights")
-            print(f"{opened.shown}, {done}; /help shows what else can be typed.")
-        else:
-            print(f"{opened.shown}, adapters {', '.join(map(printable, names))}; /help shows more.")
+    with talk.merging():
+        several = f"adapters {', '.join(map(printable, names))}, " * (len(names) > 1)
+        print(f"{opened.shown}, {several}{talk.how}; /help shows what else can be typed.")
         torch.manual_seed(opened.recipe.seed)
         while True:
             try:
