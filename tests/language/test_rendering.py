@@ -186,9 +186,9 @@ def test_ordinary_arithmetic_and_formatting_go_through() -> None:
         "{{ 2 * 3 }}{{ 'a' * 2 }}{{ 2 ** 5 }}{{ '%s in 2024' % 'x' }}{{ 7 % 4 }}", []
     ) == ("6aa32x in 20243")
     assert render("{{ 'a' * (n - 2) }}".replace("n", str(LONGEST)), [])
-    assert render("{{ '{:>5}|{}'.format(1, 20240101) }}{{ '%s-%s' | format(1, 20240101) }}", []) == (
-        "    1|202401011-20240101"
-    )
+    assert render(
+        "{{ '{:>5}|{}'.format(1, 20240101) }}{{ '%s-%s' | format(1, 20240101) }}", []
+    ) == ("    1|202401011-20240101")
     assert render("{{ 'a' ~ 1 ~ none }}{{ 'abc'[1:] }}{{ [1, 2][::-1] }}", []) == "a1Nonebc[2, 1]"
 
 

@@ -82,6 +82,9 @@ def test_every_bad_line_is_listed() -> None:
     ]:
         assert f"data.jsonl:{line}: {part}" in message
     assert "data.jsonl:1:" not in message
+    assert message.endswith(
+        '\nFix: write one object per line, {"COLUMN": "value", ...}, its texts in double quotes.'
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,9 +98,5 @@ def test_every_bad_line_is_listed() -> None:
         ('{\n"a": 1\n}', "data.json:1: invalid JSON"),
     ],
 )
-    assert message.endswith('\nFix: write one object per line, {"COLUMN": "value", ...}, '
-        "its texts in double quotes.")
-
-
 def test_damaged_arrays_name_the_line(text: str, problem: str) -> None:
     assert problem in error(text, "json")

@@ -76,7 +76,8 @@ def minor(W: Tensor, k: int) -> Triple:
 def _normal(Y: Tensor) -> Tensor:
     """Return the rows at length 1, those of zeros as they are."""
     lengths = torch.linalg.vector_norm(Y, dim=1, keepdim=True, dtype=torch.float64).to(Y.dtype)
-    return Y / lengths.clamp(torch.finfo(Y.dtype).tiny)
+    normal: Tensor = Y / lengths.clamp(torch.finfo(Y.dtype).tiny)
+    return normal
 
 
 def _orthonormal(Y: Tensor) -> Tensor:
