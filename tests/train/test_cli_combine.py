@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.train.conftest import Command
 
 import deltaw
+from deltaw import combine
 from deltaw.config import LoraConfig
 from deltaw.formats import peft
 from deltaw.state import LayerState, State
@@ -74,6 +75,7 @@ def test_a_sum_says_what_it_is_and_is_written(
         (["--method", "svd", "--rank", "2"], 2),
         (["--method", "ties", "--density", "0.5", "--energy", "1"], 6),
         (["--method", "dare", "--density", "0.5", "--seed", "3"], 3),
+        (["--method", "dare-ties", "--majority", "frequency"], 3),
         (["--method", "dare-ties", "--rank", "4"], 4),
         (["--method", "prune", "--exact"], 3),
         (["--portable"], 5),
@@ -90,6 +92,26 @@ def test_every_method_writes_an_adapter_of_its_rank(
     assert (code, err) == (0, "")
     assert peft.read(tmp_path / "out").config.r == rank
     assert f"r={rank}, " in text
+
+
+def test_ties_elects_by_frequency_on_request(
+    deltaw_command: Command, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    three = (*two, adapter(tmp_path / "c", 1, 3))
+    for majority in ("total", "frequency"):
+        out = tmp_path / majority
+        code, _, err = deltaw_command(
+            "combine", *three, "--out", out, "--method", "ties", "--majority", majority,
+            "--energy", "1", "--density", "1",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        states = [peft.read(folder) for folder in three]
+        wanted = combine.ties(states, majority=majority, density=1.0, energy=1.0).state.layers[
+            "h.0.lin"
+        ]
+        expected = wanted.tensors["weight.lora_B"] @ wanted.tensors["weight.lora_A"]
+        torch.testing.assert_close(delta(out, "h.0.lin"), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(delta(tmp_path / "total", "h.0.lin"), expected, atol=1e-3)
 
 
 def test_heads_are_dropped_on_request(deltaw_command: Command, tmp_path: Path) -> None:
@@ -109,6 +131,9 @@ def test_heads_are_dropped_on_request(deltaw_command: Command, tmp_path: Path) -
         (["--method", "mean"], "--method must be one of sum, svd, ties, dare"),
         (["--density", "0.5"], "--density would change nothing with --method sum"),
         (["--method", "ties", "--seed", "1"], "--seed would change nothing with --method ties"),
+        (["--majority", "total"], "--majority would change nothing with --method sum"),
+        (["--method", "prune", "--majority", "total"], "nothing with --method prune"),
+        (["--method", "ties", "--majority", "most"], "majority must be one of total, frequency"),
         (["--weights", "1,x"], "'1,x' are not numbers"),
         (["--weights", "1"], "2 adapters need as many weights, not 1"),
         (["--rank", "9"], "rank 9 is above that of every matrix"),
@@ -246,6 +271,13 @@ def test_dora_is_summed_and_resized_with_its_base(deltaw_command: Command, tmp_p
         "resize", both[0], "--out", tmp_path / "cut", "--rank", 1, *with_base
     )
     assert (code, err) == (0, "") and peft.read(tmp_path / "cut").config.r == 1
+    for command in (("combine", *both, "--any-base"), ("resize", both[0], "--rank", 1)):
+        code, text, err = deltaw_command(
+            *command, "--out", tmp_path / "plain", "--portable", *with_base
+        )
+        assert (code, text) == (1, "") and err.count("  - ") == 1
+        assert "  - it is a DoRA, whose ΔW rescales the rows of W as well" in err
+        assert "Fix: merge it into the model instead" in err and "--base" not in err
     code, _, err = deltaw_command(
         "combine", *both, "--out", tmp_path / "ties", "--method", "ties", *with_base
     )

@@ -41,6 +41,10 @@ def combine(
     density: Annotated[
         float | None, typer.Option(help="Share of elements that are kept: ties, dare, prune.")
     ] = None,
+    majority: Annotated[
+        str | None,
+        typer.Option(help="How ties and dare-ties elect signs: by total magnitude, or frequency."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the elements that dare drops (0).")] = None,
     drop_copies: Annotated[
         bool, typer.Option("--drop-copies", help="Leave out biases and heads trained in full.")
@@ -59,11 +63,17 @@ def combine(
     """
     folder = new_folder(out)
     numbers = None if weights is None else _numbers(weights)
-    given = {"density": density, "seed": seed, "exact": exact or None, "base": base}
+    given = {
+        "density": density,
+        "majority": majority,
+        "seed": seed,
+        "exact": exact or None,
+        "base": base,
+    }
     options: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     _check(method, options)
     announce_loading()
-    from deltaw.combine import StoredBase, highest_rank, without_copies
+    from deltaw.combine import StoredBase, check_portable, highest_rank, without_copies
     from deltaw.train.console import Console
 
     states = [read_adapter(path) for path in adapters]
@@ -71,6 +81,8 @@ def combine(
         states = [without_copies(state) for state in states]
     if any_base:
         states = [nameless(state) for state in states]
+    if portable:
+        check_portable(states)
     if base is not None:
         options["base"] = StoredBase(base)
     limit: dict[str, Any] = {"rank": rank, "energy": energy}
@@ -103,9 +115,11 @@ def _function(method: str) -> "Callable[..., Reduced]":
 def _check(method: str, options: dict[str, Any]) -> None:
     if method not in METHODS:
         raise ConfigError(f"--method must be one of {', '.join(METHODS)}, not {method!r}.")
-    known = {"density", "exact"} if method in ("ties", "prune") else {"base"}
+    known = {"base"} if method in ("sum", "svd") else {"density", "exact"}
     if method.startswith("dare"):
-        known = {"density", "exact", "seed"}
+        known |= {"seed"}
+    if method.endswith("ties"):
+        known |= {"majority"}
     odd = [f"--{name}" for name in options if name not in known]
     if odd:
         raise ConfigError(

@@ -32,9 +32,12 @@ def resize(
     """
     folder = new_folder(out)
     announce_loading()
-    from deltaw.combine import StoredBase, resize
+    from deltaw.combine import StoredBase, check_portable, resize
 
+    state = read_adapter(adapter)
+    if portable:
+        check_portable([state])
     weights = None if base is None else StoredBase(base)
-    made = resize(read_adapter(adapter), rank=rank, energy=energy, base=weights)
+    made = resize(state, rank=rank, energy=energy, base=weights)
     show(made.kept)
     write_adapter(made.state, folder, portable)

@@ -16,7 +16,7 @@ from deltaw.combine.bases import Base, StoredBase
 from deltaw.combine.dropping import dare
 from deltaw.combine.electing import prune, ties
 from deltaw.combine.extracting import Extracted, extract
-from deltaw.combine.padding import portable
+from deltaw.combine.padding import check_portable, portable
 
 __all__ = [
     "Base",
@@ -28,6 +28,7 @@ __all__ = [
     "StoredBase",
     "add",
     "attention_slots",
+    "check_portable",
     "concatenate",
     "dare",
     "extract",
