@@ -82,8 +82,8 @@ def test_every_bad_line_is_listed() -> None:
     ]:
         assert f"data.jsonl:{line}: {part}" in message
     assert "data.jsonl:1:" not in message
-    assert message.endswith(
-        '\nFix: write one object per line, {"COLUMN": "value", ...}, its texts in double quotes.'
+    assert message.splitlines()[-1] == (
+        'Fix: write one object per line, {"COLUMN": "value", ...}, its texts in double quotes.'
     )
 
 

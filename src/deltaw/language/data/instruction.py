@@ -36,8 +36,8 @@ def instances(record: Record) -> Iterator[Conversation]:
         if not answer.strip():
             raise NoSample(f"{where} has no output")
         turns = (Message("user", joined(told, given)), Message("assistant", answer))
-        turns = with_system(record.text("system"), turns)
-        yield Conversation(turns, record.row.file, record.row.line, tools(record))
+        whole = with_system(record.text("system"), turns)
+        yield Conversation(whole, record.row.file, record.row.line, tools(record))
 
 
 def asked(record: Record) -> tuple[Message, ...]:

@@ -13,7 +13,7 @@ from deltaw.language.data.samples import Sample
 from deltaw.language.data.schema import MEDIA, Schema
 from deltaw.train.data.rows import Opaque, Skip, Table
 
-EMPTY = (None, "", [])
+EMPTY: tuple[object, ...] = (None, "", [])
 OPTIONAL = frozenset({"query", "history", "system", "tools", *MEDIA})
 
 
