@@ -104,6 +104,21 @@ def test_too_little_room_is_a_warning_with_a_rank_that_has_it(
     assert part / whole == pytest.approx(4 / 22, rel=0.02)
 
 
+def test_a_dry_run_and_the_training_say_what_a_check_says(
+    deltaw_command: Command, talker: Path, here: Path
+) -> None:
+    words = (talker / "model", talker / "data.json", "batch_size=4", "max_steps=3", "r=1")
+    words = (*words, 'target_modules=["q_proj"]', "validation_share=0", "bf16=true")
+    _, checked, _ = deltaw_command("check", *words)
+    code, dry, _ = deltaw_command("train", *words, "--dry-run")
+    assert code == 0
+    _, trained, _ = deltaw_command("train", *words)
+    receipt = checked[: checked.index("\nfolder ")]
+    assert dry.startswith(receipt) and trained.startswith(receipt)
+    for told in ("cannot hold all", "pads as well", "no rows are held out", " kB in bfloat16"):
+        assert receipt.count(told) == 1
+
+
 def test_warnings_have_their_fix(deltaw_command: Command, talker: Path, here: Path) -> None:
     words = (talker / "model", talker / "data.json", "max_steps=2")
     _, out, _ = deltaw_command("check", *words, "validation_share=0", "learning_rate=3e-5")

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 import deltaw
 from deltaw.train.advice import advice
 from deltaw.train.console import Console
@@ -58,7 +60,7 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     console.field(
         "model",
         f"{name}: {type(job.model).__name__.removeprefix('Adapted')}, {config.model_type}, "
-        f"{size(size_on_disk(job.model))} in {packing(recipe) or 'float32'}",
+        f"{size(size_on_disk(job.model))} in {packing(recipe) or _dtypes(job.model)}",
     )
     summary = deltaw.summary(job.model)
     console.field("method", f"{recipe.method}: {job.adapted}")
@@ -86,7 +88,15 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
         console.field("warning", line)
     for line in unusual:
         console.field("advice", line)
+    job.foresee(console)
     console.field("folder", where)
+
+
+def _dtypes(model: nn.Module) -> str:
+    """Return what numbers the model's frozen weights are, or all where all are trained."""
+    every = [p for p in model.parameters() if p.is_floating_point()]
+    frozen = [p for p in every if not p.requires_grad] or every
+    return " and ".join(sorted({str(p.dtype).removeprefix("torch.") for p in frozen}))
 
 
 def _is_partial(job: "Job") -> bool:

@@ -85,7 +85,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def begin(self) -> None:
         """Count from nothing."""
-        self.calls = self.made = 0
+        self.calls, self.made = 0, 0.0
 
     def kept(self, value: Any) -> Any:
         """Return a value that is kept or written as text, its size counted."""
@@ -102,9 +102,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._count(_size(parts))
         return "".join(map(str, parts))
 
-    def call(  # type: ignore[override]
-        self, context: Context, function: Any, /, *args: Any, **kwargs: Any
-    ) -> Any:
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function within bounds."""
         self.calls += 1
         if self.calls > CALLS:

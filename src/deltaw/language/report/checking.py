@@ -25,11 +25,10 @@ def check(recipe: Recipe) -> Probed:
         Interrupt("Stopped.") as interrupt,
         quiet(),
         rehearsal(settled, preparation(settled, weighing.compare), console, interrupt) as (
-            job,
+            _,
             trainer,
         ),
     ):
-        job.foresee(console)
         probed = probe(trainer)
     _show_probe(console, probed)
     longest = ", the longest batch included" * probed.longest_first
