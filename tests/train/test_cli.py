@@ -77,6 +77,17 @@ def test_the_dry_runs_recipe_gives_the_same_recipe(
     assert again[again.index("# The recipe") :] == recipe
 
 
+def test_a_recipe_may_be_json(deltaw_command: Command, tiny: Path, tmp_path: Path) -> None:
+    values = {"model": str(tiny / "model"), "data": str(tiny / "data.csv"), "learning_rate": 1e-5}
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    code, out, err = deltaw_command("train", recipe, "--dry-run")
+    assert (code, err) == (0, "") and "learning_rate: 1.0e-05" in out
+    recipe.write_text('{\n  "model": "m",\n  "model": "n"\n}', encoding="utf-8")
+    code, _, err = deltaw_command("train", recipe, "--dry-run")
+    assert code == 1 and "recipe.json:3" in err
+
+
 def test_a_run_reports_before_and_after_and_what_to_type_next(
     deltaw_command: Command, tiny: Path, tmp_path: Path
 ) -> None:

@@ -23,8 +23,8 @@ def train(
         str,
         typer.Argument(
             metavar="MODEL|RECIPE",
-            help="Hub name or folder, or recipe.yaml: deltaw's or LLaMA-Factory's, axolotl's, "
-            "mlx-lm's, TRL's.",
+            help="Hub name or folder, or recipe.yaml (or .json): deltaw's or LLaMA-Factory's, "
+            "axolotl's, mlx-lm's, TRL's.",
         ),
     ],
     rest: Annotated[
@@ -167,7 +167,7 @@ def recipe_parts(
     from deltaw.train import yamlfile
     from deltaw.train.recipe import parse_overrides
 
-    if first.lower().endswith((".yaml", ".yml")):
+    if first.lower().endswith((".yaml", ".yml", ".json")):
         return yamlfile.read(Path(first)), joined(parse_overrides(rest), options), first
     if not rest:
         raise ConfigError(
