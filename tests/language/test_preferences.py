@@ -138,7 +138,7 @@ def test_a_run_learns_what_is_preferred(
     run = train(parse(values | {"output": str(tmp_path / "run")}))
     out = capsys.readouterr().out
     assert "18 pairs; the reference is the model with its adapters off" in out
-    assert "verify    passed" in out
+    assert "verify    passed" in out and f"deltaw export {run} OUT --to hf" in out
     results = json.loads((run / "results.json").read_text())
     assert results["before"]["values"]["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert results["after"]["values"]["loss"] < 0.5

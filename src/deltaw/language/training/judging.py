@@ -200,7 +200,9 @@ class JudgedJob(Job):
 
     def commands(self, run: str) -> list[str]:
         """Return what to type next; `run` is the folder, quoted."""
-        return [f"deltaw eval {run}", f"deltaw chat {run}", f"deltaw inspect {run}"]
+        whole = self.recipe.method in methods.IN_PLACE
+        last = f"deltaw merge {run} OUT" if whole else f"deltaw export {run} OUT --to hf"
+        return [f"deltaw eval {run}", f"deltaw chat {run}", last]
 
 
 Made = TypeVar("Made", bound=JudgedJob)
