@@ -1,6 +1,7 @@
 """Sentences about keys and values that do not fit a recipe."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,16 @@ def misfit(detail: Any, names: Mapping[str, str] = AS_HERE) -> str:
     if detail["type"] == "list_type" and isinstance(value, str | int | float):
         message += f", such as [{printable(str(value))}]"
     return f"{key}={printable(repr(value))}: {message}"
+
+
+def named(problem: str, names: Mapping[str, str]) -> str:
+    """Return a sentence about keys with what the file calls them, where that is another name."""
+    others = [
+        f"{key} is {name}"
+        for key, name in names.items()
+        if name != key and re.search(rf"(?<![\w.]){key}(=| has no effect)", problem)
+    ]
+    return f"{problem} (in the file, {' and '.join(others)})" if others else problem
 
 
 def follows(problem: str, problems: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from deltaw.train import yamlfile
 from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
 from deltaw.train.keys import LanguageKeys
-from deltaw.train.misfits import AS_HERE, follows, misfit, unknown
+from deltaw.train.misfits import AS_HERE, follows, misfit, named, unknown
 from deltaw.train.record import Record
 from deltaw.train.spellings import OPTIMIZERS, respelt
 
@@ -240,7 +240,8 @@ def parse(
         found = [misfit(detail, names) for detail in error.errors()]
         problems += [problem for problem in found if not follows(problem, problems)]
     else:
-        problems += [] if recorded else without_effect(recipe)
+        unread = [] if recorded else without_effect(recipe)
+        problems += [named(problem, names) for problem in unread]
     raise_all(
         ConfigError,
         f"The recipe from {printable(origin, 300)} cannot be used:",

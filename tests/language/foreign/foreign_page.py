@@ -26,6 +26,8 @@ come in one message.
 
 What differs:
 
+- `per_device_train_batch_size` is of all processes together; there it is of each.
+- `eval_strategy: epoch` evaluates after as many steps as the receipt says, not after each epoch.
 - `max_samples` are drawn by the seed; LLaMA-Factory takes the first ones.
 - Packed documents never see each other, whether `packing` or `neat_packing` asks for it.
 - `overwrite_output_dir` deletes nothing. An interrupted run is resumed by the same command, and

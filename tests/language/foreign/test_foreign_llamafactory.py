@@ -365,3 +365,37 @@ def test_what_is_said_of_a_file() -> None:
     other = said_of(FACTORY | {"stage": "dpo", "num_beams": 4})
     assert other.splitlines()[2].endswith(": num_beams")
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"eval_strategy": "epoch"}, "eval_strategy=epoch: there are steps alone"),
+        ({"eval_steps": 50}, "ignored, for they do not change what is learnt: eval_steps"),
+        (
+            {"eval_strategy": "steps", "eval_steps": 50, "save_steps": 100},
+            "ignored, for they do not change what is learnt: save_steps",
+        ),
+        ({"logging_steps": 10}, "ignored, for they do not change what is learnt: logging_steps"),
+        ({"create_new_adapter": True}, "what is learnt: create_new_adapter"),
+        ({"per_device_train_batch_size": 2}, "of all processes together"),
+    ],
+)
+def test_a_key_without_effect_is_said(more: dict[str, Any], said: str) -> None:
+    assert said in said_of(FACTORY | more)
+    read = {"eval_strategy": "steps", "eval_steps": 50, "save_strategy": "no"}
+    assert "eval_steps" not in said_of(FACTORY | read)
+
+
+def test_an_unknown_key_is_an_error_with_null_too() -> None:
+    with pytest.raises(ConfigError, match="unknown key foo, neither"):
+        recipe_of(FACTORY | {"foo": None})
+
+
+def test_a_value_without_effect_is_said_with_the_names_of_the_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe_of(FACTORY | {"finetuning_type": "full", "lora_rank": 16})
+    assert (
+        "r=16 has no effect with method=full, only with lora; leave it out, or did you mean "
+        "method=lora? (in the file, r is lora_rank and method is finetuning_type)\n"
+    ) in str(caught.value)

@@ -106,7 +106,7 @@ def test_axolotl() -> None:
         ({"rl": "kto"}, {"task": "kto"}),
         ({"special_tokens": {"pad_token": "<x>"}}, {}),
         ({"loss_watchdog_threshold": 5.0, "loss_watchdog_patience": 3, "local_rank": None}, {}),
-        ({"attn_implementation": "sdpa", "lora_fan_in_fan_out": False, "nothing": None}, {}),
+        ({"attn_implementation": "sdpa", "lora_fan_in_fan_out": False}, {}),
     ],
     ids=lambda value: ",".join(value),
 )

@@ -27,7 +27,11 @@ ALONE = "plain PyTorch trains; leave it out"
 SHARED = "give fsdp: true, which shares out weights, gradients and optimiser as ZeRO-3 does"
 KEPT = "it would change what is learnt; leave it out"
 UPLOAD = "nothing is uploaded; leave it out"
-PACE = Joint("`eval_every`, from `eval_steps` where `eval_strategy: steps`, else from `save_steps`")
+PACE = Joint(
+    "`eval_every`, from `eval_steps` where `eval_strategy: steps`, else from `save_steps`; what it "
+    "is not from is ignored"
+)
+STRATEGY = Joint("what `eval_every` is from; `epoch` leaves it open")
 
 KEYS: dict[str, Fate] = {
     "output_dir": Effect("output"),
@@ -49,11 +53,12 @@ KEYS: dict[str, Fate] = {
     "activation_checkpointing": Effect("gradient_checkpointing", truth),
     "group_by_length": Effect("group_by_length", truth),
     "train_sampling_strategy": Joint("`group_by_length`; `sequential` is refused"),
-    "eval_strategy": PACE,
-    "evaluation_strategy": PACE,
+    **each(("eval_strategy", "evaluation_strategy"), STRATEGY),
     "eval_steps": PACE,
     "save_steps": PACE,
-    "logging_steps": Joint("`eval_every` where `eval_strategy: steps` has no `eval_steps`"),
+    "logging_steps": Joint(
+        "`eval_every` where `eval_strategy: steps` has no `eval_steps`, else ignored"
+    ),
     "load_best_model_at_end": Joint("`keep: best`, else `keep: last`"),
     "metric_for_best_model": Joint(
         "`metric`: `loss`, `rouge-l`, `bleu-4`, `exact_match`, `nist` or `chrf`"
@@ -130,6 +135,8 @@ STRATEGIES = ("no", "steps", "epoch")
 def join(given: Values, found: Found, logging_steps: int = 500) -> None:
     """Read the arguments that act together."""
     paced(given, found)
+    if "per_device_train_batch_size" in given:
+        found.notes.append("per_device_train_batch_size is of all processes together here")
     _evaluation(given, found, logging_steps)
     _order(given, found)
     _folder(given, found)
@@ -187,11 +194,16 @@ def _evaluation(given: Values, found: Found, logging_steps: int) -> None:
     judge = "load_best_model_at_end" if best else found.names.get("early_stopping", "")
     if (best or "early_stopping" in found.values) and strategy != "steps":
         found.problems.append(f"{judge} needs eval_strategy: steps, and eval_steps")
+    every = "save_steps"
     if strategy == "steps":
         every = "eval_steps" if "eval_steps" in given else "logging_steps"
         found.give("eval_every", given.get(every, logging_steps), every)
-    elif "save_steps" in given:
-        found.give("eval_every", given["save_steps"], "save_steps")
+    elif every in given:
+        found.give("eval_every", given[every], every)
+    if strategy == "epoch":
+        found.notes.append(f"{name}=epoch: there are steps alone, as many as the receipt says")
+    steps = ("eval_steps", "save_steps", "logging_steps")
+    found.ignored += [step for step in steps if step in given and step != every]
     _metric(given, found)
 
 

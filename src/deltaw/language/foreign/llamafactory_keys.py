@@ -149,7 +149,7 @@ KEYS: dict[str, Fate] = {
         ("adapter_name_or_path", "adapter_folder"),
         Refused("merge it first with deltaw merge, and give the result as model_name_or_path", ()),
     ),
-    "create_new_adapter": Refused("an adapter is always new; leave it out", (False, True)),
+    "create_new_adapter": Ignored("an adapter is always new"),
     "streaming": Refused("the data are read as a whole; leave it out, max_samples takes fewer"),
     "tokenized_path": Refused("the data are made into tokens anew; leave it out", ()),
     "ignore_pad_token_for_loss": Refused("padding is never learnt; leave it out", (True,)),

@@ -53,7 +53,7 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
     own = {key: value for key, value in both.items() if key in OWN and key not in tool.keys}
     found = tool.read({key: value for key, value in both.items() if key in tool.keys}, own)
     known = [*tool.keys, *OWN]
-    strange = [str(key) for key, value in both.items() if key not in known and value is not None]
+    strange = [str(key) for key in both if key not in known]
     found.problems += [_unknown(key, tool, known) for key in strange]
     if found.stopped:
         return Reading(found.values, found.names, tuple(found.problems))
