@@ -26,7 +26,7 @@ from deltaw.train.export import merge_run
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import CHECKPOINTING, arguments
 from deltaw.train.opened import open_run
-from deltaw.train.rates import planned
+from deltaw.train.rates import Shape, planned
 from deltaw.train.reading import read
 from deltaw.train.recipe import load, parse
 from deltaw.train.run import train
@@ -379,7 +379,7 @@ def _ruin(optimizer: torch.optim.Optimizer, *_: object) -> None:
 @pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
 def test_settings_of_the_trainer_are_handed_on(values: dict[str, Any], setting: str) -> None:
     recipe = parse(values | {setting: True})
-    plan = planned(recipe, 16, 16, "accuracy")
+    plan = planned(recipe, 16, Shape(16, "bert", causal=False), "accuracy")
     args = arguments(TrainingArguments, recipe, Path(values["output"]), plan, None)
     assert getattr(args, CHECKPOINTING if setting == "gradient_checkpointing" else setting) is True
     plain = start(values, validation_share=0)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from deltaw.inits import Factors, Site, above
-from deltaw.inits._svd import Triple, principal, split
+from deltaw.inits._svd import PASSES, Triple, principal, split
 
 VARIANTS = ("iter_N",)
 
@@ -39,7 +39,7 @@ def _turned(site: Site) -> Triple:
     W = site.matrix().detach().float()
     low = torch.zeros_like(W)
     for _ in range(_turns(site)):
-        U, S, V = principal(W - site.packed(W - low), site.r, site.generator)
+        U, S, V = principal(W - site.packed(W - low), site.r, site.generator, PASSES + 1)
         low = U * S @ V.T
     return U, S, V
 

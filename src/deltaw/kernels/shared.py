@@ -90,7 +90,7 @@ class SharedInput:
 
     def __init__(self, x: Tensor, reader: int) -> None:
         own = weakref.ref(self)
-        self._x = weakref.ref(x, lambda _: _forget(own()))
+        self._x = weakref.ref(x, lambda _, forget=_forget: forget(own()))
         self._state = _state(x)
         self._region = _region()
         self._readers = {reader}
