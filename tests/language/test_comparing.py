@@ -125,5 +125,7 @@ def test_what_cannot_be_compared_is_said(values: dict[str, Any], tmp_path: Path)
     long = write_json(
         tmp_path / "long.json", [row | {"prompt": "x " * 200} for row in pairs(range(3))]
     )
-    with pytest.raises(RunError, match=r"There is nothing to score.\n.*128 fit, and the answer lies beyond"):
+    with pytest.raises(
+        RunError, match=r"There is nothing to score.\n.*128 fit, and the answer lies beyond"
+    ):
         evaluate_run(run, str(long))
