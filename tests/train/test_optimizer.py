@@ -53,6 +53,13 @@ def test_names_of_other_trainers(values: dict[str, object], optim: str) -> None:
         ({"galore_rank": 0}, "galore_rank=0: Input should be greater"),
         ({"galore_rank": 8}, "galore_rank has no effect with optim=adamw; did you mean optim=gal"),
         ({"update_proj_gap": 8}, "unknown key update_proj_gap; did you mean galore_update_inter"),
+        ({"proj_type": "left"}, "unknown key proj_type; did you mean galore_proj_type[?]"),
+        ({"exact_svd": True}, "unknown key exact_svd; did you mean galore_exact_svd[?]"),
+        (
+            {"optim": "galore", "galore_proj_type": "full"},
+            "galore_proj_type='full': Input should be 'std', 'reverse_std', 'left' or 'right'",
+        ),
+        ({"galore_exact_svd": True}, "galore_exact_svd has no effect with optim=adamw"),
         ({"optim": "galore", "method": "lora"}, "optim='galore_adamw' has no effect with method="),
         ({"optim": "galore", "method": "bitfit"}, "only with full or freeze"),
         (
@@ -105,7 +112,14 @@ def test_matrices_go_through_galore_at_the_rate_of_their_layer() -> None:
     values = {"method": "full", "lr_layer_decay": 0.5, "weight_decay": 0.3}
     galore = {"optim": "galore", "galore_rank": 5, "galore_update_interval": 7, "galore_scale": 3}
     found = grouped(parse(LEAST | values | galore | {"galore_target": ["query", "pooler"]}), model)
-    settings = {"rank": 5, "update_proj_gap": 7, "scale": 3.0, "optim_bits": 32}
+    settings = {
+        "rank": 5,
+        "update_proj_gap": 7,
+        "scale": 3.0,
+        "proj_type": "std",
+        "exact_svd": False,
+        "optim_bits": 32,
+    }
     for name, options in found.items():
         chosen = name.endswith("weight") and (".query." in name or ".pooler." in name)
         assert (options.items() >= settings.items()) == chosen, name
@@ -114,6 +128,9 @@ def test_matrices_go_through_galore_at_the_rate_of_their_layer() -> None:
     assert found["bert.pooler.dense.weight"] == {"lr": 0.01, "weight_decay": 0.3, **settings}
     eight = parse(LEAST | values | {"optim": "galore_adamw_8bit", "galore_rank": 5})
     assert grouped(eight, bert())["bert.pooler.dense.weight"]["optim_bits"] == 8
+    sides = galore | {"galore_proj_type": "left", "galore_exact_svd": True}
+    left = grouped(parse(LEAST | values | sides), bert())["bert.pooler.dense.weight"]
+    assert (left["proj_type"], left["exact_svd"]) == ("left", True)
     everywhere = parse(LEAST | values | galore | {"galore_target": "all"})
     assert len([o for o in grouped(everywhere, bert()).values() if "rank" in o]) == 13
 

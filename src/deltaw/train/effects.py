@@ -30,7 +30,14 @@ LOW_RANK = (
     "loraplus_lr_ratio",
     "loraplus_lr_embedding",
 )
-GALORE = ("galore_rank", "galore_update_interval", "galore_scale", "galore_target")
+GALORE = (
+    "galore_rank",
+    "galore_update_interval",
+    "galore_scale",
+    "galore_proj_type",
+    "galore_exact_svd",
+    "galore_target",
+)
 QUANTIZATION = ("quantization_type", "double_quantization", "quantization_method")
 """Keys that say how the weights are packed which `quantization_bit` asks for."""
 SMOOTHED = ("sigmoid", "robust", "exo_pair")

@@ -29,6 +29,8 @@ def optimizer_groups(model: nn.Module, recipe: Recipe, rate: float) -> list[Grou
         "rank": recipe.galore_rank,
         "update_proj_gap": recipe.galore_update_interval,
         "scale": recipe.galore_scale,
+        "proj_type": recipe.galore_proj_type,
+        "exact_svd": recipe.galore_exact_svd,
         "optim_bits": 8 if "8bit" in recipe.optim else 32,
     }
 

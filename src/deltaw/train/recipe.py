@@ -13,7 +13,7 @@ from deltaw.train.escape import printable
 from deltaw.train.keys import LanguageKeys
 from deltaw.train.misfits import AS_HERE, follows, misfit, named, unknown
 from deltaw.train.record import Record
-from deltaw.train.spellings import OPTIMIZERS, respelt
+from deltaw.train.spellings import METHODS, OPTIMIZERS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
 Task = Literal["classification", "regression", "sft", "dpo", "kto"]
@@ -98,6 +98,8 @@ class Recipe(LanguageKeys):
     galore_rank: int = Field(128, ge=1)
     galore_update_interval: int = Field(200, ge=1)
     galore_scale: float = Field(2.0, gt=0)
+    galore_proj_type: Literal["std", "reverse_std", "left", "right"] = "std"
+    galore_exact_svd: bool = False
     galore_target: str | list[str] = "all-linear"
 
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -130,6 +132,13 @@ class Recipe(LanguageKeys):
     @classmethod
     def _list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: object) -> object:
+        if isinstance(value, str) and value in METHODS:
+            raise ValueError(f"did you mean method: lora with {METHODS[value]}?")
+        return value
 
     @field_validator("optim", mode="before")
     @classmethod

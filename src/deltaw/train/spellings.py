@@ -33,9 +33,21 @@ SYNONYMS = {
     "eval_steps": "eval_every",
     "loraplus_weight_decay": "weight_decay",
     "update_proj_gap": "galore_update_interval",
+    "proj_type": "galore_proj_type",
+    "exact_svd": "galore_exact_svd",
     "optim_target_modules": "galore_target",
+    "pissa_init": "init_lora_weights: pissa",
 }
 """What an unknown key probably means."""
+
+METHODS = {
+    "dora": "use_dora: true",
+    "rslora": "use_rslora: true",
+    "pissa": "init_lora_weights: pissa",
+    "qlora": "quantization_bit: 4",
+    "loraplus": "loraplus_lr_ratio: 16",
+}
+"""What makes `method: lora` what others call a method of its own."""
 
 OPTIMIZERS = {"galore": "galore_adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw"}
 """Other names of a recipe's `optim`."""

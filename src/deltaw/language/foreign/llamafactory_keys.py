@@ -102,7 +102,7 @@ KEYS: dict[str, Fate] = {
     "galore_update_interval": Effect("galore_update_interval"),
     "galore_scale": Effect("galore_scale", number),
     "galore_target": Effect("galore_target", layers),
-    "galore_proj_type": Refused("leave it out", ("std",)),
+    "galore_proj_type": Effect("galore_proj_type"),
     **each(
         (
             "preprocessing_num_workers",
