@@ -90,7 +90,12 @@ class SharedInput:
 
     def __init__(self, x: Tensor, reader: int) -> None:
         own = weakref.ref(self)
-        self._x = weakref.ref(x, lambda _, forget=_forget: forget(own()))
+
+        def forget(_: object) -> None:
+            if (shared := own()) is not None:
+                shared.forget()
+
+        self._x = weakref.ref(x, forget)
         self._state = _state(x)
         self._region = _region()
         self._readers = {reader}
@@ -151,11 +156,6 @@ def shared_input(last: SharedInput | None, x: Tensor, reader: int) -> SharedInpu
     if last is not None and last.takes(x, reader):
         return last
     return SharedInput(x, reader)
-
-
-def _forget(shared: SharedInput | None) -> None:
-    if shared is not None:
-        shared.forget()
 
 
 def _state(x: Tensor) -> tuple[int, bool]:
