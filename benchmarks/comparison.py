@@ -181,7 +181,8 @@ def report(results: Results) -> str:
         "MiniLM (all-MiniLM-L6-v2, 22.7 M parameters) in float32, batch 16, with `deltaw compare`: "
         "three rates for each method by successive halving on a validation part with one seed, "
         "five seeds at the best, one split; scores are in hundredths, ± their standard error, with "
-        "a star where the difference to the best of the task is a tie. All linear layers are "
+        "a star where the difference to the best of the task is a tie. The mean rank counts ties "
+        "as if they were differences, also on a task that teaches nothing. All linear layers are "
         "adapted where no other is named; the head and the pooler, which nobody has trained in "
         "this model, are trained in full by every method. Two runs shared the machine with other "
         "work, so seconds are for a rough order only.",
@@ -206,7 +207,8 @@ def _overview(found: "Mapping[str, Summary]") -> str:
     cells: dict[str, dict[str, str]] = {title: {} for title in METHODS}
     places: dict[str, list[int]] = {title: [] for title in METHODS}
     for name, summary in found.items():
-        for place, row in enumerate(summary.rows, 1):
+        for row in summary.rows:
+            place = 1 + sum(other.score.value > row.score.value for other in summary.rows)
             best = row.is_best or bool(row.is_tie)
             error = "" if row.score.error is None else f" ± {100 * row.score.error:.2f}"
             cells[row.title][name] = f"{100 * row.score.value:.2f}{error}{' *' if best else ''}"
