@@ -71,7 +71,7 @@ def test_a_run_on_packed_weights(
 
 @missing("bitsandbytes")
 @pytest.mark.parametrize("options", [["query"], ["method=head"]])
-def test_layers_without_an_adapter_are_unpacked_too(
+def test_layers_without_an_adapter_are_packed_or_unpacked_too(
     options: list[str], tiny: Path, tmp_path: Path, deltaw_command: Command
 ) -> None:
     options = ["--targets", "query"] if options == ["query"] else options
@@ -86,6 +86,11 @@ def test_layers_without_an_adapter_are_unpacked_too(
     held = safetensors.torch.load_file(tmp_path / "plain" / "model.safetensors")
     assert {tensor.dtype for tensor in held.values()} == {torch.float32}
     assert not any("absmax" in name or "quant" in name for name in held)
+    code, out, err = deltaw_command("merge", tmp_path / "run", tmp_path / "packed", "--requantize")
+    assert code == 0, err
+    assert "largest difference of logits" in out and "in nf4 again, which moves" in out
+    held = safetensors.torch.load_file(tmp_path / "packed" / "model.safetensors")
+    assert held["bert.encoder.layer.0.attention.self.query.weight"].dtype == torch.uint8
 
 
 UNREAD = {

@@ -25,6 +25,10 @@ def export(
         str | None,
         typer.Option(help="Of a merged model: float32, bfloat16 or float16 (as the base)."),
     ] = None,
+    requantize: Annotated[
+        bool,
+        typer.Option(help="For hf: keep packed weights packed, which rounds them once more."),
+    ] = False,
     ollama_base: Annotated[
         str | None,
         typer.Option(help="A model that Ollama has, to put the adapter on without a merge."),
@@ -41,6 +45,7 @@ def export(
         to=to,
         base=base,
         dtype=dtype,
+        requantize=requantize,
         ollama_base=ollama_base,
         trust_remote_code=trust_remote_code,
     )

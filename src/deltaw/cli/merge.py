@@ -18,11 +18,15 @@ def merge(
         str | None,
         typer.Option(help="Of the plain model: float32, bfloat16 or float16."),
     ] = None,
+    requantize: Annotated[
+        bool, typer.Option(help="Keep packed weights packed, which rounds them once more.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a plain model that loads with transformers alone, and check it against the run."""
     announce_loading()
     from deltaw.train.methods import IN_PLACE
+    from deltaw.train.repacking import require_repacking
     from deltaw.train.runfolder import read_recipe
 
     _refuse_adapter(run, out)
@@ -41,17 +45,34 @@ def merge(
                 "--dtype has no effect: this run trained the model's own weights, which are copied "
                 "as they are.\nFix: leave it out."
             )
+        if requantize:
+            require_repacking(recipe, dtype)
         told = copy_run(Path(run), Path(out), trust_remote_code=trust_remote_code)
         show("copied", run, out, told)
         return
     if recipe.is_language:
         from deltaw.cli.export import export
 
-        export(run, out, "hf", base=model, dtype=dtype, trust_remote_code=trust_remote_code)
+        export(
+            run,
+            out,
+            "hf",
+            base=model,
+            dtype=dtype,
+            requantize=requantize,
+            trust_remote_code=trust_remote_code,
+        )
         return
     from deltaw.train.export import merge_run
 
-    merge_run(Path(run), Path(out), model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+    merge_run(
+        Path(run),
+        Path(out),
+        model=model,
+        dtype=dtype,
+        requantize=requantize,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _refuse_adapter(folder: str, out: str) -> None:

@@ -15,6 +15,7 @@ from deltaw.export._order import Order, Told
 from deltaw.export._source import SEQ2SEQ, open_source, require_new
 from deltaw.folder import files_in
 from deltaw.train import staging
+from deltaw.train.repacking import require_repacking
 
 __all__ = ["copy_run", "export", "names"]
 APART = ("hf", "peft")
@@ -40,6 +41,7 @@ def export(
     to: str,
     base: str | None = None,
     dtype: str | None = None,
+    requantize: bool = False,
     ollama_base: str | None = None,
     trust_remote_code: bool = False,
 ) -> Told:
@@ -52,6 +54,8 @@ def export(
         base: where the base model is, if not where the adapter says.
         dtype: for a merged model (`"hf"`, `"ollama"`): what to load, merge and save in, such as
             `"bfloat16"`; None is what the base is stored in.
+        requantize: for `"hf"` of a run on packed weights: pack the merged weights again, which
+            rounds them once more, instead of writing them in full.
         ollama_base: for `"ollama"`: a model that Ollama has, to put the adapter on unmerged.
         trust_remote_code: whether Python code that comes with the base may run.
 
@@ -68,6 +72,8 @@ def export(
         raise ConfigError(f"There is no target {to!r}. Fix: use {', '.join(names())}.")
     if dtype is not None and to not in ("hf", "ollama"):
         raise ConfigError(f"dtype is for merged models, not for {to}. Fix: leave it out.")
+    if requantize and to != "hf":
+        raise ConfigError(f"requantize is for hf, not for {to}. Fix: leave it out.")
     if ollama_base is not None and to != "ollama":
         raise ConfigError(f"ollama_base is for ollama, not for {to}. Fix: leave it out.")
     if ollama_base is not None and dtype is not None:
@@ -75,6 +81,8 @@ def export(
     out = Path(out)
     require_new(out)
     opened = open_source(Path(source), base, trust_remote_code=trust_remote_code)
+    if requantize:
+        require_repacking(opened.recipe, dtype)
     if opened.task == SEQ2SEQ and to not in APART:
         raise FormatError(
             f"--to {to} is for causal language models, and the adapter in {opened.shown} is for a "
@@ -83,7 +91,7 @@ def export(
         )
     target = cast(Target, importlib.import_module(f"{__name__}.{to}"))
     with staging.staged(out) as partial:
-        order = Order(opened, partial, out, dtype, ollama_base)
+        order = Order(opened, partial, out, dtype, ollama_base, requantize)
         told = target.write(order)
         if to != "hf" and (to != "ollama" or ollama_base is not None):
             told |= trained_on(opened)

@@ -13,7 +13,7 @@ Told = dict[str, str]
 class Order:
     """One export: `folder` is where to write now, `out` where that will be in the end.
 
-    `dtype` is for merged models; `ollama_base` names a model that Ollama has.
+    `dtype` and `requantize` are for merged models; `ollama_base` names a model that Ollama has.
     """
 
     source: Source
@@ -21,3 +21,4 @@ class Order:
     out: Path
     dtype: str | None = None
     ollama_base: str | None = None
+    requantize: bool = False

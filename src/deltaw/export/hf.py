@@ -13,9 +13,10 @@ from deltaw.export._probing import agreement, answers, largest, probe_tokens, rm
 from deltaw.export._source import Source
 from deltaw.export._template import turn_end
 from deltaw.export._tokenizer import add_tokenizer, tokenizer_of
-from deltaw.train.export import ROUNDED, make_plain, tolerance
+from deltaw.train.export import ROUNDED, make_plain, rounding, tolerance
 from deltaw.train.model import quiet
 from deltaw.train.packing import packing
+from deltaw.train.repacking import repack
 from deltaw.train.stopping import stop_at
 from deltaw.unpacking import usual_dtype
 
@@ -24,7 +25,8 @@ def write(order: Order) -> Told:
     """Write the merged weights, both configurations and the tokenizer's files.
 
     W + ΔW is computed in float32 and rounded once. The written model is loaded again and must
-    answer probe tokens as the base with its adapter does, up to the rounding of its dtype.
+    answer probe tokens as the base with its adapter does, up to the rounding of its dtype. With
+    `requantize` W + ΔW is packed again, and the written model must answer as that does.
 
     Raises:
         RunError: if the base cannot be loaded, or the answers differ by more.
@@ -39,29 +41,42 @@ def write(order: Order) -> Told:
     tokens = probe_tokens(model.config)
     before = answers(model, tokens)
     moved = None if _absorbed(source) else largest(before, _of_base(model, tokens))
-    make_plain(model, dtype)
+    form, instead, rounded = _name(dtype), "try --dtype float32", None
+    if order.requantize and source.recipe is not None:
+        form, instead = str(packing(source.recipe)), "leave --requantize out"
+        repack(model, source.recipe)
+        trained, before = before, answers(model, tokens)
+        rounded = largest(before, trained)
+    else:
+        make_plain(model, dtype)
     stops = _stop(model, tokenizer_of(source))
     with quiet():
         model.save_pretrained(order.folder)
         kind = type(model)
         del model
-        merged = kind.from_pretrained(order.folder, dtype="auto").to(device).eval()
+        merged = kind.from_pretrained(order.folder, dtype="auto")
+        if rounded is not None:
+            deltaw.prepare_quantized(merged)
+        merged = merged.to(device).eval()
     difference, size = largest(answers(merged, tokens), before), rms(before)
     allowed = ROUNDED if _rounds_inputs(source) else max(map(tolerance, (dtype, computed)))
     if not difference <= allowed * max(1.0, size):
         raise RunError(
             f"The merged model's answers differ from the adapter's by up to {difference:.2e}, more "
-            f"than rounding to {_name(dtype)} explains (their rms is {size:.2e}); nothing was "
-            "written.\nFix: try --dtype float32, or keep the adapter apart (--to peft)."
+            f"than rounding to {form} explains (their rms is {size:.2e}); nothing was written.\n"
+            f"Fix: {instead}, or keep the adapter apart (--to peft)."
         )
-    told = {"written": f"{kind.__name__} in {_name(dtype)}"} | stops
+    told = {"written": f"{kind.__name__} in {form}"} | stops
     told["checked"] = agreement(difference, tokens, size)
+    if rounded is not None:
+        told["packed"] = rounding(form, rounded)
+        difference = rounded
     if moved is not None:
         told["adapter"] = f"moves these answers by up to {moved:.2g}"
         if difference > moved / 2:
             told["warning"] = (
-                f"rounding to {_name(dtype)} takes as much as the adapter gives; try "
-                "--dtype float32, or keep the adapter apart (--to peft)"
+                f"rounding to {form} takes as much as the adapter gives; {instead}, or keep the "
+                "adapter apart (--to peft)"
             )
     told |= add_tokenizer(source, order.folder)
     return told | {"next": f"transformers.{kind.__name__}.from_pretrained({str(order.out)!r})"}

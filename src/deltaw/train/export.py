@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import deltaw
 from deltaw.errors import ConfigError, RunError
-from deltaw.layer import AdaptedLayer
 from deltaw.quant import storage_of
 from deltaw.train import staging
 from deltaw.train.batches import Collator
@@ -20,6 +19,8 @@ from deltaw.train.model import quiet, save_tokenizer
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.packing import packing
 from deltaw.train.placing import place
+from deltaw.train.repacking import adapts_packed, repack, require_repacking
+from deltaw.train.runfolder import read_recipe
 from deltaw.train.scores import logits
 from deltaw.train.tokens import encode
 from deltaw.unpacking import usual_dtype
@@ -50,15 +51,18 @@ def merge_run(
     *,
     model: str | None = None,
     dtype: str | None = None,
+    requantize: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Write the run in `folder` as a plain model to the new folder `out`.
 
     The written model is loaded with transformers alone and must give the logits of the base with
-    its adapter on probe texts. `dtype` is what it is written in; None is float32.
+    its adapter on probe texts. `dtype` is what it is written in; None is float32. With `requantize`
+    packed weights are packed again: the written model must give the logits of that, which the
+    second rounding moves from those of the run.
 
     Raises:
-        ConfigError: if there is no such dtype.
+        ConfigError: if there is no such dtype, or the run's weights cannot be packed again.
         RunError: if `out` exists, cannot be written, or the logits differ.
         MergeError: if the adapter cannot be merged.
     """
@@ -66,9 +70,14 @@ def merge_run(
     written: torch.dtype = getattr(torch, dtype or "float32")
     if out.exists():
         raise RunError(f"{printable(str(out), 300)} exists already. Fix: give a new folder.")
+    if requantize:
+        require_repacking(read_recipe(folder), dtype)
     opened = open_run(folder, model=model, trust_remote_code=trust_remote_code)
-    before = _probe(opened, opened.model)
-    if opened.recipe.method not in IN_PLACE:
+    before = trained = _probe(opened, opened.model)
+    if requantize:
+        repack(opened.model, opened.recipe)
+        before = _probe(opened, opened.model)
+    elif opened.recipe.method not in IN_PLACE:
         make_plain(opened.model, written)
     else:
         opened.model.to(written)
@@ -79,6 +88,8 @@ def merge_run(
         plain = transformers.AutoModelForSequenceClassification.from_pretrained(
             partial, dtype=written, trust_remote_code=trust_remote_code
         )
+        if requantize:
+            deltaw.prepare_quantized(plain)
         difference = (_probe(opened, place(plain)) - before).abs().max().item()
         size = before.square().mean().sqrt().item()
         rounded = ROUNDED if packing(opened.recipe) == "int8" else tolerance(written)
@@ -95,10 +106,18 @@ def merge_run(
         f"largest difference of logits on {len(PROBES)} probe texts: {difference:.1e} "
         f"(rms of the logits: {size:.2f})",
     )
+    if requantize:
+        moved = (before - trained).abs().max().item()
+        console.field("packed", rounding(str(packing(opened.recipe)), moved))
     console.field(
         "next",
         f"transformers.AutoModelForSequenceClassification.from_pretrained({str(out)!r})",
     )
+
+
+def rounding(kind: str, difference: float) -> str:
+    """Say what packing merged weights again changed."""
+    return f"in {kind} again, which moves these answers by up to {difference:.1e}"
 
 
 def require_dtype(dtype: str | None) -> None:
@@ -120,8 +139,7 @@ def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
     Raises:
         MergeError: if the adapter cannot be merged.
     """
-    on_packed = any(isinstance(m, AdaptedLayer) and m.storage is not None for m in model.modules())
-    deltaw.merge(model, original="none", dtype=dtype if on_packed else None)
+    deltaw.merge(model, original="none", dtype=dtype if adapts_packed(model) else None)
     deltaw.detach(model)
     if any(storage_of(module) is not None for module in model.modules()):
         deltaw.dequantize(model, dtype)
