@@ -175,6 +175,7 @@ def _refuse(
     """Raise where a start cannot begin on some layers, listing them all."""
     kind = kind_of(name)
     problems = []
+    ranks = False
     for target, layer in places:
         reason = _unreadable(target, layer, kind, absorbed)
         if reason:
@@ -182,6 +183,7 @@ def _refuse(
             continue
         for site in sites[target.name]:
             reason = refusal(name, site)
+            ranks = ranks or bool(reason)
             if not reason and kind in FROM_WEIGHTS and not is_finite(site.matrix()):
                 reason = "its weight holds NaN or Inf"
             if reason:
@@ -190,8 +192,8 @@ def _refuse(
         ConfigError,
         f"These layers cannot start with init_lora_weights={name!r}:",
         problems,
-        "give them another rank by rank_pattern, take them out with exclude_modules, use "
-        "init_lora_weights=True, or absorb on packed weights.",
+        ("give them another rank by rank_pattern, " if ranks else "")
+        + "take them out with exclude_modules, or use init_lora_weights=True.",
     )
 
 

@@ -457,7 +457,7 @@ def test_a_rank_that_cannot_be_had(init: str) -> None:
         for n in range(3)
         for p in ATTENTION
     ]
-    refused(Tower(), init, *texts, settings={"r": 8})
+    refused(Tower(), init, *texts, "by rank_pattern", settings={"r": 8})
 
 
 def test_ranks_of_other_starts_that_cannot_be_had() -> None:

@@ -237,6 +237,17 @@ def test_frozen_weights_are_not_projected() -> None:
     assert held == {id(p) for p in model.model.layers[1].parameters()}
 
 
+def test_a_model_without_a_trained_matrix_is_refused() -> None:
+    model = llama()
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    for names in ("all-linear", ["q_proj"]):
+        with pytest.raises(
+            TargetError, match=r"is trained: they are frozen, or packed(.|\n)*Fix: un"
+        ):
+            galore.groups(model, rank=3, target_modules=names)
+
+
 def test_adapters_are_refused() -> None:
     model = Tower()
     deltaw.attach(

@@ -86,7 +86,8 @@ def test_packed_weights_say_how_they_start() -> None:
     text = "up: its weight is packed already, as Bnb4; load it in full precision, or use absorb"
     unchanged(net("nf4"), "nf4", text)
     text = "up: its weight is packed, as Bnb4; pack the rest of W once the start is taken out of it"
-    unchanged(net("nf4"), False, text)
+    fix = "Fix: take them out with exclude_modules, or use init_lora_weights=True."
+    unchanged(net("nf4"), False, text, fix)
 
 
 def test_other_adapters_need_the_base() -> None:

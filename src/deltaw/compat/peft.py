@@ -74,7 +74,8 @@ def get_peft_model(
 ) -> "PeftModel":
     """Adapt `model` in place and return it, now also a `PeftModel`.
 
-    Entries of the settings that match nothing are warned of, as PEFT does not refuse them.
+    Entries of the settings that match nothing are warned of, as PEFT does not refuse them. Adapters
+    train in float32, whatever `autocast_adapter_dtype` says.
 
     Raises:
         ConfigError: listing every setting that is not supported or out of range.

@@ -60,6 +60,6 @@ def _unprojectable(group: Mapping[str, Any]) -> Iterator[str]:
     for name, parameter in zip(names, group["params"], strict=True):
         shown = printable(f"parameter {name}")
         if is_held(parameter):
-            yield f"{shown} belongs to an adapter; GaLore trains a model's own weights"
+            yield f"{shown} belongs to an adapter; GaLore trains a model's own weights: use AdamW"
         elif parameter.ndim != 2:
             yield f"{shown} has the shape {tuple(parameter.shape)} and is no matrix: give no rank"

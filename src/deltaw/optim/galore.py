@@ -127,6 +127,11 @@ def projected(
         selection.misses,
         "use the names of its modules, or all-linear.",
     )
+    if not any(own[path] for path in own if within(path, selection.targets)):
+        raise TargetError(
+            "No matrix of the targets is trained: they are frozen, or packed in a few bits.\n"
+            "Fix: unfreeze them (requires_grad_) in a model that is not packed, or name others."
+        )
     tables = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     found = [
         matrix
