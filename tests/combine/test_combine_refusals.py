@@ -150,6 +150,9 @@ def test_densities_out_of_range(density: float) -> None:
 def test_what_cannot_be_portable_is_listed() -> None:
     task = state(
         {
+            "a": LayerState(
+                "attention", {"q.lora_A": torch.ones(1, 3), "q.lora_B": torch.ones(3, 1)}
+            ),
             "b": layer("linear", 2, bias=True),
             "g": layer("grouped", 2),
             "h": LayerState("module", {"weight.trained": torch.ones(3)}),
@@ -158,6 +161,7 @@ def test_what_cannot_be_portable_is_listed() -> None:
     with pytest.raises(MergeError) as error:
         combine.portable(task)
     assert str(error.value).splitlines()[1:-1] == [
+        "  - a: projections of an nn.MultiheadAttention",
         "  - b: weight.lora_B_bias",
         "  - g: a convolution that is grouped or factored",
         "  - h: weight.trained is trained in full",

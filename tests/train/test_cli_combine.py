@@ -244,6 +244,9 @@ def test_an_extraction_says_what_it_leaves_out(
     )
     assert code == 1
     assert "changed more than the targets" in err
+    kept = ("--rest", "save", "--portable")
+    code, _, err = deltaw_command("extract", tiny / "model", tuned, "--out", tmp_path / "z", *kept)
+    assert code == 1 and "--portable cannot hold what --rest save keeps" in err
 
 
 def test_dora_is_summed_and_resized_with_its_base(deltaw_command: Command, tmp_path: Path) -> None:

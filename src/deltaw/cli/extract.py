@@ -7,7 +7,7 @@ import typer
 
 from deltaw.cli.adapters import Energy, Exact, Out, Portable, Rank, new_folder, show, write_adapter
 from deltaw.cli.options import TrustRemoteCode, announce_loading, targets
-from deltaw.errors import MergeError, RunError, printable
+from deltaw.errors import ConfigError, MergeError, RunError, printable
 
 if TYPE_CHECKING:
     from deltaw.combine import Place
@@ -37,6 +37,11 @@ def extract(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write the difference of two full checkpoints as a low-rank adapter of the base."""
+    if portable and rest == "save":
+        raise ConfigError(
+            "--portable cannot hold what --rest save keeps in full.\n"
+            "Fix: leave one of them out; --rest refuse says what there is."
+        )
     folder = new_folder(out)
     announce_loading()
     from deltaw import combine

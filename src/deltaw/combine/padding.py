@@ -6,6 +6,7 @@ from dataclasses import replace
 from deltaw.combine._checks import check
 from deltaw.combine._deltas import EXPERTS, copies, dtype_of, kernel, products
 from deltaw.combine._layers import layer_of, padded, unfused
+from deltaw.combine._places import ATTENTION
 from deltaw.combine._settings import rank, settings
 from deltaw.combine.bases import is_dora
 from deltaw.errors import MergeError, printable, raise_all
@@ -33,6 +34,8 @@ def _unreadable(state: State) -> Iterator[str]:
         yield from (f"{where}: {name}" for name in layer.tensors if name.endswith("lora_B_bias"))
         if layer.kind == EXPERTS:
             yield f"{where}: stacked experts"
+        if layer.kind == ATTENTION:
+            yield f"{where}: projections of an nn.MultiheadAttention"
         if layer.groups > 1 or layer.factored:
             yield f"{where}: a convolution that is grouped or factored"
 
@@ -44,7 +47,7 @@ def portable(state: State) -> State:
 
     Raises:
         MergeError: listing what such servers cannot read: parameters trained in full, a bias on B,
-            grouped convolutions and loralib's, stacked experts, and DoRA.
+            grouped convolutions and loralib's, attention, stacked experts, and DoRA.
     """
     check_portable([state])
     check([state], None)
