@@ -22,6 +22,7 @@ from deltaw.language.encoding.naming import plain
 from deltaw.language.encoding.seq2seq import Seq2SeqEncoder
 from deltaw.language.encoding.specials import begun
 from deltaw.language.encoding.templating import Chosen, choose, ends
+from deltaw.language.encoding.thinking import VARIABLES, told
 from deltaw.train.console import Console
 from deltaw.train.data.rows import Skip
 from deltaw.train.escape import printable
@@ -53,6 +54,18 @@ def request(recipe: Recipe) -> Request:
 
 def template_of(recipe: Recipe, tokenizer: Any, model: Any, corpus: Corpus) -> Chosen:
     """Return the template of the recipe, or what this model and its tokenizer go without one.
+
+    It says itself whether the model thinks, where the recipe does.
+
+    Raises:
+        ConfigError: if there is no such template, or it cannot be told what the recipe says.
+    """
+    asked = {name: getattr(recipe, name) for name in VARIABLES}
+    return told(_template(recipe, tokenizer, model, corpus), asked, tokenizer)
+
+
+def _template(recipe: Recipe, tokenizer: Any, model: Any, corpus: Corpus) -> Chosen:
+    """Return the template as it is.
 
     Where no sample is a dialogue, that is the texts as training reads them: with BOS where the
     tokenizer adds it, and between prompt and completion what mostly stands there.

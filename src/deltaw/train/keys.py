@@ -29,6 +29,8 @@ class LanguageKeys(BaseModel):
     skip_bad_rows: bool = False
     template: str | None = None
     default_system: str | None = None
+    enable_thinking: bool | None = None
+    preserve_thinking: bool | None = None
     train_on: Literal["answers", "last", "all"] = "answers"
     too_long: Literal["truncate", "drop", "split", "raise"] | None = None
     separator: str = "\n"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 
 from deltaw.errors import ConfigError
 from deltaw.train.escape import printable
@@ -30,6 +30,10 @@ class Template:
                 f"The chat template cannot be read: {printable(str(error), 200)}\n"
                 "Fix: give another with template=NAME, or correct the tokenizer's."
             ) from error
+
+    def variables(self) -> set[str]:
+        """Return the names that the template reads and does not set itself."""
+        return meta.find_undeclared_variables(self._sandbox.parse(self.source))
 
     def render(
         self,

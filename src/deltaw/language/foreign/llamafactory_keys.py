@@ -66,6 +66,8 @@ KEYS: dict[str, Fate] = {
     "dataset_dir": Joint("`dataset_dir`; `ONLINE` means hub names"),
     "template": Effect("template"),
     "default_system": Effect("default_system"),
+    "enable_thinking": Effect("enable_thinking", lambda value: None if truth(value) else False),
+    "preserve_thinking": Effect("preserve_thinking", lambda value: truth(value) or None),
     "cutoff_len": Effect("max_length"),
     "max_samples": Joint("`max_samples`, drawn by the seed"),
     "mix_strategy": Effect("mix_strategy"),
@@ -159,8 +161,6 @@ KEYS: dict[str, Fate] = {
     **each(("hf_hub_token", "ms_hub_token", "om_hub_token"), Ignored("`hf auth login` logs in")),
     "sortish_sampler": Refused(KEPT),
     "tool_format": Refused(TEMPLATE, ()),
-    "enable_thinking": Refused(TEMPLATE, (True,)),
-    "preserve_thinking": Refused(TEMPLATE),
     **each(
         ("resize_vocab", "split_special_tokens", "use_llama_pro"),
         Refused(VOCABULARY),
