@@ -43,6 +43,10 @@ TURNS = [{"role": "user", "content": "a"}]
         ({"chosen": TURNS, "rejected": TURNS}, "preference", "chosen rejected"),
         ({"mr": "a", "ref": "b"}, "completion", "prompt completion"),
         ({"text": "a", "title": "b"}, "text", "text"),
+        ({"text": "a", "query": "b"}, "instruction", "prompt response"),
+        ({"content": "a", "prompt": "b"}, "instruction", "prompt response"),
+        ({"text": "a", "question": "b", "answer": "c"}, "instruction", "prompt response"),
+        ({"text": "a", "question": "b", "label": "yes"}, "text", "text"),
     ],
 )
 def test_the_names_of_columns_decide(tmp_path: Path, row: Any, kind: str, columns: str) -> None:

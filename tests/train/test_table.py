@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -47,6 +48,8 @@ def error(path: str | Path, encoding: str = "utf-8") -> str:
         ("a", b"x", "a file without an ending"),
         ("a.txt", b"just words\nand more\n", "a .txt file without tabs"),
         ("a.parquet", b"PAR1 and nothing", "not a readable parquet file"),
+        ("a.arrow", b"ARROW1 and nothing", "not a readable arrow file"),
+        ("b.arrow", b"nothing", "not a readable arrow file"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, part: str) -> None:
@@ -73,7 +76,7 @@ BYTES = st.one_of(
 )
 
 
-@given(BYTES, st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet"]))
+@given(BYTES, st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet", ".arrow"]))
 def test_any_bytes_are_a_table_or_one_clear_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str
 ) -> None:
@@ -115,6 +118,16 @@ def test_an_encoding_that_fails_in_its_own_way_is_one_error(tmp_path: Path) -> N
     path = tmp_path / "data.csv"
     path.write_bytes(b"text,label\nxn--a\xff,a\n")
     assert "not valid idna" in error(path, "idna")
+
+
+@pytest.mark.parametrize("made", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_arrow_files_and_the_streams_that_datasets_keeps(tmp_path: Path, made: Any) -> None:
+    columns = pyarrow.table({"text": ["a", None], "tags": [["x"], []]})
+    with made(tmp_path / "train.arrow", columns.schema) as out:
+        out.write_table(columns)
+    table = read_data(tmp_path).train
+    assert table.columns == ("text", "tags") and [row.line for row in table.rows] == [1, 2]
+    assert table.rows[0].values == ("a", Opaque("a value of type list"))
 
 
 def test_a_table_carries_the_digest_of_its_bytes(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog")
 PROMPTS = ("instruction", "question", "query", "problem", "prompt", "input")
 QUERIES = ("input", "context")
 RESPONSES = ("output", "response", "answer", "completion", "solution", "targets")
+PLAIN_RESPONSES = ("text", "content")
+"""What an answer may be called beside a request, where nothing else is one."""
 COMPLETIONS = (("prompt", "completion"), ("prompt", "response"), ("mr", "ref"))
 SYSTEMS = ("system", "system_prompt")
 OBJECTS = re.compile(r"\s*(\[\s*)?\{")
@@ -153,7 +155,8 @@ def _found(table: Table, names: Mapping[str, str]) -> tuple[Kind, dict[str, str]
             return "preference", {**before, **answers}, not dialogue and only_prompt
     tag = _tag(table, names)
     pair = next((pair for pair in COMPLETIONS if set(pair) <= names.keys()), None)
-    answer = _one(names, RESPONSES)
+    unlabelled = request and not any(name in names for name in LABELS)
+    answer = _one(names, RESPONSES) or (_one(names, PLAIN_RESPONSES) if unlabelled else None)
     if tag and dialogue:
         return "rating", {**dialogue, "kto_tag": tag}, False
     if dialogue:

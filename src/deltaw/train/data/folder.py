@@ -15,7 +15,7 @@ PARTS = {
 }
 SEPARATOR = re.compile(r"[-_. ]")
 # In order of preference when a folder holds the same parts in several formats.
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 
 
 @dataclass(frozen=True, slots=True)

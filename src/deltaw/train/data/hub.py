@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 from deltaw.errors import DataError
+from deltaw.train.data.columnar import plain_value
 from deltaw.train.data.folder import PARTS
-from deltaw.train.data.parquet import plain_value
 from deltaw.train.data.rows import Row, Table, Value
 from deltaw.train.escape import printable
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.errors import DataError
+from deltaw.train.data.columnar import read_columnar
 from deltaw.train.data.decode import UTF8, decode, load, physical_lines
 from deltaw.train.data.delimited import read_delimited
 from deltaw.train.data.folder import ENDINGS, find_parts
 from deltaw.train.data.hub import is_hub_name, read_hub
 from deltaw.train.data.jsonrows import read_json, read_jsonl
-from deltaw.train.data.parquet import read_parquet
 from deltaw.train.data.prose import read_prose
 from deltaw.train.data.rows import PATH_LIMIT, Row, Skip, Table
 from deltaw.train.escape import printable
@@ -27,7 +27,7 @@ class Splits:
 
 
 def read_rows(path: str | Path, *, encoding: str = UTF8, prose: bool = False) -> Table:
-    """Read one csv, tsv, json, jsonl or parquet file; what is read is exactly what is in the file.
+    """Read one csv, tsv, json, jsonl, parquet or arrow file, exactly as it is.
 
     A .txt file is read as tsv when there is a tab inside its first line; with `prose` any other
     is read as documents. Raises `DataError` naming the file, every bad line (the first 20) and the
@@ -43,8 +43,8 @@ def read_rows(path: str | Path, *, encoding: str = UTF8, prose: bool = False) ->
             "Fix: save it as .csv, .tsv, .json, .jsonl or .parquet (a spreadsheet: CSV UTF-8)."
         )
     skipped: list[Skip] = []
-    if ending == ".parquet":
-        columns, rows = read_parquet(data, file)
+    if ending in (".parquet", ".arrow"):
+        columns, rows = read_columnar(data, file, ending)
     else:
         columns, rows, skipped = _read_text(decode(data, file, encoding), file, ending, prose)
     if not rows:

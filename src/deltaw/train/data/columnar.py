@@ -1,4 +1,4 @@
-"""Read parquet through pyarrow."""
+"""Read parquet and Arrow files through pyarrow."""
 
 import io
 from typing import Any
@@ -8,20 +8,21 @@ from deltaw.train.data.header import name_problems
 from deltaw.train.data.rows import PATH_LIMIT, Opaque, Row, Value, place
 from deltaw.train.escape import printable
 
+ARROW = b"ARROW1"
+"""What an Arrow file begins with, and a stream of its batches, as datasets keeps them, does not."""
 
-def read_parquet(data: bytes, file: str) -> tuple[tuple[str, ...], list[Row]]:
+
+def read_columnar(data: bytes, file: str, ending: str) -> tuple[tuple[str, ...], list[Row]]:
     """Return columns and rows; a row's line is its number in the file, from 1."""
     import pyarrow
-    from pyarrow import parquet
 
     shown = printable(file, PATH_LIMIT)
     try:
-        # One column at a time, and not `read_table`, which folds columns of one name.
-        table = parquet.ParquetFile(io.BytesIO(data)).read()
+        table = _table(data, ending)
         columns = [column.to_pylist() for column in table.columns]
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{shown}: not a readable parquet file: {printable(str(error), 200)}\n"
+            f"{shown}: not a readable {ending[1:]} file: {printable(str(error), 200)}\n"
             "Fix: write it again, or give csv, tsv, json or jsonl."
         ) from error
     except UnicodeDecodeError as error:
@@ -38,6 +39,16 @@ def read_parquet(data: bytes, file: str) -> tuple[tuple[str, ...], list[Row]]:
         Row(file, number, tuple(plain_value(value) for value in values))
         for number, values in enumerate(rows, 1)
     ]
+
+
+def _table(data: bytes, ending: str) -> Any:
+    from pyarrow import ipc, parquet
+
+    if ending == ".parquet":
+        # One column at a time, and not `read_table`, which folds columns of one name.
+        return parquet.ParquetFile(io.BytesIO(data)).read()
+    opened = ipc.open_file if data.startswith(ARROW) else ipc.open_stream
+    return opened(data).read_all()
 
 
 def plain_value(value: Any) -> Value:
