@@ -11,7 +11,7 @@ import torch
 from tests.language.models import COLOURS, make_model, write_json
 from tests.language.test_encoding import learnt
 from tests.language.tokenizers_ import byte_level, sentence_piece
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltaw.errors import ConfigError, DataError
 from deltaw.language.choosing import settle, train
@@ -21,7 +21,10 @@ from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.encoding.templating import choose, ends
 from deltaw.language.training.losses import PairLoss
 from deltaw.language.training.pairs import encode, preferred, score
+from deltaw.train.escape import printable
 from deltaw.train.recipe import parse
+
+ADAPTER = "adapter_model.safetensors"
 
 ASKED = (Message("user", "What is blue?"),)
 
@@ -145,6 +148,29 @@ def test_a_run_learns_what_is_preferred(
     assert results["after"]["values"]["accuracy"] == 1.0
     recipe = (run / "recipe.yaml").read_text()
     assert "task: dpo" in recipe and "pref_beta: 0.3" in recipe
+
+
+def test_held_out_prompts_are_answered_before_by_the_reference_and_while_training(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer before the first step is the base's; the weights do not move for it."""
+    run, quiet = (
+        train(parse(values | {"samples": count, "output": str(tmp_path / f"{count}")}))
+        for count in (1, 0)
+    )
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    answers = [line for line in lines if line.startswith("step ") and "  answer  " in line]
+    assert [line.split()[1] for line in answers] == ["0", "3", "6"]
+    (asked,) = (line.split("  asked   ")[1] for line in lines if "  asked   " in line)
+    assert asked.startswith("The colour of the ")
+    assert [line for line in lines if line.startswith("wanted  It is ")]
+    tokenizer = AutoTokenizer.from_pretrained(values["model"])
+    ids = tokenizer(f"{asked} ", return_tensors="pt")["input_ids"]
+    base = AutoModelForCausalLM.from_pretrained(values["model"])
+    said = base.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]
+    said = printable(tokenizer.decode(said, skip_special_tokens=True).strip())
+    assert answers[0].split("  answer  ")[1:] == [said]
+    assert (run / ADAPTER).read_bytes() == (quiet / ADAPTER).read_bytes()
 
 
 def test_the_first_step_is_that_of_the_paper(

@@ -224,6 +224,9 @@ def test_a_run_learns_which_answers_are_good(
     before, after = results["before"]["values"], results["after"]["values"]
     assert before == {"loss": 0.5, "kl": 0.0, "auc": 0.5, "margin": 0.0}
     assert after["loss"] < 0.48 and after["auc"] == 1.0 and after["margin"] > 0.1
+    for step in (0, 3, 6):
+        assert out.count(f"step     {step}  answer  ") == 1
+    assert "wanted  It is " in out, "what is wanted is a good answer"
     recipe = (folder / "recipe.yaml").read_text()
     assert "task: kto" in recipe and "pref_beta: 0.3" in recipe
 

@@ -179,8 +179,7 @@ def test_preferences(
         for row in conversations(19)
     ]
     data = {"data": str(write_json(tmp_path / "pairs.json", rows))}
-    values = {key: value for key, value in talking.items() if key != "samples"}
-    both(values, tmp_path, monkeypatch, **data, batch_size=6, pref_loss=loss)
+    both(talking, tmp_path, monkeypatch, **data, batch_size=6, pref_loss=loss)
 
 
 @pytest.mark.slow

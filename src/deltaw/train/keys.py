@@ -76,7 +76,6 @@ RATED = ("kto_chosen_weight", "kto_rejected_weight")
 ANSWERS = (
     "train_on",
     "packing",
-    "samples",
     "max_new_tokens",
     "num_beams",
     "length_penalty",

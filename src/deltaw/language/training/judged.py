@@ -40,6 +40,10 @@ class Judged(ABC):
     def sides(self) -> Mapping[str, Sequence[Row]]:
         """Return the answers by what they are called, the better ones first."""
 
+    def better(self) -> Sequence[Row]:
+        """Return the better, or the good, answers."""
+        return next(iter(self.sides().values()))
+
     def lengths(self) -> list[int]:
         """Return how many tokens the longest answer of each judgement has, with its prompt."""
         return [len(row.input_ids) for rows in self.sides().values() for row in rows]

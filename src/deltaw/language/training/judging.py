@@ -25,6 +25,7 @@ from deltaw.language.data.corpus import Corpus
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Encoder
 from deltaw.language.encoding.templating import Chosen
+from deltaw.language.generating import Speaker
 from deltaw.language.loading import load_model
 from deltaw.language.memory.outlook import outlook
 from deltaw.language.memory.weighing import Weigh
@@ -34,6 +35,7 @@ from deltaw.language.training.opening import Opening, begin
 from deltaw.language.training.prepare import first_batches, loss_of
 from deltaw.language.training.receipt import held_out_lines, record_skips, skips
 from deltaw.language.training.sides import lines
+from deltaw.language.training.trying import Tries
 from deltaw.layer import AdaptedLayer
 from deltaw.recomputing import recompute
 from deltaw.train import methods
@@ -104,6 +106,7 @@ class JudgedJob(Job):
     template: Chosen
     encoder: Encoder
     reference: str | None
+    console: Console
 
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     """What the best state may be chosen by."""
@@ -153,15 +156,17 @@ class JudgedJob(Job):
         trainer.padding = self.padding
         if self.recipe.gradient_checkpointing:  # before the first step, for the probe
             recompute(self.model)
+        speaker = Speaker(self.model, self.tokenizer, self.encoder)
+        better = [] if self.held_out is None else self.held_out.judged.better()
+        trainer.add_callback(Tries(speaker, better, self.recipe.samples, self.console))
         trainer.made_for(self.recipe, interrupt, progress)
         return trainer
 
     def probe(self, trainer: RecipeTrainer) -> dict[str, Any]:
         """Return a few rows, the shortest, on which the adapters are tried, as in training."""
         rows = [row for side in self.train.judged.sides().values() for row in side]
-        rows = sorted(rows, key=lambda row: len(row.input_ids))[
-            : min(PROBE, self.recipe.batch_size)
-        ]
+        rows.sort(key=lambda row: len(row.input_ids))
+        rows = rows[: min(PROBE, self.recipe.batch_size)]
         batch = self.padding([{"input_ids": r.input_ids, "labels": r.labels} for r in rows])
         return {**batch, "use_cache": False, "fused_lm_head": True}
 
@@ -210,11 +215,7 @@ Encode = Callable[[Encoder, Sequence[Any], Corpus], Judged]
 
 
 def prepare_judged(
-    recipe: Recipe,
-    console: Console,
-    encode: Encode,
-    kind: type[Made],
-    weigh: Weigh,
+    recipe: Recipe, console: Console, encode: Encode, kind: type[Made], weigh: Weigh
 ) -> Made:
     """Read, load and adapt all that the recipe names; say what the data are as soon as known.
 
@@ -233,8 +234,7 @@ def prepare_judged(
     stop_at(model, opening.encoder.end_ids)
     base = base_digest(model)
     padding = Padding(opening.tokenizer.pad_token_id)
-    better = next(iter(parts[0].sides().values()))
-    first = first_batches(recipe, better, padding)
+    first = first_batches(recipe, parts[0].better(), padding)
     adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
     if isinstance(model.get_output_embeddings(), AdaptedLayer):
         raise ConfigError(
@@ -266,6 +266,7 @@ def prepare_judged(
         template=opening.template,
         encoder=opening.encoder,
         reference=reference,
+        console=console,
     )
 
 

@@ -98,9 +98,8 @@ class LanguageJob(Job):
         trainer.examination = self.examinations.validation
         if self.recipe.gradient_checkpointing:  # before the first step, for the probe
             recompute(self.model)
-        few = samples_of(self.held_out)[: self.recipe.samples]
         speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)
-        trainer.add_callback(Tries(speaker, few, self.console))
+        trainer.add_callback(Tries(speaker, self.held_out, self.recipe.samples, self.console))
         trainer.made_for(self.recipe, interrupt, progress)
         return trainer
 

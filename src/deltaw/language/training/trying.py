@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from deltaw.language.encoding.encoder import Sample
+from deltaw.language.encoding.encoder import Row, samples_of
 from deltaw.language.generating import Sampling, Speaker, generate
 from deltaw.language.questions import asked
 from deltaw.train.console import Console
@@ -18,9 +18,9 @@ SHOWN = 120
 class Tries(TrainerCallback):  # type: ignore[misc]
     """Prints the answers to a few prompts at the beginning and after every evaluation."""
 
-    def __init__(self, speaker: Speaker, samples: Sequence[Sample], console: Console) -> None:
+    def __init__(self, speaker: Speaker, rows: Sequence[Row], count: int, console: Console) -> None:
         self.speaker = speaker
-        self.asked = [asked(speaker.encoder, sample) for sample in samples]
+        self.asked = [asked(speaker.encoder, sample) for sample in samples_of(rows)[:count]]
         self.console = console
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
