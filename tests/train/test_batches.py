@@ -166,8 +166,10 @@ def test_length_of_a_run(rows: int, batch: int, times: int) -> None:
     steps = rates.steps(chosen, rows)
     assert 3 <= epochs <= 20
     assert steps == epochs * math.ceil(math.ceil(rows / batch) / times)
-    assert 1 <= rates.evaluate_every(chosen, steps) <= 500
+    assert 1 <= rates.evaluate_every(chosen, rows, steps) <= 500
     assert rates.steps(recipe(max_steps=7), 10**5) == 7
+    each = chosen.model_copy(update={"eval_each_epoch": True})
+    assert rates.evaluate_every(each, rows, steps) * epochs == steps
 
 
 def test_a_width_below_the_floor_is_named_with_what_it_counts_as() -> None:

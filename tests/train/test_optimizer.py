@@ -184,6 +184,17 @@ def test_matrices_decay_and_vectors_do_not(
             assert options.items() <= found[name].items(), name
 
 
+@pytest.mark.parametrize("more", [{}, {"optim": "galore", "galore_rank": 4}])
+def test_the_constants_of_adam(tiny: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+    paths = {"model": str(tiny / "model"), "data": str(tiny / "data.csv"), "method": "full"}
+    constants = {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6}
+    console = Console(silent=True)
+    job = prepare_job(parse(paths | constants | more), console)
+    trainer = job.trainer(tmp_path, Interrupt(), make_progress(job, console))
+    for group in trainer.optimizer.param_groups:
+        assert (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
+
+
 def test_biases_in_a_stack_do_not_decay() -> None:
     stack = nn.Parameter(torch.ones(4, 3))
     assert decays("experts.gate_up_proj", stack)

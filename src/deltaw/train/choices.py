@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ def by_name(hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_reports(recipe: Recipe) -> None:
-    """Refuse places to report to that are not installed."""
+    """Refuse places to report to that are not installed, and a picture that nothing draws."""
+    if recipe.plot_loss and find_spec("matplotlib") is None:
+        raise ConfigError(
+            "plot_loss=True draws with matplotlib, which is not installed.\n"
+            "Fix: pip install matplotlib, or leave plot_loss out."
+        )
     installed = get_available_reporting_integrations()
     unusable = [name for name in recipe.report_to if name not in installed]
     if unusable and recipe.report_to not in (["all"], ["none"]):

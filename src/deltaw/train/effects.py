@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltaw.errors import ConfigError, printable, raise_all
+from deltaw.train import schedules
 from deltaw.train.keys import ANSWERS, JUDGED, LABELLED, LANGUAGE, PREFERENCES, RATED
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def without_effect(recipe: "Recipe") -> list[str]:
         *unread.values(),
         *_unread_by_task(recipe, left),
         *_unread_by_optimizer(recipe, left),
+        *schedules.unread(recipe, left),
+        *_unread_of_pace(recipe, left),
         *_unread_of_packing(recipe, left),
         *_unread_of_start(recipe, left),
         *_unread_of_smoothing(recipe, left),
@@ -135,6 +138,15 @@ def _unread_of_start(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
         yield f"{shown} makes up for packing: it needs quantization_bit and absorb=true"
     if recipe.absorb and not recipe.double_quantization:
         yield "double_quantization=False does not go with absorb, which packs the scales too"
+
+
+def _unread_of_pace(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
+    """Yield steps between evaluations where epochs are asked for."""
+    if recipe.eval_each_epoch and "eval_every" in changed:
+        yield (
+            f"eval_every={recipe.eval_every} has no effect with eval_each_epoch=True; keep one of "
+            "them"
+        )
 
 
 def _unread_of_packing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

@@ -4,6 +4,27 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Metric = Literal[
+    "accuracy",
+    "macro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "loss",
+    "exact_match",
+    "bleu",
+    "nist",
+    "rouge_l",
+    "chrf",
+]
+Optim = Literal[
+    "adamw",
+    "galore_adamw",
+    "galore_adamw_layerwise",
+    "galore_adamw_8bit",
+    "galore_adamw_8bit_layerwise",
+]
+
 
 class LanguageKeys(BaseModel):
     """Which texts are read, how they become tokens, and which of these are learnt.

@@ -186,8 +186,12 @@ def arguments(
         gradient_accumulation_steps=recipe.gradient_accumulation,
         learning_rate=plan.rate.value,
         lr_scheduler_type=recipe.scheduler,
+        lr_scheduler_kwargs=plan.scheduler_kwargs,
         warmup_steps=plan.warmup,
         weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.adam_beta1,
+        adam_beta2=recipe.adam_beta2,
+        adam_epsilon=recipe.adam_epsilon,
         max_grad_norm=0.0 if recipe.updates_in_backward else recipe.max_grad_norm,
         bf16=recipe.bf16,
         # else bf16 is refused on a CPU, and processes there do not find each other

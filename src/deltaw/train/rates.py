@@ -15,7 +15,9 @@ of A by the root of its ratio, so that the product of the rates of A and B stays
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from deltaw.train import schedules
 from deltaw.train.recipe import Recipe
 
 FULL_RATE = 5e-5
@@ -59,21 +61,28 @@ class TrainingPlan:
     rate: Choice
     usual_rate: float
     metric: str
+    scheduler_kwargs: dict[str, Any]
 
 
 def planned(recipe: Recipe, rows: int, shape: Shape, metric: str) -> TrainingPlan:
-    """Return how long and how fast `rows` rows are trained on by a model of this shape."""
+    """Return how long and how fast `rows` rows are trained on by a model of this shape.
+
+    Raises:
+        ConfigError: if the recipe's schedule cannot be followed.
+    """
     total = steps(recipe, rows)
+    rate, warmup = learning_rate(recipe, shape, total), warmup_steps(recipe, total)
     return TrainingPlan(
         steps=total,
-        warmup=warmup_steps(recipe, total),
-        every=evaluate_every(recipe, total),
+        warmup=warmup,
+        every=evaluate_every(recipe, rows, total),
         epochs=epochs(recipe, rows),
-        rate=learning_rate(recipe, shape, total),
+        rate=rate,
         usual_rate=learning_rate(
             recipe.model_copy(update={"learning_rate": None}), shape, total
         ).value,
         metric=metric,
+        scheduler_kwargs=schedules.settled(recipe, total, warmup, rate.value),
     )
 
 
@@ -107,11 +116,15 @@ def steps(recipe: Recipe, rows: int) -> int:
 
 def warmup_steps(recipe: Recipe, total: int) -> int:
     """Return the number of steps in which the rate rises to its peak."""
+    if recipe.scheduler == "constant":
+        return 0
     return round(recipe.warmup * total) if recipe.warmup < 1 else int(recipe.warmup)
 
 
-def evaluate_every(recipe: Recipe, total: int) -> int:
-    """Return the steps between evaluations: ten in a run, at most 500 steps apart."""
+def evaluate_every(recipe: Recipe, rows: int, total: int) -> int:
+    """Return the steps between evaluations: ten in a run, at most 500 steps apart, or an epoch."""
+    if recipe.eval_each_epoch:
+        return steps_per_epoch(recipe, rows)
     return recipe.eval_every or max(1, min(LONGEST_WAIT, math.ceil(total / EVALUATIONS)))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 import deltaw
+from deltaw.train import schedules, yamlfile
 from deltaw.train.advice import advice
 from deltaw.train.console import Console
 from deltaw.train.data.dataset import Data
@@ -17,6 +18,7 @@ from deltaw.train.escape import printable
 from deltaw.train.methods import lora_config
 from deltaw.train.model import size_on_disk
 from deltaw.train.packing import packing
+from deltaw.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from deltaw.train.job import Job
@@ -80,7 +82,8 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
     )
     console.field(
         "rate",
-        f"{plan.rate.value:g}, {recipe.scheduler} after {counted(plan.warmup, 'warm-up step')}\n"
+        f"{plan.rate.value:g}, {schedules.named(recipe.scheduler, plan.scheduler_kwargs)} after "
+        f"{counted(plan.warmup, 'warm-up step')}\n"
         f"({plan.rate.origin})",
     )
     unusual = advice(recipe, job.rows, plan.rate.value, plan.usual_rate, partial=_is_partial(job))
@@ -90,6 +93,17 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
         console.field("advice", line)
     job.foresee(console)
     console.field("folder", where)
+
+
+def show_recipe(recipe: Recipe, console: Console) -> None:
+    """Show a recipe that could be saved as a file, and what was chosen for it."""
+    values = recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
+    console.line()
+    console.line(yamlfile.write(values, "The recipe.").rstrip())
+    assert recipe.record is not None
+    if chosen := recipe.record["chosen"]:
+        lines = yamlfile.write(chosen, "Chosen for it; a line without its # is fixed:")
+        console.line(lines.rstrip().replace("\n", "\n# "))
 
 
 def _dtypes(model: nn.Module) -> str:

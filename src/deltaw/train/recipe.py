@@ -10,35 +10,15 @@ from deltaw.errors import ConfigError, raise_all
 from deltaw.train import yamlfile
 from deltaw.train.effects import without_effect
 from deltaw.train.escape import printable
-from deltaw.train.keys import LanguageKeys
+from deltaw.train.keys import LanguageKeys, Metric, Optim
 from deltaw.train.misfits import AS_HERE, follows, misfit, named, unknown
 from deltaw.train.record import Record
+from deltaw.train.schedules import Schedule
 from deltaw.train.spellings import METHODS, OPTIMIZERS, respelt
 
 Method = Literal["lora", "full", "head", "bitfit", "layernorm", "freeze"]
 Task = Literal["classification", "regression", "sft", "dpo", "kto"]
-Metric = Literal[
-    "accuracy",
-    "macro_f1",
-    "matthews",
-    "pearson",
-    "spearman",
-    "loss",
-    "exact_match",
-    "bleu",
-    "nist",
-    "rouge_l",
-    "chrf",
-]
 LANGUAGE_TASKS = frozenset({"sft", "dpo", "kto"})
-Schedule = Literal["linear", "cosine", "constant_with_warmup"]
-Optim = Literal[
-    "adamw",
-    "galore_adamw",
-    "galore_adamw_layerwise",
-    "galore_adamw_8bit",
-    "galore_adamw_8bit_layerwise",
-]
 
 
 class Recipe(LanguageKeys):
@@ -108,8 +88,12 @@ class Recipe(LanguageKeys):
     gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=10)
     scheduler: Schedule = "linear"
+    scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
     warmup: float = Field(0.1, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, ge=0)
     group_by_length: bool = True
     bf16: bool = False
@@ -119,11 +103,13 @@ class Recipe(LanguageKeys):
     seed: int = Field(0, ge=0, lt=2**31)
 
     eval_every: int | None = Field(None, ge=1)
+    eval_each_epoch: bool = False
     metric: Metric | None = None
     early_stopping: int | None = Field(None, ge=1)
     watchdog: bool = True
     keep: Literal["best", "last"] = "best"
     report_to: list[str] = Field(default_factory=list)
+    plot_loss: bool = False
     trust_remote_code: bool = False
 
     record: dict[str, Any] | None = None

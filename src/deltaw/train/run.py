@@ -13,7 +13,7 @@ import transformers
 
 import deltaw
 from deltaw.errors import DivergedError
-from deltaw.train import staging, yamlfile
+from deltaw.train import staging
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
 from deltaw.train.data import wording
@@ -29,9 +29,10 @@ from deltaw.train.methods import ADAPTER, IN_PLACE
 from deltaw.train.metrics import Score
 from deltaw.train.model import quiet, save_tokenizer, size_on_disk
 from deltaw.train.placing import memory_said
+from deltaw.train.plotting import PICTURE, plot_losses
 from deltaw.train.prepare import prepare
 from deltaw.train.progress import ProgressBar, duration
-from deltaw.train.receipt import show_job
+from deltaw.train.receipt import show_job, show_recipe
 from deltaw.train.recipe import Recipe, filled
 from deltaw.train.runfolder import LOG, RunFolder, default_path, read_recipe
 from deltaw.train.scores import table
@@ -64,7 +65,7 @@ def train(
     with processes.together(), Interrupt() as interrupt, quiet(), memory_said():
         if dry_run:
             with rehearsal(recipe, prepare, console, interrupt, overwrite) as (job, _):
-                _show_recipe(job.recipe, console)
+                show_recipe(job.recipe, console)
             return path
         with RunFolder(path) if processes.first() else FollowedFolder(path) as folder:
             folder.refuse(recipe, overwrite)
@@ -105,16 +106,6 @@ def rehearsal(
         yield job, trainer
 
 
-def _show_recipe(recipe: Recipe, console: Console) -> None:
-    values = recipe.model_dump(exclude={"record", "trust_remote_code"}, exclude_none=True)
-    console.line()
-    console.line(yamlfile.write(values, "The recipe.").rstrip())
-    assert recipe.record is not None
-    if chosen := recipe.record["chosen"]:
-        lines = yamlfile.write(chosen, "Chosen for it; a line without its # is fixed:")
-        console.line(lines.rstrip().replace("\n", "\n# "))
-
-
 class _Run:
     """One pass through the job inside a locked folder."""
 
@@ -138,6 +129,7 @@ class _Run:
         self.resumed = processes.from_first(lambda: folder.started)
         self.record: dict[str, Any] = dict(job.recipe.record or {})
         self.best_validation: float | None = None
+        self.history: list[dict[str, float]] = []
 
     def finish(self) -> None:
         """Do what is left of the run."""
@@ -205,6 +197,7 @@ class _Run:
             newest = processes.from_first(self.folder.checkpoints)[-1]
         state = read_state(newest)
         self.best_validation = state.best_metric
+        self.history = state.log_history
         best = state.best_global_step if self.job.recipe.keep == "best" else None
         restore(self.job.model, self.folder.path / f"checkpoint-{best or state.global_step}")
 
@@ -243,6 +236,8 @@ class _Run:
                 model.save_pretrained(partial, state_dict=weights(model))
             else:
                 deltaw.save(model, partial, ADAPTER)
+            if self.job.recipe.plot_loss:
+                plot_losses(self.history, partial / PICTURE)
             size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
             save_tokenizer(self.job.tokenizer, partial)
         return size

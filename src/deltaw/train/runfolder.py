@@ -6,6 +6,7 @@ RUN/
   recipe.yaml                                      every setting, with versions and hashes
   results.json                                     the scores, written when the run is finished
   log.jsonl                                        everything that was shown
+  training_loss.png                                the losses, where plot_loss asks for it
   answers.jsonl                                    what `deltaw eval --generate` was answered
   checkpoint-<step>/                               what resuming needs
   .lock                                            held by the process that trains
@@ -33,13 +34,23 @@ RESULTS = "results.json"
 LOG = "log.jsonl"
 ANSWERS = "answers.jsonl"
 WRITTEN = re.compile(
-    r"recipe\.yaml|results\.json|(log|answers)\.jsonl|deltaw\.json|adapter_config\.json"
+    r"recipe\.yaml|results\.json|training_loss\.png|(log|answers)\.jsonl|deltaw\.json|adapter_config\.json"
     r"|(adapter_model|deltaw_start)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|(generation_)?config\.json|(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
     r"|vocab\.(json|txt)|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
 """Names of the files that a run writes; a tokenizer's are those of transformers."""
-FREE = {"output", "name", "report_to", "trust_remote_code", "record", "data", "watchdog", "fsdp"}
+FREE = {
+    "output",
+    "name",
+    "report_to",
+    "plot_loss",
+    "trust_remote_code",
+    "record",
+    "data",
+    "watchdog",
+    "fsdp",
+}
 """Keys that may differ between a run and its resumption; the data are compared by their hashes."""
 
 

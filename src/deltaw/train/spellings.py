@@ -20,6 +20,7 @@ SYNONYMS = {
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation",
     "lr_scheduler_type": "scheduler",
+    "lr_scheduler_kwargs": "scheduler_kwargs",
     "warmup_ratio": "warmup",
     "cutoff_len": "max_length",
     "val_size": "validation_share",
