@@ -1,5 +1,6 @@
 """`deltaw check`: what a run would do, before it does it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,8 +24,9 @@ def check(
     file, named, origin = recipe_parts(first, rest or [], given)
     announce_loading()
     from deltaw.language.foreign.reading import read
+    from deltaw.language.foreign.tool import Around
     from deltaw.language.report.checking import check as run
     from deltaw.train.recipe import parse
 
-    reading = read(file, named)
+    reading = read(file, named, Around(folder=Path(origin).parent))
     run(parse(reading.values, origin, names=reading.names, problems=reading.problems))

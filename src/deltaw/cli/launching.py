@@ -23,15 +23,29 @@ POLL = 0.5
 LOCAL = "127.0.0.1"
 
 
+def launched() -> bool:
+    """Tell whether a launcher (torchrun, accelerate launch) has started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
+def together(asked: int | None) -> int:
+    """Return how many processes train together if their recipe lets them: as asked, or the GPUs."""
+    if launched():
+        return int(os.environ["WORLD_SIZE"])
+    from torch import cuda
+
+    return max(1, cuda.device_count()) if asked is None else asked
+
+
 def wanted(asked: int | None, recipe: "Recipe") -> int:
     """Return how many processes to start: as asked, else one for each GPU that can have a share.
 
-    It is one where a launcher (torchrun, accelerate launch) has started this process.
+    It is one where a launcher has started this process.
 
     Raises:
         ConfigError: if there are fewer GPUs, or a launcher has decided.
     """
-    if "WORLD_SIZE" in os.environ:
+    if launched():
         if asked is not None:
             raise ConfigError(
                 "--processes goes without a launcher: this process is one of "

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deltaw.cli.launching import launch, wanted
+from deltaw.cli.launching import launch, launched, together, wanted
 from deltaw.cli.options import TrustRemoteCode, announce_loading, targets
 from deltaw.errors import ConfigError, raise_all
 
@@ -140,13 +140,20 @@ def train(
     announce_loading()
     from deltaw.language.choosing import train as run
     from deltaw.language.foreign.reading import read
-    from deltaw.train.recipe import parse
+    from deltaw.language.foreign.tool import Around
+    from deltaw.train.recipe import Recipe, parse
 
-    reading = read(file, given)
-    recipe = parse(reading.values, origin, names=reading.names, problems=reading.problems)
-    more = {"dry_run": dry_run, "overwrite": overwrite, "said": reading.said}
-    count = 1 if dry_run and processes is None else wanted(processes, recipe)
-    if count == 1:
+    def read_for(several: int) -> tuple[Recipe, str | None]:
+        found = read(file, given, Around(several, Path(origin).parent))
+        return parse(found.values, origin, names=found.names, problems=found.problems), found.said
+
+    several = together(processes)
+    recipe, said = read_for(several)
+    count = wanted(processes, recipe)
+    if count < several and not launched():
+        recipe, said = read_for(count)
+    more = {"dry_run": dry_run, "overwrite": overwrite, "said": said}
+    if count == 1 or (dry_run and processes is None):
         run(recipe, **more)
     else:
         raise typer.Exit(launch(count, run, {"recipe": recipe, **more}))

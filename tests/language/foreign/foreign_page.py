@@ -26,8 +26,15 @@ come in one message.
 
 What differs:
 
-- `per_device_train_batch_size` is of all processes together; there it is of each.
-- `eval_strategy: epoch` evaluates after as many steps as the receipt says, not after each epoch.
+- `per_device_train_batch_size` is of each process, as there, and a run records `batch_size`, which
+  is that of all. To go on with a run on another number of processes, give that `batch_size` behind
+  the file. `stage: kto` is for one process.
+- `deepspeed` names the file beside the YAML, or in the working directory. DeepSpeed itself is not
+  used: stage 3 is `fsdp: true`, and below it each process holds all that it would share out.
+- `save_only_model` changes nothing: checkpoints are what an interrupted run goes on from, and none is
+  kept once it is finished.
+- `warmup_stable_decay` with one of `num_stable_steps` and `num_decay_steps` has the rest for the
+  other; there the other is a share of the steps.
 - `max_samples` are drawn by the seed; LLaMA-Factory takes the first ones.
 - Packed documents never see each other, whether `packing` or `neat_packing` asks for it.
 - `overwrite_output_dir` deletes nothing. An interrupted run is resumed by the same command, and

@@ -14,6 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deltaw.language.use.opened import open_language
 from deltaw.train.runfolder import read_recipe
 
+LAYERWISE = {
+    "finetuning_type": "full",
+    "use_galore": True,
+    "galore_layerwise": True,
+    "gradient_accumulation_steps": 1,
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target")),
+}
+
 
 def written(folder: Path, values: dict[str, Any]) -> Path:
     path = folder / "theirs.yaml"
@@ -58,7 +66,7 @@ def test_a_dry_run_shows_what_the_file_becomes(
     lines = out.splitlines()
     assert lines[0].startswith("recipe    LLaMA-Factory's, read as: model=")
     for text in (
-        "ignored, for they do not change what is learnt: plot_loss",
+        "plot_loss=True",
         "overwrite_output_dir deletes nothing",
         "trust_remote_code: Python code that comes with the model is run",
         "colours: 24 rows, 20 training, 4 validation",
@@ -71,6 +79,42 @@ def test_a_dry_run_shows_what_the_file_becomes(
     ):
         assert text in out, text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "expected"),
+    [
+        ([], {}, (4, 8)),
+        (["--processes", "2"], {}, (2, 4)),
+        ([], LAYERWISE, (1, 2)),
+        (["batch_size=6", "--processes", "3"], {}, (3, 6)),
+    ],
+)
+def test_rows_of_each_process_are_multiplied_by_those_that_are_started(
+    deltaw_command: Command,
+    factory: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[str],
+    more: dict[str, Any],
+    expected: tuple[int, int],
+) -> None:
+    """On four GPUs, of which layerwise GaLore is for one."""
+    started = []
+
+    def launch(count: int, target: Any, options: dict[str, Any]) -> int:
+        started.append((count, options["recipe"].batch_size))
+        return 0
+
+    def run(recipe: Any, **_: Any) -> None:
+        started.append((1, recipe.batch_size))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr("deltaw.cli.train.launch", launch)
+    monkeypatch.setattr("deltaw.language.choosing.train", run)
+    code, _, err = deltaw_command("train", written(tmp_path, factory | more), *asked)
+    assert (code, err) == (0, "")
+    assert started == [expected]
 
 
 def test_errors_name_the_file_and_write_nothing(

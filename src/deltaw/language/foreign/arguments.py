@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from deltaw.language.foreign import deepspeed
 from deltaw.language.foreign.tool import (
     Effect,
     Fate,
@@ -16,6 +17,7 @@ from deltaw.language.foreign.tool import (
     number,
     optimizer,
     reports,
+    settings,
     truth,
 )
 
@@ -24,23 +26,24 @@ SHOWN = Ignored("what is shown or measured only")
 PLACES = Ignored("a run keeps its own checkpoints until it is finished")
 OFFLINE = Ignored("nothing is uploaded")
 ALONE = "plain PyTorch trains; leave it out"
-SHARED = "give fsdp: true, which shares out weights, gradients and optimiser as ZeRO-3 does"
 KEPT = "it would change what is learnt; leave it out"
 UPLOAD = "nothing is uploaded; leave it out"
 PACE = Joint(
     "`eval_every`, from `eval_steps` where `eval_strategy: steps`, else from `save_steps`; what it "
     "is not from is ignored"
 )
-STRATEGY = Joint("what `eval_every` is from; `epoch` leaves it open")
+EACH = "`batch_size`, which counts the rows of all processes: that many times as much"
+STRATEGY = Joint("what `eval_every` is from, and `eval_each_epoch` for `epoch`")
 
 KEYS: dict[str, Fate] = {
     "output_dir": Effect("output"),
-    "per_device_train_batch_size": Effect("batch_size"),
+    "per_device_train_batch_size": Joint(EACH),
     "gradient_accumulation_steps": Effect("gradient_accumulation"),
     "learning_rate": Effect("learning_rate", number),
     "num_train_epochs": Joint("`epochs`; `max_steps` goes before it"),
     "max_steps": Joint("`max_steps`; -1 means none"),
     "lr_scheduler_type": Joint("`scheduler`; `constant` is one without a warm-up"),
+    "lr_scheduler_kwargs": Effect("scheduler_kwargs", settings),
     "warmup_ratio": Joint("`warmup`, a share of the steps"),
     "warmup_steps": Joint("`warmup`, a number of steps, or below 1 a share of them"),
     "weight_decay": Effect("weight_decay", number),
@@ -94,17 +97,17 @@ KEYS: dict[str, Fate] = {
     **each(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), SPEED),
     "fsdp": Effect("fsdp", bool),
     "fsdp_config": Ignored("each of the model's blocks is shared out: memory only"),
-    "deepspeed": Refused(SHARED, (False, "", [], {})),
+    "deepspeed": deepspeed.FATE,
     **each(("accelerator_config", "parallelism_config"), Refused(ALONE, ({},))),
     **each(("tf32", "use_cpu", "no_cuda", "full_determinism"), Refused(KEPT)),
     **each(("auto_find_batch_size", "dataloader_drop_last", "ignore_data_skip"), Refused(KEPT)),
-    **each(("data_seed", "lr_scheduler_kwargs", "optim_args"), Refused(KEPT, ("", {}))),
+    **each(("data_seed", "optim_args"), Refused(KEPT, ("", {}))),
     **each(("label_names", "debug"), Refused(KEPT, ("", []))),
     "optim_target_modules": Refused("name them with galore_target", ()),
     **each(("label_smoothing_factor", "neftune_noise_alpha"), Refused(KEPT, (0,))),
-    "adam_beta1": Refused(KEPT, (0.9,)),
-    "adam_beta2": Refused(KEPT, (0.999,)),
-    "adam_epsilon": Refused(KEPT, (1e-8,)),
+    "adam_beta1": Effect("adam_beta1", number),
+    "adam_beta2": Effect("adam_beta2", number),
+    "adam_epsilon": Effect("adam_epsilon", number),
     "push_to_hub": Refused(UPLOAD),
     **each(("hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), OFFLINE),
     **each(("hub_always_push", "hub_revision"), OFFLINE),
@@ -135,8 +138,7 @@ STRATEGIES = ("no", "steps", "epoch")
 def join(given: Values, found: Found, logging_steps: int = 500) -> None:
     """Read the arguments that act together."""
     paced(given, found)
-    if "per_device_train_batch_size" in given:
-        found.notes.append("per_device_train_batch_size is of all processes together here")
+    found.spread(given, "per_device_train_batch_size")
     _evaluation(given, found, logging_steps)
     _order(given, found)
     _folder(given, found)
@@ -192,16 +194,17 @@ def _evaluation(given: Values, found: Found, logging_steps: int) -> None:
     if best:
         found.give("keep", "best", "load_best_model_at_end")
     judge = "load_best_model_at_end" if best else found.names.get("early_stopping", "")
-    if (best or "early_stopping" in found.values) and strategy != "steps":
-        found.problems.append(f"{judge} needs eval_strategy: steps, and eval_steps")
+    if (best or "early_stopping" in found.values) and strategy == "no":
+        found.problems.append(f"{judge} needs eval_strategy: steps, or epoch")
     every = "save_steps"
     if strategy == "steps":
         every = "eval_steps" if "eval_steps" in given else "logging_steps"
         found.give("eval_every", given.get(every, logging_steps), every)
+    elif strategy == "epoch":
+        every = ""
+        found.give("eval_each_epoch", True, name)
     elif every in given:
         found.give("eval_every", given[every], every)
-    if strategy == "epoch":
-        found.notes.append(f"{name}=epoch: there are steps alone, as many as the receipt says")
     steps = ("eval_steps", "save_steps", "logging_steps")
     found.ignored += [step for step in steps if step in given and step != every]
     _metric(given, found)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltaw.errors import printable
-from deltaw.language.foreign import arguments
-from deltaw.language.foreign.arguments import KEPT, PLACES, SHARED, SHOWN, SPEED, UPLOAD
+from deltaw.language.foreign import arguments, deepspeed
+from deltaw.language.foreign.arguments import KEPT, PLACES, SHOWN, SPEED, UPLOAD
 from deltaw.language.foreign.tool import (
     Effect,
     Fate,
@@ -73,7 +73,7 @@ KEYS: dict[str, Fate] = {
     "sequence_len": Effect("max_length"),
     "excess_length_strategy": Effect("too_long"),
     "sample_packing": Effect("packing", truth),
-    "micro_batch_size": Effect("batch_size"),
+    "micro_batch_size": Joint(arguments.EACH),
     "gradient_accumulation_steps": Effect("gradient_accumulation"),
     "num_epochs": Joint("`epochs`; `max_steps` goes before it"),
     "max_steps": Joint("`max_steps`"),
@@ -93,7 +93,7 @@ KEYS: dict[str, Fate] = {
     "seed": Effect("seed"),
     "output_dir": Effect("output"),
     "resume_from_checkpoint": Refused("an interrupted run is always resumed; leave it out"),
-    "deepspeed": Refused(SHARED, ("",)),
+    "deepspeed": deepspeed.FATE,
     "fsdp": FSDP,
     "fsdp_config": FSDP,
     "fsdp_version": SPEED,
@@ -161,6 +161,7 @@ def join(given: Values, found: Found) -> None:
     renamed = {"num_epochs": "num_train_epochs", "lr_scheduler": "lr_scheduler_type"}
     shared = ("num_epochs", "max_steps", "lr_scheduler", "warmup_ratio", "warmup_steps")
     arguments.paced({renamed.get(k, k): given[k] for k in shared if k in given}, found, epochs=1.0)
+    found.spread(given, "micro_batch_size")
     if "learning_rate" not in given:
         found.problems.append("learning_rate is missing")
     everything = found.read(given, "train_on_inputs", truth)
@@ -171,6 +172,7 @@ def join(given: Values, found: Found) -> None:
             found.give("bf16", on, name)
     if given.get("fsdp") or given.get("fsdp_config"):
         found.give("fsdp", True, "fsdp" if given.get("fsdp") else "fsdp_config")
+    deepspeed.join(given, found)
     _data(given, found)
 
 

@@ -5,7 +5,7 @@ Source: github.com/hiyouga/LLaMA-Factory, src/llamafactory/hparams.
 
 from typing import Any
 
-from deltaw.language.foreign import arguments
+from deltaw.language.foreign import arguments, deepspeed
 from deltaw.language.foreign.llamafactory_keys import KEYS, SCORED
 from deltaw.language.foreign.tool import Found, Tool, Values, misfit, number, truth
 
@@ -44,6 +44,7 @@ def join(given: Values, found: Found) -> None:
     _answered(given, found)
     _galore(given, found)
     _memory(given, found)
+    deepspeed.join(given, found)
     _data(given, found)
 
 

@@ -76,6 +76,7 @@ KEYS: dict[str, Fate] = {
     "mask_history": Joint("`train_on: last`"),
     "packing": Joint("`packing`, in which documents do not see each other"),
     "neat_packing": Joint("`packing`"),
+    "plot_loss": Effect("plot_loss", truth),
     "val_size": Effect("validation_share", number),
     "early_stopping_steps": Effect("early_stopping"),
     "pure_bf16": Joint("`bf16`; adapters stay in float32"),
@@ -125,7 +126,6 @@ KEYS: dict[str, Fate] = {
     ),
     **each(
         (
-            "plot_loss",
             "compute_accuracy",
             "eval_on_each_dataset",
             "print_param_status",

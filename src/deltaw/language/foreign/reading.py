@@ -7,7 +7,7 @@ from typing import Any
 
 from deltaw.errors import printable
 from deltaw.language.foreign import axolotl, llamafactory, mlx, trl
-from deltaw.language.foreign.tool import Found, Tool
+from deltaw.language.foreign.tool import Around, Found, Tool
 from deltaw.train.keys import LANGUAGE
 from deltaw.train.recipe import Recipe
 
@@ -15,6 +15,7 @@ TOOLS = (llamafactory.TOOL, axolotl.TOOL, mlx.TOOL, trl.TOOL)
 OWN = Recipe.model_fields.keys() - {"record"}
 ORDER = (*[key for key in Recipe.model_fields if key not in LANGUAGE], *LANGUAGE)
 LONGEST = 60
+HERE = Around()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,10 @@ def detect(values: Mapping[str, Any]) -> Tool | None:
     return max(fitting, key=lambda tool: len(tool.keys.keys() & values.keys()), default=None)
 
 
-def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
+def read(file: Mapping[str, Any], given: Mapping[str, Any], around: Around = HERE) -> Reading:
     """Return the recipe of a file with the values `given` beside it, which come first.
 
+    `around` is where the file is read, which some tools' keys are about.
     Both may have the tool's keys and deltaw's own; a key that is in both has the tool's meaning.
     """
     tool = detect(file)
@@ -51,7 +53,7 @@ def read(file: Mapping[str, Any], given: Mapping[str, Any]) -> Reading:
     if tool is None:
         return Reading(both)
     own = {key: value for key, value in both.items() if key in OWN and key not in tool.keys}
-    found = tool.read({key: value for key, value in both.items() if key in tool.keys}, own)
+    found = tool.read({key: value for key, value in both.items() if key in tool.keys}, own, around)
     known = [*tool.keys, *OWN]
     strange = [str(key) for key in both if key not in known]
     found.problems += [_unknown(key, tool, known) for key in strange]

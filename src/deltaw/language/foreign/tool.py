@@ -1,7 +1,9 @@
 """What a key of another trainer's file becomes: a recipe's value, nothing, or an error."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from deltaw.errors import printable
@@ -51,13 +53,22 @@ class Refused:
 Fate = Effect | Joint | Ignored | Refused
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """How many processes train together, and the `folder` that a file lies in."""
+
+    processes: int = 1
+    folder: Path = Path()
+
+
 @dataclass
 class Found:
     """What a file was read as; `names` has the file's own name for each of the recipe's keys.
 
-    `own` are the recipe's keys that stand beside the tool's.
+    `own` are the recipe's keys that stand beside the tool's, `around` is where the file is read.
     """
 
+    around: Around = Around()
     own: Values = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     usual: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +99,20 @@ class Found:
             self.names.setdefault(key, name)
             self.usual[key] = value
 
+    def spread(self, given: Values, name: str) -> None:
+        """Set the rows of a batch, which `name` gives for each process and a recipe for all."""
+        count = self.around.processes
+        each = self.read(given, name, number) if name in given else self.usual["batch_size"]
+        if each is None:
+            return
+        rows = count * each
+        self.choose(given, "batch_size", rows, name)
+        if count > 1 and "batch_size" not in self.own:
+            self.notes.append(
+                f"{name} is for each of the {count} processes, batch_size={rows} for all; an "
+                "interrupted run keeps that, so give it where the processes are not as many"
+            )
+
     def read(self, given: Values, name: str, how: Callable[[Any], Read]) -> Read | None:
         """Return a value of the file, or None where there is none or it makes no sense."""
         if name not in given:
@@ -112,13 +137,13 @@ class Tool:
     defaults: Mapping[str, Any]
     join: Callable[[Values, Found], None]
 
-    def read(self, values: Values, own: Values) -> Found:
+    def read(self, values: Values, own: Values, around: Around) -> Found:
         """Return what the values of known keys become; null stands for the tool's default.
 
-        `own` are the recipe's keys that stand beside them.
+        `own` are the recipe's keys that stand beside them, `around` is where they are read.
         """
         given = {key: value for key, value in values.items() if value is not None}
-        found = Found(own, usual=dict(self.defaults))
+        found = Found(around, own, usual=dict(self.defaults))
         for name, fate in self.keys.items():
             if isinstance(fate, Effect):
                 found.names.setdefault(fate.key, name)
@@ -203,6 +228,18 @@ def reports(value: Any) -> list[str]:
     """Return where progress is reported to."""
     found = names(value)
     return [] if found == ["none"] else found
+
+
+def settings(value: Any) -> dict[str, Any]:
+    """Return settings by their names, from a dictionary or from its JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except ValueError as error:
+            raise ValueError("must be names with values, or such as JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError("must be names with values, or such as JSON")
+    return value
 
 
 def optimizer(value: Any) -> Any:

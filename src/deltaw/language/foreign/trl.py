@@ -5,7 +5,7 @@ Source: github.com/huggingface/trl, trl/scripts and trl/trainer/{sft,dpo,kto,mod
 
 from typing import Any
 
-from deltaw.language.foreign import arguments
+from deltaw.language.foreign import arguments, deepspeed
 from deltaw.language.foreign.arguments import KEPT, SHOWN, SPEED
 from deltaw.language.foreign.tool import (
     Effect,
@@ -154,6 +154,7 @@ def join(given: Values, found: Found) -> None:
         part = f":{given['dataset_config']}" if "dataset_config" in given else ""
         found.give("data", f"{given['dataset_name']}{part}", "dataset_name")
     found.names.setdefault("data", "dataset_name")
+    deepspeed.join(given, found)
     _learnt(given, found)
 
 
