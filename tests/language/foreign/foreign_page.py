@@ -31,8 +31,8 @@ What differs:
   the file. `stage: kto` is for one process.
 - `deepspeed` names the file beside the YAML, or in the working directory. DeepSpeed itself is not
   used: stage 3 is `fsdp: true`, and below it each process holds all that it would share out.
-- `save_only_model` changes nothing: checkpoints are what an interrupted run goes on from, and none is
-  kept once it is finished.
+- `save_only_model` changes nothing: checkpoints are what an interrupted run goes on from, and none
+  is kept once it is finished.
 - `warmup_stable_decay` with one of `num_stable_steps` and `num_decay_steps` has the rest for the
   other; there the other is a share of the steps.
 - `max_samples` are drawn by the seed; LLaMA-Factory takes the first ones.
