@@ -89,7 +89,7 @@ def examine(values: Values) -> dict[str, Any]:
             "steps": job.plan.steps,
             "every": job.plan.every,
             "metric": job.plan.metric,
-            "adapted": job.adapted,
+            "adapted": job.adapted.said,
             "trainable": summary.trainable,
             "parameters": summary.total,
             "base": job.recipe.record["base"],

@@ -9,7 +9,7 @@ import deltaw
 from deltaw.errors import RunError
 from deltaw.train.batches import Collator
 from deltaw.train.console import Console
-from deltaw.train.methods import ADAPTER
+from deltaw.train.continuing import ADAPTER
 from deltaw.train.model import quiet
 from deltaw.train.opened import open_run
 from deltaw.train.reading import read

@@ -20,7 +20,8 @@ def advice(
         )
     effective = recipe.batch_size * recipe.gradient_accumulation
     if recipe.method == "lora":
-        lines += _adapter_advice(recipe, rows)
+        if not recipe.goes_on:
+            lines += _adapter_advice(recipe, rows)
         if partial:
             lines.append(
                 "target_modules: adapting all linear layers is better than attention alone, also "

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 
 from deltaw.errors import ConfigError
+from deltaw.train.continuing import Adapted
 from deltaw.train.escape import printable
 from deltaw.train.model import full_name
 from deltaw.train.rates import TrainingPlan
@@ -18,10 +19,12 @@ from deltaw.train.recipe import Recipe
 VERSIONS = ("deltaw", "torch", "transformers", "tokenizers", "accelerate", "safetensors")
 
 
-def chosen(recipe: Recipe, plan: TrainingPlan) -> dict[str, Any]:
+def chosen(recipe: Recipe, plan: TrainingPlan, adapted: Adapted) -> dict[str, Any]:
     """Return what every kind of training chooses, by the recipe's keys."""
+    new = recipe.method == "lora" and not recipe.goes_on
     return {
-        **({"lora_alpha": float(2 * recipe.r)} if recipe.method == "lora" else {}),
+        **({"lora_alpha": float(2 * recipe.r)} if new else {}),
+        **adapted.chosen,
         "epochs": float(plan.epochs.value),
         "max_steps": plan.steps,
         "learning_rate": plan.rate.value,
@@ -37,6 +40,7 @@ def recorded_recipe(
     *,
     base: str,
     tokenizer: str,
+    adapters: Sequence[str] = (),
     labels: Sequence[str] = (),
     reading: str | None = None,
 ) -> Recipe:
@@ -48,6 +52,7 @@ def recorded_recipe(
             "eval_data": _full_data(recipe.eval_data, recipe.dataset_dir),
             "output": _full(recipe.output),
             "dataset_dir": _full(recipe.dataset_dir),
+            "adapter": recipe.adapter and [str(Path(path).resolve()) for path in recipe.adapter],
             "record": {
                 "chosen": {key: v for key, v in choices.items() if getattr(recipe, key) is None},
                 "versions": {name: version(name) for name in VERSIONS}
@@ -57,6 +62,7 @@ def recorded_recipe(
                 "tokenizer": tokenizer,
                 "labels": list(labels),
             }
+            | ({"adapters": list(adapters)} if adapters else {})
             | ({} if reading is None else {"reading": reading}),
         }
     )

@@ -31,6 +31,12 @@ LOW_RANK = (
     "loraplus_lr_ratio",
     "loraplus_lr_embedding",
 )
+OF_ADAPTER = (
+    *[key for key in LOW_RANK if not key.startswith("loraplus")],
+    "modules_to_save",
+    "trainable_token_indices",
+)
+"""Keys that an adapter which is trained on has settings of its own for."""
 GALORE = (
     "galore_rank",
     "galore_update_interval",
@@ -46,6 +52,8 @@ SMOOTHED = ("sigmoid", "robust", "exo_pair")
 READERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LOW_RANK, ("lora",)),
     **dict.fromkeys(("optim", *GALORE), ("full", "freeze")),
+    "adapter": ("lora", "full", "freeze"),
+    "create_new_adapter": ("lora",),
     "trainable_token_indices": ("lora",),
     "quantization_bit": ("lora", "head", "bitfit", "layernorm"),
     "modules_to_save": ("lora", "head", "bitfit", "layernorm"),
@@ -73,6 +81,7 @@ def without_effect(recipe: "Recipe") -> list[str]:
         *_unread_of_packing(recipe, left),
         *_unread_of_start(recipe, left),
         *_unread_of_smoothing(recipe, left),
+        *_unread_of_adapter(recipe, left),
     ]
 
 
@@ -119,6 +128,29 @@ def _unread_of_smoothing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
         )
     if recipe.pref_loss == "exo_pair" and "dpo_label_smoothing" not in changed:
         yield "pref_loss=exo_pair needs dpo_label_smoothing above 0; its paper has 0.001"
+
+
+def _unread_of_adapter(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
+    """Yield what the adapters that a run begins with decide themselves, or do not go with."""
+    if recipe.create_new_adapter and recipe.adapter is None:
+        yield "create_new_adapter=True has no effect without adapter; leave it out"
+    if recipe.goes_on:
+        for key in OF_ADAPTER:
+            if key in changed:
+                value = printable(repr(getattr(recipe, key)))
+                yield (
+                    f"{key}={value} has no effect with adapter, whose own settings hold while it "
+                    "is trained on; leave it out, or give create_new_adapter=true"
+                )
+    if not recipe.merged:
+        return
+    for key in ("quantization_bit", "absorb"):
+        if getattr(recipe, key):
+            yield (
+                f"{key} does not go with adapters that are merged first, as all are but one that "
+                "is trained on; write the model with them by deltaw export RUN OUT --to hf, and "
+                "give OUT as model"
+            )
 
 
 def _unread_of_start(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

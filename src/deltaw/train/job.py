@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltaw.train.console import Console
+from deltaw.train.continuing import Adapted
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.loop import RecipeTrainer
 from deltaw.train.metrics import Score
@@ -27,7 +28,7 @@ class Job(ABC):
     model: nn.Module
     tokenizer: Any
     plan: TrainingPlan
-    adapted: str
+    adapted: Adapted
     warnings: tuple[str, ...]
     held_out_name: str
 

@@ -18,6 +18,16 @@ from deltaw.inits import from_data, kind_of
 from deltaw.optim.layerwise import blocks
 from deltaw.patterns import within
 from deltaw.plans import Plan
+from deltaw.train.continuing import (
+    ADAPTER,
+    Adapted,
+    digests,
+    go_on,
+    merge_adapters,
+    read_adapters,
+    require_one,
+)
+from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 from deltaw.train.optimizer import movement
 from deltaw.train.packing import absorbing, move, pack
@@ -26,7 +36,6 @@ from deltaw.train.recipe import Recipe
 IN_PLACE = frozenset({"full", "freeze"})
 """Methods that change the model's own weights; the others are adapters."""
 
-ADAPTER = "default"
 NORMS = ("LayerNorm", "RMSNorm")
 """How the names of normalisations end, torch's and those that models bring along."""
 
@@ -143,22 +152,40 @@ def adapt(
     untrained: Sequence[str] = (),
     data: Iterable[Any] = (),
     loss: Loss | None = None,
-) -> tuple[str, tuple[str, ...]]:
+) -> Adapted:
     """Pack the weights as the recipe says and `prepare` the model, in the order that it asks for.
 
-    A start that is absorbed is taken out of the full weights, and what is left of them is packed.
-    All is done on the GPU where there is one with room for it.
+    Adapters that the run begins with are merged, or trained on, first. A start that is absorbed is
+    taken out of the full weights, and what is left of them is packed. All is done on the GPU where
+    there is one with room for it.
 
     Raises:
-        RunError: what `prepare` raises, or if the GPU has no room.
+        RunError: what `prepare` raises, or if the GPU has no room, or adapters that are merged
+            could not be saved with the one that is trained.
+        FormatError, MergeError: if one of them does not fit the model, or cannot be merged.
     """
+    states = read_adapters(model, recipe)
+    merged = states[: len(recipe.merged)]
+    merge_adapters(model, merged)
+    chosen: dict[str, list[str] | None] = {}
+    if recipe.goes_on:
+        chosen = {"modules_to_save": states[-1].config.modules_to_save}
+        recipe = recipe.model_copy(update=chosen)
     if not recipe.absorb:
         pack(model, recipe, untrained)
     move(model, recipe)
-    adapted, warnings = prepare(model, recipe, untrained, _beside(model, data), loss)
+    if recipe.goes_on:
+        said, warnings = go_on(model, recipe, states[-1]) + movement(recipe), ()
+    else:
+        said, warnings = prepare(model, recipe, untrained, _beside(model, data), loss)
     if recipe.absorb:
         pack(model, recipe, untrained)
-    return adapted, (*warnings, *_precision(recipe))
+    if merged and recipe.method not in IN_PLACE:
+        require_one(merged, deltaw.capture(model, ADAPTER))
+    if merged:
+        said += f", with {counted(len(merged), 'adapter')} merged into the weights first"
+    kept = () if recipe.method in IN_PLACE else tuple(merged)
+    return Adapted(said, (*warnings, *_precision(recipe)), kept, chosen, digests(states))
 
 
 def restore(model: nn.Module, recipe: Recipe, folder: Path, untrained: Sequence[str] = ()) -> None:

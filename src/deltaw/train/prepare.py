@@ -15,6 +15,7 @@ from deltaw.train import methods
 from deltaw.train.batches import Collator, EpochSampler
 from deltaw.train.choices import check_reports, chosen, recorded_recipe
 from deltaw.train.console import Console
+from deltaw.train.continuing import require_adapters
 from deltaw.train.data.dataset import Data
 from deltaw.train.effects import refuse_unread
 from deltaw.train.escape import printable
@@ -134,6 +135,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None
     """
     methods.lora_config(recipe)
     check_reports(recipe)
+    require_adapters(recipe)
     data = read(recipe)
     show_data(console, data)
     refuse_unread(recipe, data.schema.task)
@@ -161,7 +163,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None
     base = base_digest(model)
     collator = Collator(tokenizer)
     first = _first_batches(recipe, train, collator)
-    adapted, warnings = methods.adapt(model, recipe, untrained, first, _loss_of)
+    adapted = methods.adapt(model, recipe, untrained, first, _loss_of)
     plan = planned(
         recipe,
         len(train),
@@ -176,10 +178,11 @@ def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None
     }
     recorded = recorded_recipe(
         recipe,
-        choices | chosen(recipe, plan),
+        choices | chosen(recipe, plan, adapted),
         data.hashes,
         base=base,
         tokenizer=tokenizer_digest(tokenizer),
+        adapters=adapted.began,
         labels=data.labels,
     )
     return TextJob(
@@ -188,7 +191,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None
         tokenizer=tokenizer,
         plan=plan,
         adapted=adapted,
-        warnings=warnings,
+        warnings=adapted.warnings,
         held_out_name="test" if test else "validation",
         data=data,
         collator=collator,

@@ -65,7 +65,7 @@ def show_job(console: Console, job: "Job", where: str, verified: str) -> None:
         f"{size(size_on_disk(job.model))} in {packing(recipe) or _dtypes(job.model)}",
     )
     summary = deltaw.summary(job.model)
-    console.field("method", f"{recipe.method}: {job.adapted}")
+    console.field("method", f"{recipe.method}: {job.adapted.said}")
     console.field(
         "trained",
         f"{summary.trainable:,} of {summary.total:,} parameters ({summary.percentage:.2f}%)",

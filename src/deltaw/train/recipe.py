@@ -47,6 +47,8 @@ class Recipe(LanguageKeys):
     allow_leakage: bool = False
 
     method: Method = "lora"
+    adapter: list[str] | None = Field(None, min_length=1)
+    create_new_adapter: bool = False
     r: int = 8
     lora_alpha: float | None = None
     target_modules: str | list[str] = "all-linear"
@@ -114,7 +116,7 @@ class Recipe(LanguageKeys):
 
     record: dict[str, Any] | None = None
 
-    @field_validator("text", "report_to", mode="before")
+    @field_validator("text", "report_to", "adapter", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
@@ -159,10 +161,10 @@ class Recipe(LanguageKeys):
             raise ValueError("; ".join(map(misfit, error.errors()))) from error
         return value
 
-    @field_validator("model", "data", "output")
+    @field_validator("model", "data", "output", "adapter")
     @classmethod
-    def _path(cls, value: str | None) -> str | None:
-        if value is not None and "\0" in value:
+    def _path(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if any("\0" in part for part in ([value] if isinstance(value, str) else value or ())):
             raise ValueError("must not hold a NUL character")
         return value
 
@@ -187,6 +189,17 @@ class Recipe(LanguageKeys):
     def is_language(self) -> bool:
         """Tell whether a language model is trained."""
         return self.task in LANGUAGE_TASKS
+
+    @property
+    def goes_on(self) -> bool:
+        """Tell whether the last adapter of `adapter` is trained on, and no new one."""
+        return self.adapter is not None and self.method == "lora" and not self.create_new_adapter
+
+    @property
+    def merged(self) -> list[str]:
+        """The adapters that are merged into the weights before training."""
+        adapters = self.adapter or []
+        return adapters[:-1] if self.goes_on else adapters
 
     @property
     def uses_galore(self) -> bool:

@@ -35,6 +35,8 @@ class Record(BaseModel):
     data: dict[str, str] = {}
     base: str | None = None
     tokenizer: str | None = None
+    adapters: list[str] = []
+    """The digests of the adapters that it began with."""
     reading: str | None = None
     """The digest of how rows of a language model's data become text."""
     labels: list[str] = []

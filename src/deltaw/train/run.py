@@ -13,7 +13,7 @@ import transformers
 
 import deltaw
 from deltaw.errors import DivergedError
-from deltaw.train import staging
+from deltaw.train import continuing, staging
 from deltaw.train.checkpoint import read_state, restore
 from deltaw.train.console import Console
 from deltaw.train.data import wording
@@ -25,7 +25,7 @@ from deltaw.train.guarding.guarded import rolled_back
 from deltaw.train.interrupt import Interrupt, Stopped
 from deltaw.train.job import Job
 from deltaw.train.loop import Pace, RecipeTrainer, is_done
-from deltaw.train.methods import ADAPTER, IN_PLACE
+from deltaw.train.methods import IN_PLACE
 from deltaw.train.metrics import Score
 from deltaw.train.model import quiet, save_tokenizer, size_on_disk
 from deltaw.train.placing import memory_said
@@ -235,7 +235,7 @@ class _Run:
             if self.job.recipe.method in IN_PLACE:
                 model.save_pretrained(partial, state_dict=weights(model))
             else:
-                deltaw.save(model, partial, ADAPTER)
+                continuing.save(model, partial, self.job.adapted.merged)
             if self.job.recipe.plot_loss:
                 plot_losses(self.history, partial / PICTURE)
             size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))

@@ -137,13 +137,14 @@ class RunFolder:
 
     def refuse(self, recipe: Recipe, overwrite: bool) -> None:
         """Raise, touching nothing, if the run of `recipe` must not go here."""
-        sources = {"model": recipe.model, "data": recipe.data}
+        sources = [("model", recipe.model), ("data", recipe.data)]
+        sources += [("adapter", path) for path in recipe.adapter or ()]
         raise_all(
             RunError,
             f"{self.shown} would become the run's folder, and what it is made from lies in there:",
             [
                 f"{key} {printable(value, 300)}"
-                for key, value in sources.items()
+                for key, value in sources
                 if os.path.exists(value)
                 and Path(value).resolve().is_relative_to(self.path.resolve())
             ],
@@ -205,6 +206,8 @@ class RunFolder:
             problems.append("the data changed since the run began (other hashes)")
         if then.get("base") != now.get("base"):
             problems.append("the base model's weights changed since the run began (other hash)")
+        if then.get("adapters") != now.get("adapters"):
+            problems.append("the adapters that the run began with changed since (other hashes)")
         if then.get("tokenizer") != now.get("tokenizer"):
             problems.append("the model's tokenizer changed since the run began (other hash)")
         if then.get("reading") not in (None, now.get("reading")):

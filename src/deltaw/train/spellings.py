@@ -37,6 +37,10 @@ SYNONYMS = {
     "proj_type": "galore_proj_type",
     "exact_svd": "galore_exact_svd",
     "optim_target_modules": "galore_target",
+    "adapters": "adapter",
+    "adapter_name_or_path": "adapter",
+    "lora_model_dir": "adapter",
+    "resume_adapter_file": "adapter",
     "pissa_init": "init_lora_weights: pissa",
 }
 """What an unknown key probably means."""

@@ -36,6 +36,10 @@ What differs:
 - `warmup_stable_decay` with one of `num_stable_steps` and `num_decay_steps` has the rest for the
   other; there the other is a share of the steps.
 - `max_samples` are drawn by the seed; LLaMA-Factory takes the first ones.
+- `adapter_name_or_path: a,b` is there the sum of base, a and b, and what is saved is b alone, which
+  needs base and a. Here it is the sum of a and b, an adapter of the base: give that one folder to
+  what comes next. An adapter of deltaw's must be one of this base; `finetuning_type: full` and
+  `freeze` merge adapters first, which is refused there.
 - Packed documents never see each other, whether `packing` or `neat_packing` asks for it.
 - `overwrite_output_dir` deletes nothing. An interrupted run is resumed by the same command, and
   `--overwrite` starts anew.

@@ -70,6 +70,18 @@ def test_the_minimum_has_the_defaults_of_its_own_tool() -> None:
             {"loraplus_lr_ratio": 16, "loraplus_lr_embedding": 1e-5},
             {"loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-5},
         ),
+        ({"adapter_name_or_path": "a"}, {"adapter": ["a"]}),
+        ({"adapter_name_or_path": "a, b", "lora_rank": 64}, {"adapter": ["a", "b"], "r": 8}),
+        ({"adapter_name_or_path": ["a"], "adapter_folder": "x"}, {"adapter": ["a/x"]}),
+        (
+            {"adapter_name_or_path": "a,b", "create_new_adapter": True, "lora_rank": 64},
+            {"adapter": ["a", "b"], "create_new_adapter": True, "r": 64},
+        ),
+        (
+            {"adapter_name_or_path": "a", "finetuning_type": "full", "create_new_adapter": True},
+            {"adapter": ["a"], "method": "full"},
+        ),
+        ({"create_new_adapter": True, "adapter_folder": "x"}, {}),
         ({"finetuning_type": "full"}, {"method": "full"}),
         (
             {"finetuning_type": "freeze", "freeze_trainable_layers": 3},
@@ -227,12 +239,17 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"fp16": True}, "fp16=True: not done here; give bf16: true"),
         ({"quantization_bit": 3}, "quantization_bit=3: Input should be 4 or 8"),
         ({"quantization_method": "hqq"}, "quantization_method='hqq': Input should be 'bnb'"),
-        ({"adapter_name_or_path": "a,b"}, "adapter_name_or_path='a,b': .*deltaw merge"),
         ({"lr_scheduler_type": "sine"}, "lr_scheduler_type='sine': Input should be"),
         ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type='greedy': it goes by a score"),
         ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs='{': must be names with values"),
         ({"lr_scheduler_kwargs": [1]}, r"lr_scheduler_kwargs=\[1\]: must be names with values"),
         ({"lr_scheduler_kwargs": {"power": 2}}, "linear reads none, and not power"),
+        ({"adapter_name_or_path": 3}, "adapter_name_or_path=3: must be names with commas"),
+        (
+            {"adapter_name_or_path": "a,b", "quantization_bit": 4},
+            "quantization_bit does not go with adapters that are merged first",
+        ),
+        ({"adapter_name_or_path": "a", "r": 4}, "r=4 has no effect with adapter, whose own"),
         ({"warmup_ratio": 1.5}, "warmup_ratio=1.5: must be a share from 0 to below 1"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio and warmup_steps contradict"),
         ({"warmup_steps": 5.5}, "warmup_steps=5.5: must be a share below 1, or a whole number"),
@@ -404,6 +421,7 @@ def test_what_is_said_of_a_file() -> None:
         ),
         ({"logging_steps": 10}, "ignored, for they do not change what is learnt: logging_steps"),
         ({"create_new_adapter": True}, "what is learnt: create_new_adapter"),
+        ({"adapter_folder": "x"}, "what is learnt: adapter_folder"),
     ],
 )
 def test_a_key_without_effect_is_said(more: dict[str, Any], said: str) -> None:
@@ -443,3 +461,10 @@ def test_a_value_without_effect_is_said_with_the_names_of_the_file() -> None:
         "r=16 has no effect with method=full, only with lora; leave it out, or did you mean "
         "method=lora? (in the file, r is lora_rank and method is finetuning_type)\n"
     ) in str(caught.value)
+
+
+def test_the_settings_of_an_adapter_that_is_trained_on_are_its_own() -> None:
+    more = {"adapter_name_or_path": "a", "lora_rank": 64, "lora_target": "q_proj"}
+    said = said_of(FACTORY | more)
+    assert "lora_rank, lora_target: without effect, the adapter's own settings hold" in said
+    assert "without effect" not in said_of(FACTORY | more | {"create_new_adapter": True})

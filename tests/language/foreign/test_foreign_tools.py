@@ -76,6 +76,11 @@ def test_axolotl() -> None:
     [
         ({"adapter": "qlora", "load_in_4bit": True}, {"quantization_bit": 4}),
         ({"load_in_8bit": True}, {"quantization_bit": 8}),
+        ({"lora_model_dir": ""}, {}),
+        (
+            {"lora_model_dir": "there", "lora_target_linear": None},
+            {"adapter": ["there"], "r": 8, "lora_alpha": None},
+        ),
         (
             {"lora_target_linear": None, "lora_target_modules": ["q_proj"]},
             {"target_modules": ["q_proj"]},
@@ -126,6 +131,16 @@ def test_axolotl_without_an_adapter_trains_everything() -> None:
     [
         ({"adapter": "llama-adapter"}, "adapter='llama-adapter': choose lora or qlora"),
         ({"adapter": "qlora"}, "adapter=qlora needs load_in_4bit: true"),
+        (
+            {
+                "adapter": None,
+                "lora_model_dir": "there",
+                "lora_r": None,
+                "lora_alpha": None,
+                "lora_target_linear": None,
+            },
+            "lora_model_dir needs adapter: lora",
+        ),
         ({"lora_target_linear": None}, "lora_target_modules is missing"),
         ({"lora_target_modules": ["q"]}, "lora_target_linear and lora_target_modules: keep one"),
         ({"learning_rate": None}, "learning_rate is missing"),
@@ -205,6 +220,7 @@ def test_mlx() -> None:
         ({"optimizer": "adamw"}, {"weight_decay": 0.01}),
         ({"max_seq_length": 64, "seed": 0, "batch_size": 2}, {"max_length": 64, "batch_size": 2}),
         ({"save_every": 10, "grad_checkpoint": True}, {"eval_every": 10}),
+        ({"resume_adapter_file": "a"}, {"adapter": ["a"], "r": 8, "lora_alpha": None}),
     ],
     ids=lambda value: ",".join(value),
 )
@@ -249,7 +265,9 @@ def test_a_file_of_mlx_says_whether_a_models_code_is_run(
         ({"num_layers": 1.5}, "num_layers=1.5: must be a number of layers, or -1"),
         ({"optimizer": "sgd"}, "optimizer='sgd': choose adam or adamw"),
         ({"lr_schedule": {"name": "cosine_decay"}}, "lr_schedule=.*give scheduler and warmup"),
-        ({"resume_adapter_file": "a"}, "resume_adapter_file='a': not done here"),
+        ({"resume_adapter_file": 3}, "resume_adapter_file=3: must be names"),
+        ({"fine_tune_type": "full", "resume_adapter_file": "a"}, "file goes with fine_tune_type"),
+        ({"resume_adapter_file": "a", "r": 4}, "r=4 has no effect with adapter"),
         ({"r": 4}, "r and lora_parameters say the same; keep one"),
         ({"fine_tune_type": "full", "num_layers": 4, "lora_parameters": None}, "num_layers goes"),
     ],

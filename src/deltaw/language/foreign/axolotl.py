@@ -63,7 +63,7 @@ KEYS: dict[str, Fate] = {
     "peft_use_dora": Effect("use_dora", truth),
     "loraplus_lr_ratio": Effect("loraplus_lr_ratio", number),
     "loraplus_lr_embedding": Effect("loraplus_lr_embedding", number),
-    "lora_model_dir": Refused("merge it first with deltaw merge, and give the result", ("",)),
+    "lora_model_dir": Joint("`adapter`; what `lora_*` keys say of it is without effect"),
     "datasets": Joint("`data`, one entry after the other"),
     "test_datasets": Joint("`eval_data`"),
     "val_set_size": Effect("validation_share", number),
@@ -148,9 +148,11 @@ def join(given: Values, found: Found) -> None:
     adapter = given.get("adapter")
     if adapter is None:
         found.usual["method"] = "full"
+        if given.get("lora_model_dir"):
+            found.problems.append("lora_model_dir needs adapter: lora or qlora")
     elif adapter in ADAPTERS:
         found.give("method", "lora", "adapter")
-        _targets(given, found)
+        _adapter(given, found)
     else:
         found.problems.append(misfit("adapter", adapter, "choose lora or qlora, or leave it out"))
     bits = [bit for bit in (4, 8) if found.read(given, f"load_in_{bit}bit", truth)]
@@ -174,6 +176,14 @@ def join(given: Values, found: Found) -> None:
         found.give("fsdp", True, "fsdp" if given.get("fsdp") else "fsdp_config")
     deepspeed.join(given, found)
     _data(given, found)
+
+
+def _adapter(given: Values, found: Found) -> None:
+    folders = found.read(given, "lora_model_dir", names) if given.get("lora_model_dir") else None
+    if folders:
+        found.go_on(folders, "lora_model_dir")
+    else:
+        _targets(given, found)
 
 
 def _targets(given: Values, found: Found) -> None:

@@ -3,11 +3,12 @@
 Source: github.com/hiyouga/LLaMA-Factory, src/llamafactory/hparams.
 """
 
+from pathlib import Path
 from typing import Any
 
 from deltaw.language.foreign import arguments, deepspeed
 from deltaw.language.foreign.llamafactory_keys import KEYS, SCORED
-from deltaw.language.foreign.tool import Found, Tool, Values, misfit, number, truth
+from deltaw.language.foreign.tool import Found, Tool, Values, misfit, names, number, truth
 
 STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto"}
 """The task that a stage is; the others are not there yet."""
@@ -40,6 +41,7 @@ def join(given: Values, found: Found) -> None:
     if method == "freeze":
         _freeze(given, found)
     _start(given, found)
+    _adapter(given, found)
     _learnt(given, found)
     _answered(given, found)
     _galore(given, found)
@@ -67,6 +69,24 @@ def _start(given: Values, found: Found) -> None:
         passes = PASSES if passes is None else passes
         start = "pissa_exact" if passes == -1 else f"pissa_niter_{passes}"
         found.give("init_lora_weights", start, "pissa_init")
+
+
+def _adapter(given: Values, found: Found) -> None:
+    """Read which adapters the run begins with; with a new one, all of them are merged."""
+    new = found.read(given, "create_new_adapter", truth)
+    adapters = found.read(given, "adapter_name_or_path", names)
+    if adapters is None:
+        found.ignored += sorted(given.keys() & {"adapter_folder", "create_new_adapter"})
+        return
+    if "adapter_folder" in given:
+        adapters = [str(Path(path, str(given["adapter_folder"]))) for path in adapters]
+    if given.get("finetuning_type", "lora") != "lora":
+        found.give("adapter", adapters, "adapter_name_or_path")
+    elif new:
+        found.give("adapter", adapters, "adapter_name_or_path")
+        found.give("create_new_adapter", True, "create_new_adapter")
+    else:
+        found.go_on(adapters, "adapter_name_or_path")
 
 
 def _learnt(given: Values, found: Found) -> None:

@@ -21,6 +21,7 @@ from deltaw.language.foreign.tool import (
     each,
     layers,
     misfit,
+    names,
     number,
     reports,
     truth,
@@ -51,7 +52,7 @@ KEYS: dict[str, Fate] = {
     "report_to": Effect("report_to", reports),
     "wandb": Refused("give report_to: wandb"),
     "save_every": Joint("`eval_every`, times `gradient_accumulation`, as `iters`"),
-    "resume_adapter_file": Refused("an adapter is always new; leave it out", ()),
+    "resume_adapter_file": Joint("`adapter`; `lora_parameters` and `num_layers` are its own"),
     "test": Refused("deltaw eval scores a run; leave it out"),
     "hf_dataset": Refused("give the data set's name as data", ()),
     "trust_remote_code": Effect("trust_remote_code", truth),
@@ -90,6 +91,10 @@ def join(given: Values, found: Found) -> None:
     if kind != "full":
         _adapter(given, found)
         _last(given, found)
+        if adapters := found.read(given, "resume_adapter_file", names):
+            found.go_on(adapters, "resume_adapter_file")
+    elif "resume_adapter_file" in given:
+        found.problems.append("resume_adapter_file goes with fine_tune_type: lora or dora")
     elif given.get("num_layers", LAYERS) != -1:
         found.problems.append("num_layers goes with an adapter; give num_layers: -1, or freeze")
     masked = found.read(given, "mask_prompt", truth)

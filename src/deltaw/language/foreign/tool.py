@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltaw.errors import printable
+from deltaw.train.effects import OF_ADAPTER
 
 Read = TypeVar("Read")
 Values = Mapping[str, Any]
@@ -112,6 +113,17 @@ class Found:
                 f"{name} is for each of the {count} processes, batch_size={rows} for all; an "
                 "interrupted run keeps that, so give it where the processes are not as many"
             )
+
+    def go_on(self, adapters: list[str], name: str) -> None:
+        """Begin with these adapters; the last one's own settings hold, and not the file's."""
+        self.give("adapter", adapters, name)
+        unread = [self.names[key] for key in OF_ADAPTER if key in self.values]
+        for key in OF_ADAPTER:
+            self.values.pop(key, None)
+            self.usual.pop(key, None)
+        if unread:
+            listed = ", ".join(dict.fromkeys(unread))
+            self.notes.append(f"{listed}: without effect, the adapter's own settings hold")
 
     def read(self, given: Values, name: str, how: Callable[[Any], Read]) -> Read | None:
         """Return a value of the file, or None where there is none or it makes no sense."""

@@ -59,6 +59,8 @@ class Outlook:
         bit, method = self.recipe.quantization_bit, self.recipe.quantization_method
         if bit is not None and (bit, method) != (4, "bnb"):
             raise ConfigError(f"weights in {bit} bits of {method} are not in the estimate")
+        if self.recipe.adapter is not None:
+            raise ConfigError("the adapters that the run begins with are not in the estimate")
         if self.recipe.fsdp and self.processes > 1:
             raise ConfigError("weights that are shared out (fsdp) are not in the estimate")
         dtype = weight_dtype(self.recipe) if self.recipe.is_language else torch.float32

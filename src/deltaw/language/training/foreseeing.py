@@ -47,7 +47,7 @@ def foresee(console: Console, job: "LanguageJob") -> None:
             "template or the tokenizer may not be its own.\n"
             "Fix: look at the samples of deltaw data",
         )
-    if job.recipe.method == "lora":
+    if job.recipe.method == "lora" and not job.recipe.goes_on:
         _show_room(console, job, min(float(found["loss"]), uniform))
 
 

@@ -235,7 +235,7 @@ def prepare_judged(
     base = base_digest(model)
     padding = Padding(opening.tokenizer.pad_token_id)
     first = first_batches(recipe, parts[0].better(), padding)
-    adapted, warnings = methods.adapt(model, recipe, (), first, loss_of)
+    adapted = methods.adapt(model, recipe, (), first, loss_of)
     if isinstance(model.get_output_embeddings(), AdaptedLayer):
         raise ConfigError(
             "TRL's loss of preferences reads past an adapter on the output head.\n"
@@ -243,6 +243,8 @@ def prepare_judged(
         )
     frozen = recipe.method not in methods.IN_PLACE and not recipe.absorb
     start = "the model with its adapters off" if frozen else "the model as it starts"
+    if frozen and recipe.merged:
+        start += " and the given ones merged"
     reference = start if parts[0].refers(recipe) else None
     place(model)
     with deltaw.disabled(model) if frozen else nullcontext():
@@ -250,12 +252,12 @@ def prepare_judged(
     assert known is not None
     plan = planned(recipe, len(known.judged), shape(model.config), recipe.metric or "loss")
     return kind(
-        recipe=opening.recorded(plan, base),
+        recipe=opening.recorded(plan, base, adapted),
         model=model,
         tokenizer=opening.tokenizer,
         plan=plan,
         adapted=adapted,
-        warnings=warnings,
+        warnings=adapted.warnings,
         held_out_name="validation" if held[1] is None else "test",
         corpus=opening.corpus,
         train=known,

@@ -25,6 +25,7 @@ from deltaw.language.training.receipt import show_corpus
 from deltaw.train import methods
 from deltaw.train.choices import check_reports, chosen, recorded_recipe
 from deltaw.train.console import Console
+from deltaw.train.continuing import Adapted, require_adapters
 from deltaw.train.identity import tokenizer_digest
 from deltaw.train.rates import TrainingPlan
 from deltaw.train.recipe import Recipe
@@ -41,15 +42,16 @@ class Opening:
     template: Chosen
     encoder: Encoder
 
-    def recorded(self, plan: TrainingPlan, base: str) -> Recipe:
+    def recorded(self, plan: TrainingPlan, base: str, adapted: Adapted) -> Recipe:
         """Return the recipe with what was chosen, and the digests of what it began from."""
         values = {"task": self.recipe.task or "sft", "max_length": self.encoder.max_length}
         return recorded_recipe(
             self.recipe,
-            values | chosen(self.recipe, plan),
+            values | chosen(self.recipe, plan, adapted),
             self.corpus.hashes,
             base=base,
             tokenizer=tokenizer_digest(self.tokenizer),
+            adapters=adapted.began,
             reading=self._reading(),
         )
 
@@ -81,6 +83,7 @@ def begin(recipe: Recipe, console: Console, metrics: Sequence[str]) -> Opening:
     """
     methods.lora_config(recipe)
     check_reports(recipe)
+    require_adapters(recipe)
     require_metric(recipe, metrics)
     corpus = load(request(recipe))
     show_corpus(console, corpus)

@@ -15,8 +15,9 @@ from deltaw.language.data.samples import Message
 from deltaw.language.encoding.calling import as_data
 from deltaw.language.generating import Sampling, generate
 from deltaw.language.use.opened import OpenedLanguage, open_language
+from deltaw.train.continuing import ADAPTER
 from deltaw.train.escape import printable
-from deltaw.train.methods import ADAPTER, IN_PLACE
+from deltaw.train.methods import IN_PLACE
 from deltaw.train.model import positions
 from deltaw.train.runfolder import read_recipe
 from deltaw.train.sandbox import Refused

@@ -50,6 +50,8 @@ def compare(
     loss = f"loss={opened.recipe.pref_loss}" if paired else "the loss of KTO"
     lines = [f"{counted(len(judged), name)}{what}"]
     named = "the reference is the model before the run"
+    if opened.recipe.adapter is not None:
+        named = "the reference is the base, without the adapters that the run began with"
     if not judged.refers(opened.recipe):
         named = "there is no reference"
     lines += [f"{loss} at pref_beta={beta:g}; {named}"]
