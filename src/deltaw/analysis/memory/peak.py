@@ -63,9 +63,9 @@ def _again(record: Record) -> Iterator[Event]:
     """Yield the events of a second step, with numbers beyond those of all blocks."""
     dead = {event.number for event in record.events if not event.born}
     step = [event for event in record.events if event.phase not in ONCE]
-    made = {event.number for event in step if event.born}
+    passing = dead & {event.number for event in step if event.born}
     for event in step:
-        if event.number in dead & made:
+        if event.number in passing:
             yield Event(event.number + len(record.blocks), event.born, event.phase)
 
 
