@@ -1,17 +1,16 @@
 """The peak memory of a training run, from the configuration and the headers of the weights."""
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
+from deltaw.analysis.memory.depth import rehearse_deep
 from deltaw.analysis.memory.fakes import empty, require_fit
 from deltaw.analysis.memory.headers import Weights, read_headers
 from deltaw.analysis.memory.machine import Machine
 from deltaw.analysis.memory.peak import most, peak
-from deltaw.analysis.memory.rehearsal import rehearse
 from deltaw.analysis.memory.runs import Run, TrainerRun
 from deltaw.analysis.memory.training import DTYPES, Training
 from deltaw.errors import ConfigError
@@ -98,7 +97,7 @@ def estimate_run(
     _require_empty(model)
     if weights is not None:
         require_fit(model, weights)
-    record = rehearse(copy.deepcopy(model), run, weights)
+    record = rehearse_deep(model, run, weights)
     if device != "cpu":
         return Estimate(most(record))
     return Estimate(peak(record) | {"runtime": run.runtime})

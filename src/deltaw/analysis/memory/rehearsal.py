@@ -1,7 +1,8 @@
 """Loading a model and one step of training on fake tensors: what they allocate and free."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +26,7 @@ def rehearse(model: nn.Module, run: Run, weights: Weights | None) -> Record:
     steps. Attention is computed under a mask, as for a batch with padding: transformers does so
     where it cannot read whether there is any.
     """
-    trace = Trace(getattr(model.config.get_text_config(), "vocab_size", 0))  # type: ignore[operator]
-    like = None if run.packs is None else template(run.packs)
-    with warnings.catch_warnings(), quiet(), FakeTensorMode(allow_non_fake_inputs=True), trace:
-        warnings.simplefilter("ignore")  # fakes warn of an address, which real tensors have
-        with trace.phase("load", "weights"):
-            give_memory(model, trace, weights)
-            if run.packs is not None and like is not None:
-                pack(model, like, run.packs)
-        with trace.phase("load", "adapters"):
-            run.adapt(model)
+    with _faked(model, run, weights) as trace:
         with trace.phase("begin", "temporaries"), torch.no_grad():
             run.begin(model)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -59,6 +51,28 @@ def rehearse(model: nn.Module, run: Run, weights: Weights | None) -> Record:
                 size = sum(p.nbytes for p in trained)
                 trace.free(trace.allocate(size, "temporaries", mapped=True))
         return trace.record()
+
+
+def load(model: nn.Module, run: Run, weights: Weights | None) -> None:
+    """Load, pack and adapt this model, which is on the meta device, and do no more."""
+    with _faked(model, run, weights):
+        return
+
+
+@contextmanager
+def _faked(model: nn.Module, run: Run, weights: Weights | None) -> Iterator[Trace]:
+    """Note what is allocated within, where the model is loaded, packed and adapted already."""
+    trace = Trace(getattr(model.config.get_text_config(), "vocab_size", 0))  # type: ignore[operator]
+    like = None if run.packs is None else template(run.packs)
+    with warnings.catch_warnings(), quiet(), FakeTensorMode(allow_non_fake_inputs=True), trace:
+        warnings.simplefilter("ignore")  # fakes warn of an address, which real tensors have
+        with trace.phase("load", "weights"):
+            give_memory(model, trace, weights)
+            if run.packs is not None and like is not None:
+                pack(model, like, run.packs)
+        with trace.phase("load", "adapters"):
+            run.adapt(model)
+        yield trace
 
 
 def _gradient_of(trace: Trace) -> Callable[[Tensor], None]:

@@ -27,7 +27,7 @@ class RecipeRun(Run):
     restores = True
     runtime = 0
     gradients = 0
-    """The bytes of all gradients, known when there is an optimiser."""
+    """The bytes of all gradients, known when the model is adapted."""
 
     def __init__(self, recipe: Recipe, batches: Batches) -> None:
         plain = {"absorb": False, "init_lora_weights": True}
@@ -50,10 +50,10 @@ class RecipeRun(Run):
         model.train()
         if self.recipe.gradient_checkpointing:
             recompute(model)
+        self.gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """Return the recipe's optimiser."""
-        self.gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         groups = optimizer_groups(model, self.recipe, RATE)
         if self.recipe.uses_galore:
             return GaLoreAdamW(groups, RATE, layerwise=self.recipe.updates_in_backward)
