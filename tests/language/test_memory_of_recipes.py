@@ -202,6 +202,25 @@ def test_fixes_are_the_mildest_of_each_kind(talker: Path, monkeypatch: pytest.Mo
     assert fixes(one.with_recipe(method="full"), MB) == ["method=lora, about 1.00 MB"]
 
 
+def test_what_weights_alone_exceed_is_not_estimated(
+    talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the packed ones could fit; what all changes together take is said as ever."""
+    asked: list[Recipe] = []
+
+    def rule(recipe: Recipe, batches: Batches) -> int:
+        asked.append(recipe)
+        return 900 * MB
+
+    guessed(monkeypatch, rule)
+    one = outlook_of(talker, batch_size=4)
+    (text,) = fixes(one, one.floor() - 1)
+    assert text.startswith("take a smaller model, or a machine with more memory")
+    dense = [recipe for recipe in asked if recipe.quantization_bit is None]
+    assert len(dense) == 3, "as it is, by the smallest batches, and with checkpointing"
+    assert one.floor() == sum(p.numel() for p in one.model.parameters()) * one._dtype().itemsize
+
+
 def test_no_fix_is_a_batch_that_cannot_be(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guessed(monkeypatch, lambda recipe, _: recipe.batch_size * MB)
     one = outlook_of(talker, batch_size=12)

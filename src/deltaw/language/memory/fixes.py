@@ -17,7 +17,7 @@ def fixes(outlook: Outlook, limit: int) -> list[str]:
     found, last = [], outlook
     for kind in (_smaller_batches, _checkpointing, _packed, _adapters, _shorter):
         for text, changed in kind(outlook):
-            estimated = _estimate(changed)
+            estimated = _estimate(changed) if changed.floor() <= limit else None
             if estimated is not None and estimated.total <= limit:
                 found.append(f"{text}, about {size(estimated.total)}")
                 break

@@ -63,8 +63,7 @@ class Outlook:
             raise ConfigError("the adapters that the run begins with are not in the estimate")
         if self.recipe.fsdp and self.processes > 1:
             raise ConfigError("weights that are shared out (fsdp) are not in the estimate")
-        dtype = weight_dtype(self.recipe) if self.recipe.is_language else torch.float32
-        model = copy.deepcopy(self.model).to(dtype)
+        model = copy.deepcopy(self.model).to(self._dtype())
         try:
             run = self._kind()(self.recipe, replace(self.batches, trained=self.trained))
             found = estimate_run(model, run, self.weights, device())
@@ -83,6 +82,15 @@ class Outlook:
 
         apart = self.model.config.is_encoder_decoder  # type: ignore[union-attr]
         return Seq2SeqRun if apart else CausalRun
+
+    def floor(self) -> int:
+        """Return bytes that the weights alone surely take; those in 4 bits take half of one."""
+        numbers = sum(p.numel() for p in self.model.parameters())
+        packed = self.recipe.quantization_bit is not None
+        return numbers // 2 if packed else numbers * self._dtype().itemsize
+
+    def _dtype(self) -> torch.dtype:
+        return weight_dtype(self.recipe) if self.recipe.is_language else torch.float32
 
     def ceiling(self) -> int:
         """Return bytes that the run surely stays below, without an estimate.
