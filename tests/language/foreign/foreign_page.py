@@ -39,7 +39,7 @@ What differs:
 - `adapter_name_or_path: a,b` is there the sum of base, a and b, and what is saved is b alone, which
   needs base and a. Here it is the sum of a and b, an adapter of the base: give that one folder to
   what comes next. An adapter of deltaw's must be one of this base; `finetuning_type: full` and
-  `freeze` merge adapters first, which is refused there.
+  `freeze` merge adapters first.
 - Packed documents never see each other, whether `packing` or `neat_packing` asks for it.
 - `overwrite_output_dir` deletes nothing. An interrupted run is resumed by the same command, and
   `--overwrite` starts anew.
