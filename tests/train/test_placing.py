@@ -182,6 +182,6 @@ def test_float32_on_a_gpu_that_has_bfloat16_is_said(
     monkeypatch.setattr(methods, "move", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    _, warnings = methods.adapt(model, recipe)
-    said = [w for w in warnings if w.endswith("Fix: bf16=true")]
+    adapted = methods.adapt(model, recipe)
+    said = [w for w in adapted.warnings if w.endswith("Fix: bf16=true")]
     assert len(said) == (supported and not bf16)

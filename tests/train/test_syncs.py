@@ -83,7 +83,8 @@ def test_batches_are_sent_to_a_gpu_without_waiting(
     def kind(**options: Any) -> Any:
         return SimpleNamespace(n_gpu=1, **options)
 
-    plan = SimpleNamespace(steps=1, rate=SimpleNamespace(value=0.1), warmup=0, every=1)
+    rate = SimpleNamespace(value=0.1)
+    plan = SimpleNamespace(steps=1, rate=rate, scheduler_kwargs={}, warmup=0, every=1)
     recipe = parse({"model": "m", "data": "d"})
     args = arguments(kind, recipe, Path(), plan, None)
     assert args.accelerator_config == {"non_blocking": gpu}

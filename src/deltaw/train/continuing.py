@@ -127,6 +127,9 @@ def as_one(merged: Sequence[State], state: State) -> State:
 
 def save(model: nn.Module, folder: Path, merged: Sequence[State]) -> None:
     """Write the adapter of `model`, with those merged before it, in PEFT's format."""
+    if not merged:
+        deltaw.save(model, folder, ADAPTER)
+        return
     format_of("peft").write(as_one(merged, deltaw.capture(model, ADAPTER)), folder)
 
 
