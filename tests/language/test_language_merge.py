@@ -142,6 +142,9 @@ def test_a_run_of_the_weights_themselves_is_copied_and_checked(
     assert code == 1 and "--model has no effect" in err
     code, _, err = deltaw_command("merge", run, tmp_path / "out", "--dtype", "bfloat16")
     assert code == 1 and "--dtype has no effect" in err
+    both = ("--dtype", "bfloat16", "--requantize")
+    code, _, err = deltaw_command("merge", run, tmp_path / "out", *both)
+    assert code == 1 and "--dtype, --requantize have no effect" in err
     code, out, err = deltaw_command("merge", run, tmp_path / "out")
     assert code == 0, err
     assert f"copied    {run} -> {tmp_path / 'out'}" in out and "probe tokens: 0.0e+00" in out

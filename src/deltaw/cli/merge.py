@@ -26,29 +26,13 @@ def merge(
     """Write a plain model that loads with transformers alone, and check it against the run."""
     announce_loading()
     from deltaw.train.methods import IN_PLACE
-    from deltaw.train.repacking import require_repacking
     from deltaw.train.runfolder import read_recipe
 
     _refuse_adapter(run, out)
     recipe = read_recipe(Path(run))
     if recipe.is_language and recipe.method in IN_PLACE:
-        from deltaw.cli.export import show
-        from deltaw.export import copy_run
-
-        if model is not None:
-            raise ConfigError(
-                "--model has no effect: this run trained the model's own weights, which are in its "
-                "folder.\nFix: leave it out."
-            )
-        if dtype is not None:
-            raise ConfigError(
-                "--dtype has no effect: this run trained the model's own weights, which are copied "
-                "as they are.\nFix: leave it out."
-            )
-        if requantize:
-            require_repacking(recipe, dtype)
-        told = copy_run(Path(run), Path(out), trust_remote_code=trust_remote_code)
-        show("copied", run, out, told)
+        given = {"--model": model, "--dtype": dtype, "--requantize": requantize or None}
+        _copy(run, out, given, trust_remote_code)
         return
     if recipe.is_language:
         from deltaw.cli.export import export
@@ -73,6 +57,21 @@ def merge(
         requantize=requantize,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _copy(run: str, out: str, given: dict[str, object], trust_remote_code: bool) -> None:
+    """Copy a run that is a plain model already; raise `ConfigError` for options without effect."""
+    from deltaw.cli.export import show
+    from deltaw.export import copy_run
+
+    unread = [name for name, value in given.items() if value is not None]
+    if unread:
+        has = "has" if len(unread) == 1 else "have"
+        raise ConfigError(
+            f"{', '.join(unread)} {has} no effect: this run trained the model's own weights, which "
+            "are in its folder and are copied as they are.\nFix: leave it out."
+        )
+    show("copied", run, out, copy_run(Path(run), Path(out), trust_remote_code=trust_remote_code))
 
 
 def _refuse_adapter(folder: str, out: str) -> None:

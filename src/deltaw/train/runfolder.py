@@ -34,8 +34,8 @@ RESULTS = "results.json"
 LOG = "log.jsonl"
 ANSWERS = "answers.jsonl"
 WRITTEN = re.compile(
-    r"recipe\.yaml|results\.json|training_loss\.png|(log|answers)\.jsonl|deltaw\.json|adapter_config\.json"
-    r"|(adapter_model|deltaw_start)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"recipe\.yaml|results\.json|training_loss\.png|(log|answers)\.jsonl"
+    r"|deltaw\.json|adapter_config\.json|(adapter_model|deltaw_start)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|(generation_)?config\.json|(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
     r"|vocab\.(json|txt)|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )

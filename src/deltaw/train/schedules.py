@@ -44,18 +44,7 @@ def _without_score(value: object) -> object:
 
 
 Schedule = Annotated[
-    Literal[
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "polynomial",
-        "constant",
-        "constant_with_warmup",
-        "inverse_sqrt",
-        "cosine_with_min_lr",
-        "cosine_warmup_with_min_lr",
-        "warmup_stable_decay",
-    ],
+    Literal[*KWARGS],  # type: ignore[valid-type]
     BeforeValidator(_without_score),
 ]
 

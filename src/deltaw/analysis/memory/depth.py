@@ -97,11 +97,10 @@ def _foretold(
 ) -> Record | None:
     """Return the record that follows from those of few layers, or None if they are irregular."""
     try:
-        least, less, few = (
-            steps(rehearse(_cut(model, path, size), copy.copy(run), weights)) for size in FEW
-        )
-    except Exception:  # a model's own code may count on all of its layers
+        records = [rehearse(_cut(model, path, size), copy.copy(run), weights) for size in FEW]
+    except Exception:  # what is not due to the missing layers comes again when all are rehearsed
         return None
+    least, less, few = map(steps, records)
     if grown(least, less, 1) != few:
         return None
     all_steps = grown(less, few, depth - FEW[-1])

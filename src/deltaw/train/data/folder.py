@@ -52,8 +52,8 @@ def find_parts(folder: Path) -> Found:
     if not chosen["train"]:
         raise DataError(
             f"{shown}: no training file; the folder holds {_names(files) or 'no data files'}\n"
-            "Fix: name the files train, validation and test (.csv, .tsv, .json, .jsonl or "
-            ".parquet), or give one file instead of the folder."
+            "Fix: name the files train, validation and test (.csv, .tsv, .json, .jsonl, "
+            ".parquet, .arrow), or give one file instead of the folder."
         )
     train, validation, test = (next(iter(chosen[part]), None) for part in PARTS)
     assert train is not None

@@ -40,7 +40,8 @@ def read_rows(path: str | Path, *, encoding: str = UTF8, prose: bool = False) ->
     if ending not in ENDINGS:
         raise DataError(
             f"{shown}: cannot read {printable(ending) or 'a file without an ending'}\n"
-            "Fix: save it as .csv, .tsv, .json, .jsonl or .parquet (a spreadsheet: CSV UTF-8)."
+            "Fix: save it as .csv, .tsv, .json, .jsonl, .parquet or .arrow (a spreadsheet: CSV "
+            "UTF-8)."
         )
     skipped: list[Skip] = []
     if ending in (".parquet", ".arrow"):
