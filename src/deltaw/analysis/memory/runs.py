@@ -17,7 +17,7 @@ from deltaw.optim import galore
 from deltaw.recomputing import recompute
 
 RATE = 1e-4
-RUNTIME = 25 << 20
+RUNTIME = 40 << 20
 """What torch and a trainer make once, in their first step; measured."""
 
 
