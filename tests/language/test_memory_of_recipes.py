@@ -202,10 +202,20 @@ def test_fixes_are_the_mildest_of_each_kind(talker: Path, monkeypatch: pytest.Mo
     assert fixes(one.with_recipe(method="full"), MB) == ["method=lora, about 1.00 MB"]
 
 
+def test_weights_of_half_the_width_are_a_fix_where_they_are_frozen(
+    talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessed(monkeypatch, lambda recipe, _: (100 - 50 * recipe.bf16) * MB)
+    one = outlook_of(talker)
+    assert fixes(one, 60 * MB) == ["bf16=true, about 50.0 MB"]
+    assert "bf16" not in fixes(one.with_recipe(method="full"), 60 * MB)[0]
+    assert "bf16" not in fixes(one.with_recipe(quantization_bit=8), 60 * MB)[0]
+
+
 def test_what_weights_alone_exceed_is_not_estimated(
     talker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the packed ones could fit; what all changes together take is said as ever."""
+    """Only packed or halved ones could fit; what all changes together take is said as ever."""
     asked: list[Recipe] = []
 
     def rule(recipe: Recipe, batches: Batches) -> int:
@@ -216,7 +226,7 @@ def test_what_weights_alone_exceed_is_not_estimated(
     one = outlook_of(talker, batch_size=4)
     (text,) = fixes(one, one.floor() - 1)
     assert text.startswith("take a smaller model, or a machine with more memory")
-    dense = [recipe for recipe in asked if recipe.quantization_bit is None]
+    dense = [recipe for recipe in asked if recipe.quantization_bit is None and not recipe.bf16]
     assert len(dense) == 3, "as it is, by the smallest batches, and with checkpointing"
     assert one.floor() == sum(p.numel() for p in one.model.parameters()) * one._dtype().itemsize
 

@@ -114,7 +114,7 @@ def _require_empty(model: nn.Module) -> None:
 
 def size(number: int) -> str:
     """Return bytes in three digits: 352 MB, 1.53 GB."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= 0.9995 * factor:
             return f"{number / factor:#.3g}".rstrip(".") + f" {unit}"
     return f"{number} B"

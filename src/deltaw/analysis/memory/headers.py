@@ -89,14 +89,14 @@ def _local(folder: Path) -> dict[str, Header]:
     for file in _files(folder):
         try:
             found |= dict(_read(file))
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             problems.append(f"{printable(file.name)}: {printable(str(error), 200)}")
     shown = printable(str(folder), 200)
     raise_all(
         FormatError,
         f"The weights in {shown} cannot be read:",
         problems,
-        "copy these files again from where the model came from.",
+        "copy these files again from where the model came from; what cannot be mapped is too large.",
     )
     return found
 

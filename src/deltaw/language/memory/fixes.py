@@ -7,6 +7,7 @@ from deltaw.analysis.memory.estimate import Estimate, size
 from deltaw.errors import DeltawError
 from deltaw.language.memory.outlook import Outlook
 from deltaw.language.memory.shapes import Batches
+from deltaw.train.methods import IN_PLACE
 
 SHORTEST = 64
 """Tokens below which a row is not cut to save memory."""
@@ -15,7 +16,7 @@ SHORTEST = 64
 def fixes(outlook: Outlook, limit: int) -> list[str]:
     """Return each single change that stays below `limit` bytes, or all of them at once."""
     found, last = [], outlook
-    for kind in (_smaller_batches, _checkpointing, _packed, _adapters, _shorter):
+    for kind in (_smaller_batches, _checkpointing, _halved, _packed, _adapters, _shorter):
         for text, changed in kind(outlook):
             estimated = _estimate(changed) if changed.floor() <= limit else None
             if estimated is not None and estimated.total <= limit:
@@ -24,7 +25,7 @@ def fixes(outlook: Outlook, limit: int) -> list[str]:
     if found:
         return found
     texts, least = [], _estimate(outlook)
-    for kind in (_smaller_batches, _checkpointing, _adapters, _packed):
+    for kind in (_smaller_batches, _checkpointing, _adapters, _halved, _packed):
         for text, changed in [*kind(last)][-1:]:
             estimated = _estimate(changed)
             if estimated is not None and (least is None or estimated.total < least.total):
@@ -62,6 +63,12 @@ def _smaller_batches(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
 def _checkpointing(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
     if not outlook.recipe.gradient_checkpointing:
         yield "gradient_checkpointing=true", outlook.with_recipe(gradient_checkpointing=True)
+
+
+def _halved(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
+    recipe = outlook.recipe
+    if recipe.quantization_bit is None and not recipe.bf16 and recipe.method not in IN_PLACE:
+        yield "bf16=true", outlook.with_recipe(bf16=True)
 
 
 def _packed(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
