@@ -39,6 +39,7 @@ class LanguageKeys(BaseModel):
     )
 
     eval_data: str | None = Field(None, min_length=1)
+    eval_on_each_dataset: bool = False
     dataset_dir: str | None = None
     columns: dict[str, str] | None = None
     tags: dict[str, str] | None = None
@@ -95,6 +96,7 @@ PREFERENCES = ("pref_loss", "dpo_label_smoothing", "simpo_gamma")
 RATED = ("kto_chosen_weight", "kto_rejected_weight")
 """Keys that only rated answers read."""
 ANSWERS = (
+    "eval_on_each_dataset",
     "train_on",
     "packing",
     "max_new_tokens",

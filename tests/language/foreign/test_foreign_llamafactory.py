@@ -165,6 +165,12 @@ def test_the_minimum_has_the_defaults_of_its_own_tool() -> None:
         ),
         ({"plot_loss": True}, {"plot_loss": True}),
         (
+            {"eval_dataset": "b,c", "eval_on_each_dataset": True},
+            {"eval_data": "b,c", "eval_on_each_dataset": True},
+        ),
+        ({"upcast_layernorm": True}, {"bf16": False}),
+        ({"tokenized_path": "cache"}, {}),
+        (
             {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": "1e-6"},
             {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6},
         ),
@@ -260,6 +266,8 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha=5: not done here"),
         ({"adam_beta2": 1}, "adam_beta2=1: Input should be less than 1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: not done here"),
+        ({"upcast_layernorm": True, "bf16": True}, "upcast_layernorm: true with bf16"),
+        ({"upcast_layernorm": True, "pure_bf16": True}, "upcast_layernorm: true with bf16"),
         ({"streaming": True}, "streaming=True: .*max_samples takes fewer"),
         ({"use_badam": True}, "use_badam=True: not done here"),
         ({"push_to_hub": True}, "push_to_hub=True: not done here; nothing is uploaded"),

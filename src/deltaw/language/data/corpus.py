@@ -82,6 +82,17 @@ class Corpus:
     warnings: tuple[str, ...]
     hashes: Mapping[str, str]
 
+    def validation_sets(self) -> dict[str, tuple[Sample, ...]]:
+        """Return the validation samples of each data set that has some, by its name."""
+        found: dict[str, tuple[Sample, ...]] = {}
+        start = 0
+        for origin in self.origins:
+            part = self.validation[start : start + origin.validation]
+            start += origin.validation
+            if part:
+                found[origin.name] = found.get(origin.name, ()) + part
+        return found
+
 
 def load(request: Request) -> Corpus:
     """Return the samples that `request` asks for.

@@ -63,6 +63,7 @@ KEYS: dict[str, Fate] = {
     "freeze_extra_modules": Refused(KEPT, ()),
     "dataset": Effect("data", joined),
     "eval_dataset": Effect("eval_data", joined),
+    "eval_on_each_dataset": Effect("eval_on_each_dataset", truth),
     "dataset_dir": Joint("`dataset_dir`; `ONLINE` means hub names"),
     "template": Effect("template"),
     "default_system": Effect("default_system"),
@@ -127,7 +128,6 @@ KEYS: dict[str, Fate] = {
     **each(
         (
             "compute_accuracy",
-            "eval_on_each_dataset",
             "print_param_status",
             "include_effective_tokens_per_second",
         ),
@@ -151,7 +151,8 @@ KEYS: dict[str, Fate] = {
     "adapter_folder": Joint("the folder in each adapter where its files are"),
     "create_new_adapter": Joint("`create_new_adapter`, where there are adapters to merge"),
     "streaming": Refused("the data are read as a whole; leave it out, max_samples takes fewer"),
-    "tokenized_path": Refused("the data are made into tokens anew; leave it out", ()),
+    "tokenized_path": Ignored("a cache; tokens are made anew, of `dataset`"),
+    "upcast_layernorm": Joint("float32, which norms have unless `bf16` is asked for too"),
     "ignore_pad_token_for_loss": Refused("padding is never learnt; leave it out", (True,)),
     "disable_shuffling": Refused("rows are drawn at random; leave it out"),
     "use_fast_tokenizer": Refused("only fast tokenizers are read; leave it out", (True,)),
@@ -170,7 +171,6 @@ KEYS: dict[str, Fate] = {
             "moe_aux_loss_coef",
             "mixture_of_depths",
             "shift_attn",
-            "upcast_layernorm",
         ),
         Refused(KEPT),
     ),

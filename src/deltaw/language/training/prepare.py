@@ -27,6 +27,7 @@ from deltaw.language.reading import (
     require_scored,
     require_turns,
 )
+from deltaw.language.training.each_set import EachSet, sets_of
 from deltaw.language.training.foreseeing import foresee
 from deltaw.language.training.opening import begin
 from deltaw.language.training.receipt import Tokens, held_out_lines, record_skips, tokens_of
@@ -96,6 +97,9 @@ class LanguageJob(Job):
         trainer = self._bare_trainer(folder, self.plan.metric if self.validated else None)
         trainer.judged = self.validation
         trainer.examination = self.examinations.validation
+        if self.recipe.eval_on_each_dataset:
+            trainer.sets = sets_of(self.corpus, self.validation)
+            trainer.add_callback(EachSet(trainer.sets, self.console))
         if self.recipe.gradient_checkpointing:  # before the first step, for the probe
             recompute(self.model)
         speaker = Speaker(self.model, self.tokenizer, self.tokens.encoder)

@@ -13,6 +13,7 @@ from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Row
 from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.examining import Examination
+from deltaw.language.training.each_set import Sets, losses
 from deltaw.layer import AdaptedLayer
 from deltaw.train.batches import padded_tokens
 from deltaw.train.distributed.shares import WEIGHT
@@ -25,6 +26,7 @@ class AnswerTrainer(RecipeTrainer):
     """A Trainer by a recipe whose validation loss is a mean over tokens, not over batches."""
 
     judged: list[Row]
+    sets: Sets = {}
     examination: Examination | None = None
     longest_first = True
     loss_over = "items"
@@ -40,6 +42,8 @@ class AnswerTrainer(RecipeTrainer):
         self.require_finite(torch.tensor(loss), "eval_loss", self.state.global_step)
         prefix = kwargs.get("metric_key_prefix", "eval")
         metrics = {f"{prefix}_{name}": value for name, value in scores.ratios(sums).items()}
+        for name, value in losses(self.sets, found).items():
+            metrics[f"{prefix}_{name}"] = value
         if self.examination is not None:
             for name, tally in self.examination.sit().items():
                 metrics[f"{prefix}_{name}"] = tally.value
