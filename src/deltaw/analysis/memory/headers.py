@@ -96,7 +96,7 @@ def _local(folder: Path) -> dict[str, Header]:
         FormatError,
         f"The weights in {shown} cannot be read:",
         problems,
-        "copy these files again from where the model came from; what cannot be mapped is too large.",
+        "copy these files again from where the model came from, unless they cannot be mapped here.",
     )
     return found
 

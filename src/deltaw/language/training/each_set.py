@@ -19,9 +19,7 @@ Sets = Mapping[str, Sequence[int]]
 def sets_of(corpus: Corpus, rows: Sequence[Row]) -> Sets:
     """Return which validation rows are from which data set."""
     name_of = {
-        id(sample): name
-        for name, samples in corpus.validation_sets().items()
-        for sample in samples
+        id(sample): name for name, samples in corpus.validation_sets().items() for sample in samples
     }
     found = defaultdict[str, list[int]](list)
     for index, row in enumerate(rows):

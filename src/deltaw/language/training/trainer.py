@@ -1,6 +1,7 @@
 """Trainers of language models with our checkpoints, order of rows, optimiser and scores."""
 
 import time
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class AnswerTrainer(RecipeTrainer):
     """A Trainer by a recipe whose validation loss is a mean over tokens, not over batches."""
 
     judged: list[Row]
-    sets: Sets = {}
+    sets: Sets = MappingProxyType({})
     examination: Examination | None = None
     longest_first = True
     loss_over = "items"
