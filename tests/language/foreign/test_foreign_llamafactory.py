@@ -170,6 +170,7 @@ def test_the_minimum_has_the_defaults_of_its_own_tool() -> None:
         ),
         ({"upcast_layernorm": True}, {"bf16": False}),
         ({"tokenized_path": "cache"}, {}),
+        ({"tool_format": "qwen", "template": "qwen2"}, {"template": "qwen2"}),
         (
             {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": "1e-6"},
             {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6},
@@ -266,6 +267,8 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha=5: not done here"),
         ({"adam_beta2": 1}, "adam_beta2=1: Input should be less than 1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: not done here"),
+        ({"tool_format": "glm4", "template": "qwen"}, "tool_format='glm4': only qwen is written"),
+        ({"tool_format": "qwen", "template": "llama3"}, "tool_format='qwen': only qwen is written"),
         ({"upcast_layernorm": True, "bf16": True}, "upcast_layernorm: true with bf16"),
         ({"upcast_layernorm": True, "pure_bf16": True}, "upcast_layernorm: true with bf16"),
         ({"streaming": True}, "streaming=True: .*max_samples takes fewer"),

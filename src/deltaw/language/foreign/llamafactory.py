@@ -6,6 +6,7 @@ Source: github.com/hiyouga/LLaMA-Factory, src/llamafactory/hparams.
 from pathlib import Path
 from typing import Any
 
+from deltaw.language.encoding.naming import SAME
 from deltaw.language.foreign import arguments, deepspeed
 from deltaw.language.foreign.llamafactory_keys import KEYS, SCORED
 from deltaw.language.foreign.tool import Found, Tool, Values, misfit, names, number, truth
@@ -14,6 +15,8 @@ STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto"}
 """The task that a stage is; the others are not there yet."""
 LATER = ("rm", "ppo")
 METHODS = ("lora", "full", "freeze")
+QWEN = ("chatml", "qwen", "qwen3")
+"""The templates that write tools and calls of them as LLaMA-Factory's tool_format qwen does."""
 
 DEFAULTS: dict[str, Any] = arguments.DEFAULTS | {
     "validation_share": 0.0,
@@ -47,6 +50,7 @@ def join(given: Values, found: Found) -> None:
     _galore(given, found)
     _memory(given, found)
     deepspeed.join(given, found)
+    _tools(given, found)
     _data(given, found)
 
 
@@ -141,6 +145,13 @@ def _memory(given: Values, found: Found) -> None:
     off = found.read(given, "disable_gradient_checkpointing", truth)
     if off is not None:
         found.give("gradient_checkpointing", not off, "disable_gradient_checkpointing")
+
+
+def _tools(given: Values, found: Found) -> None:
+    asked, template = given.get("tool_format"), str(given.get("template"))
+    if asked is not None and (asked != "qwen" or SAME.get(template, template) not in QWEN):
+        known = f"only qwen is written, by the templates {', '.join(QWEN)}; the template decides"
+        found.problems.append(misfit("tool_format", asked, known))
 
 
 def _data(given: Values, found: Found) -> None:

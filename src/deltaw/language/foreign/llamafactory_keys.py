@@ -24,7 +24,6 @@ from deltaw.language.foreign.tool import (
 
 MEDIA = "images, video and sound are not trained on; leave it out"
 VOCABULARY = "change the tokenizer and the model's embeddings first, and save both"
-TEMPLATE = "the chat template decides that; give another template, or leave it out"
 STAGE = "it belongs to another stage; leave it out"
 OPTIMISER = "choose optim or use_galore, or leave it out"
 ANSWERING = Ignored("how answers are drawn; those that are scored are the likeliest")
@@ -159,7 +158,7 @@ KEYS: dict[str, Fate] = {
     "quantization_device_map": Refused(ALONE, ()),
     **each(("hf_hub_token", "ms_hub_token", "om_hub_token"), Ignored("`hf auth login` logs in")),
     "sortish_sampler": Refused(KEPT),
-    "tool_format": Refused(TEMPLATE, ()),
+    "tool_format": Joint("what the template writes: `qwen` with `qwen`, `qwen3` and `chatml`"),
     **each(
         ("resize_vocab", "split_special_tokens", "use_llama_pro"),
         Refused(VOCABULARY),
