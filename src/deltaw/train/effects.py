@@ -78,6 +78,7 @@ def without_effect(recipe: "Recipe") -> list[str]:
         *_unread_by_optimizer(recipe, left),
         *schedules.unread(recipe, left),
         *_unread_of_pace(recipe, left),
+        *_unread_of_order(recipe),
         *_unread_of_packing(recipe, left),
         *_unread_of_start(recipe, left),
         *_unread_of_smoothing(recipe, left),
@@ -179,6 +180,12 @@ def _unread_of_pace(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
             f"eval_every={recipe.eval_every} has no effect with eval_each_epoch=True; keep one of "
             "them"
         )
+
+
+def _unread_of_order(recipe: "Recipe") -> Iterator[str]:
+    """Yield an order that good and bad answers cannot keep."""
+    if not recipe.shuffle and recipe.task == "kto":
+        yield "shuffle=False does not go with task=kto, whose batches mix good and bad answers"
 
 
 def _unread_of_packing(recipe: "Recipe", changed: set[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from deltaw.train.distributed.shared import SharedTraining
 from deltaw.train.distributed.shares import WEIGHT
 from deltaw.train.interrupt import Interrupt
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
+from deltaw.train.order import order_of
 from deltaw.train.rates import TrainingPlan
 from deltaw.train.recipe import Recipe
 
@@ -60,13 +61,7 @@ class RecipeTrainer(SharedTraining):
 
     def order(self) -> EpochSampler:
         """Return what orders the rows of every epoch."""
-        return EpochSampler(
-            self._lengths(),
-            self.recipe.batch_size,
-            self.recipe.seed,
-            bucketed=self.recipe.group_by_length,
-            longest_first=self.longest_first,
-        )
+        return order_of(self.recipe, self._lengths(), longest_first=self.longest_first)
 
     def padded(self) -> list[int]:
         """Return how many tokens each batch of an epoch has, with its padding."""

@@ -170,6 +170,9 @@ def test_the_minimum_has_the_defaults_of_its_own_tool() -> None:
         ),
         ({"upcast_layernorm": True}, {"bf16": False}),
         ({"tokenized_path": "cache"}, {}),
+        ({"disable_shuffling": True}, {"shuffle": False}),
+        ({"disable_shuffling": "false"}, {"shuffle": True}),
+        ({"train_sampling_strategy": "sequential"}, {"shuffle": False}),
         ({"tool_format": "qwen", "template": "qwen2"}, {"template": "qwen2"}),
         (
             {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": "1e-6"},
@@ -269,6 +272,7 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: not done here"),
         ({"tool_format": "glm4", "template": "qwen"}, "tool_format='glm4': only qwen is written"),
         ({"tool_format": "qwen", "template": "llama3"}, "tool_format='qwen': only qwen is written"),
+        ({"stage": "kto", "disable_shuffling": True}, "shuffle=False does not go with task=kto"),
         ({"upcast_layernorm": True, "bf16": True}, "upcast_layernorm: true with bf16"),
         ({"upcast_layernorm": True, "pure_bf16": True}, "upcast_layernorm: true with bf16"),
         ({"streaming": True}, "streaming=True: .*max_samples takes fewer"),
@@ -308,7 +312,7 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"metric_for_best_model": "rouge"}, "metric_for_best_model='rouge': give loss, exact_"),
         ({"num_beams": 0}, "num_beams=0: Input should be greater"),
         ({"num_beams": 2, "generation_num_beams": 4}, "num_beams and generation_num_beams contra"),
-        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential': rows"),
+        ({"train_sampling_strategy": "odd"}, "train_sampling_strategy=.odd.: give random"),
         (
             {"freeze_trainable_layers": -2, "finetuning_type": "freeze"},
             "freeze_trainable_layers=-2",

@@ -55,7 +55,7 @@ KEYS: dict[str, Fate] = {
     "gradient_checkpointing": Effect("gradient_checkpointing", truth),
     "activation_checkpointing": Effect("gradient_checkpointing", truth),
     "group_by_length": Effect("group_by_length", truth),
-    "train_sampling_strategy": Joint("`group_by_length`; `sequential` is refused"),
+    "train_sampling_strategy": Joint("`group_by_length`, or `shuffle: false` for `sequential`"),
     **each(("eval_strategy", "evaluation_strategy"), STRATEGY),
     "eval_steps": PACE,
     "save_steps": PACE,
@@ -228,8 +228,10 @@ def _order(given: Values, found: Found) -> None:
     order = given.get(name)
     if order in ("random", "group_by_length"):
         found.give("group_by_length", order == "group_by_length", name)
+    elif order == "sequential":
+        found.give("shuffle", False, name)
     elif order is not None:
-        found.problems.append(misfit(name, order, "rows are drawn; give random or group_by_length"))
+        found.problems.append(misfit(name, order, "give random, sequential or group_by_length"))
 
 
 def _folder(given: Values, found: Found) -> None:

@@ -153,7 +153,7 @@ KEYS: dict[str, Fate] = {
     "tokenized_path": Ignored("a cache; tokens are made anew, of `dataset`"),
     "upcast_layernorm": Joint("float32, which norms have unless `bf16` is asked for too"),
     "ignore_pad_token_for_loss": Refused("padding is never learnt; leave it out", (True,)),
-    "disable_shuffling": Refused("rows are drawn at random; leave it out"),
+    "disable_shuffling": Effect("shuffle", lambda value: not truth(value)),
     "use_fast_tokenizer": Refused("only fast tokenizers are read; leave it out", (True,)),
     "quantization_device_map": Refused(ALONE, ()),
     **each(("hf_hub_token", "ms_hub_token", "om_hub_token"), Ignored("`hf auth login` logs in")),

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from deltaw.language import scores
-from deltaw.train.batches import EpochSampler
 from deltaw.train.data.wording import counted
+from deltaw.train.order import order_of
 from deltaw.train.recipe import Recipe
 
 EVALUATED = 32
@@ -84,13 +84,7 @@ def of_texts(recipe: Recipe, trained: Sequence[int], scored: Sequence[int]) -> B
 
 def _trained(recipe: Recipe, rows: Sequence[Sides], *, longest_first: bool) -> Shape:
     size = recipe.batch_size
-    order = EpochSampler(
-        [sum(sides) for sides in rows],
-        size,
-        recipe.seed,
-        bucketed=recipe.group_by_length,
-        longest_first=longest_first,
-    )
+    order = order_of(recipe, [sum(sides) for sides in rows], longest_first=longest_first)
     ordered = [rows[index] for index in order]
     return _largest([ordered[at : at + size] for at in range(0, len(ordered), size)])
 

@@ -44,6 +44,7 @@ READ = frozenset(
         "seed",
         "allow_leakage",
         "batch_size",
+        "shuffle",
         "group_by_length",
     }
 )

@@ -15,10 +15,11 @@ from deltaw.language.report import colouring
 from deltaw.language.report.listing import listed
 from deltaw.language.report.vocabulary import control_tokens, unknown_characters
 from deltaw.language.training.receipt import Encoded, tokens_of
-from deltaw.train.batches import EpochSampler, padded_tokens
+from deltaw.train.batches import padded_tokens
 from deltaw.train.console import INDENT, Console
 from deltaw.train.data.rows import place
 from deltaw.train.data.wording import counted
+from deltaw.train.order import order_of
 from deltaw.train.recipe import Recipe
 
 LONGEST = 3
@@ -128,13 +129,7 @@ def unknown(tokenizer: Any, rows: Sequence[Row]) -> str:
 
 def _epoch(recipe: Recipe, sides: Sequence[Sequence[int]]) -> str:
     lengths = [sum(sizes) for sizes in zip(*sides, strict=True)]
-    order = EpochSampler(
-        lengths,
-        recipe.batch_size,
-        recipe.seed,
-        bucketed=recipe.group_by_length,
-        longest_first=True,
-    )
+    order = order_of(recipe, lengths, longest_first=True)
     total = sum(sum(padded_tokens(order, side)) for side in sides)
     padding = total - sum(lengths)
     return (
