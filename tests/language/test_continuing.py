@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.language.models import make_model, write_json
+from tests.language.test_language_use import SHORT, talk
+from tests.language.test_ratings import ratings
 from tests.train.conftest import Command
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -18,6 +21,8 @@ from transformers import AutoModelForCausalLM
 import deltaw
 from deltaw.errors import ConfigError, FormatError, RunError
 from deltaw.language.choosing import preparation, settle, train
+from deltaw.language.generating import generate
+from deltaw.language.use.chatting import escaped
 from deltaw.language.use.opened import open_language
 from deltaw.train import continuing
 from deltaw.train import run as running
@@ -235,6 +240,53 @@ def test_the_reference_of_preferences_is_the_model_with_its_adapters_off(
     assert f"the reference is the model with its adapters {said}" in capsys.readouterr().out
     before = json.loads((run / "results.json").read_text())["before"]["values"]["loss"]
     assert (abs(before - np.log(2)) < 1e-5) == new
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_rated_answers_begin_with_adapters_too(
+    values: dict[str, Any],
+    two: list[str],
+    tmp_path: Path,
+    new: bool,
+    several: bool,
+    deltaw_command: Command,
+) -> None:
+    data = str(write_json(tmp_path / "ratings.json", ratings(25)))
+    more = {"data": data, "validation_share": 5, "create_new_adapter": new, "max_steps": 1}
+    adapters = two if several else two[:1]
+    kept = {key: value for key, value in values.items() if key != "samples"}
+    run = start(kept, tmp_path / "run", adapter=adapters, **more)
+    before = json.loads((run / "results.json").read_text())["before"]["values"]
+    assert (before["kl"] == before["margin"] == 0 and before["auc"] == 0.5) == new
+    torch.testing.assert_close(logits(in_peft(values, run)), logits(open_language(run).model))
+    for flags in ([], ["--no-merge"]):
+        code, out, err = deltaw_command("eval", run, *flags)
+        assert code == 0 and "without the adapters that the run began with" in out, err
+        *_, losses = (line.split() for line in out.splitlines() if line.startswith("loss "))
+        assert losses[1] == "0.500"
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("new", [False, True])
+def test_a_conversation_with_a_run_that_began_from_adapters_knows_the_base(
+    values: dict[str, Any],
+    two: list[str],
+    tmp_path: Path,
+    new: bool,
+    merge: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = start(values, tmp_path / "run", adapter=two, create_new_adapter=new)
+    capsys.readouterr()
+    talk(["What?", "/base"], run, merge=merge)
+    _, answer, base, *_ = capsys.readouterr().out.splitlines()
+    opened = open_language(run)
+    asked = [{"role": "user", "content": "What?"}]
+    prompt = opened.template.template.render(asked, prompt=True)[0]
+    assert escaped(generate(opened.speaker, [prompt], SHORT)[0]) in answer
+    plain = replace(opened.speaker, model=base_of(values).eval())
+    assert escaped(generate(plain, [prompt], SHORT)[0]) in base and base != answer
 
 
 def test_a_packed_base_takes_one_adapter(

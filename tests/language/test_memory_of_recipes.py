@@ -14,6 +14,7 @@ from tests.language import seq2seq_models
 from tests.language.models import conversations, make_model, write_json
 from tests.train.conftest import Command
 
+import deltaw
 from deltaw.analysis.memory import Estimate, Machine
 from deltaw.analysis.memory.estimate import ABOUT
 from deltaw.analysis.memory.rehearsal import rehearse
@@ -307,6 +308,43 @@ def test_what_cannot_be_estimated_says_why(
     monkeypatch.setattr(type(broken.model), "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(RunError, match="ZeroDivisionError: division by zero"):
         broken.estimate()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_an_adapter_that_is_trained_on_is_as_large_as_its_own_settings(
+    talker: Path, tmp_path: Path, bits: int | None
+) -> None:
+    if bits:
+        pytest.importorskip("bitsandbytes")
+    chosen = {"r": 5, "target_modules": ["q_proj", "up_proj"], "modules_to_save": ["down_proj"]}
+    model = transformers.AutoModelForCausalLM.from_pretrained(talker / "model")
+    deltaw.attach(model, deltaw.LoraConfig(lora_dropout=0.2, **chosen))
+    deltaw.save(model, tmp_path)
+    adapters = [str(tmp_path)]
+    named = outlook_of(talker, quantization_bit=bits, lora_dropout=0.2, **chosen)
+    going = outlook_of(talker, quantization_bit=bits, adapter=adapters)
+    assert going.estimate() == named.estimate()
+    own = [name for name, _, mine in variants(going) if mine]
+    assert own == ["QLoRA r=5" if bits else "LoRA r=5"]
+    new = outlook_of(talker, adapter=adapters, create_new_adapter=True, r=3)
+    assert new.estimate() == outlook_of(talker, r=3).estimate()
+    assert [name for name, _, mine in variants(new) if mine] == ["LoRA r=3"]
+
+
+def test_check_estimates_a_run_that_goes_on(
+    deltaw_command: Command, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(talker / "model")
+    deltaw.attach(model, deltaw.LoraConfig(r=3, target_modules=["q_proj"]))
+    deltaw.save(model, tmp_path)
+    machine(monkeypatch, 900_000 * MB, 500_000 * MB)
+    asked = ("check", talker / "model", talker / "data.json", f"adapter={tmp_path}")
+    code, out, err = deltaw_command(*asked, "batch_size=4")
+    assert code == 0, err
+    assert re.search(r"\* LoRA r=3 .* MB", out)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"damaged")
+    code, _, err = deltaw_command(*asked)
+    assert code == 1 and "adapter_model.safetensors" in err
 
 
 @pytest.mark.parametrize(

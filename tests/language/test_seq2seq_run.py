@@ -224,6 +224,7 @@ def test_packed_weights_are_read_as_what_they_stand_for(values: dict[str, Any]) 
         ),
         ({"method": "freeze", "last_layers": 1}, ConfigError, "counts the layers of one stack"),
         ({"lr_layer_decay": 0.9}, ConfigError, "lr_layer_decay: it counts the layers"),
+        ({"neftune_noise_alpha": 5}, ConfigError, "neftune_noise_alpha: encoder and decoder"),
     ],
 )
 def test_what_has_no_meaning_is_refused(

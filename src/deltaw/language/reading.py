@@ -27,6 +27,7 @@ from deltaw.train.console import Console
 from deltaw.train.data.rows import Skip
 from deltaw.train.escape import printable
 from deltaw.train.model import positions
+from deltaw.train.noise import TWO_STACKS
 from deltaw.train.recipe import Recipe
 
 LONGEST = 2048
@@ -145,6 +146,7 @@ def _require_apart(recipe: Recipe) -> None:
         "lr_layer_decay: it counts the layers of one stack, and this model has two": (
             recipe.lr_layer_decay is not None
         ),
+        TWO_STACKS: recipe.neftune_noise_alpha > 0,
     }
     raise_all(
         ConfigError,

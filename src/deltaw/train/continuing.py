@@ -5,6 +5,7 @@ recipe names, and needs nothing else.
 """
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from torch import nn
 
 import deltaw
 from deltaw.combine import concatenate, highest_rank
+from deltaw.config import LoraConfig
 from deltaw.errors import FormatError, MergeError, RunError, raise_all
 from deltaw.fingerprint import bits
 from deltaw.formats import format_of, sniff
@@ -72,6 +74,20 @@ def read_adapters(model: nn.Module, recipe: Recipe) -> list[State]:
         found.append(deltaw.capture(model, ADAPTER))
         deltaw.detach(model)
     return found
+
+
+def last_settings(recipe: Recipe) -> LoraConfig | None:
+    """Return the settings of the recipe's last adapter, which no model is needed for.
+
+    Raises:
+        FormatError: if it is damaged.
+    """
+    if not recipe.adapter:
+        return None
+    path = Path(recipe.adapter[-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are given when the model gets it
+        return sniff(path).read(path, finite=False).config
 
 
 def merge_adapters(model: nn.Module, states: Sequence[State]) -> None:

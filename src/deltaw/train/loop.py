@@ -15,6 +15,7 @@ from deltaw.train.distributed import processes
 from deltaw.train.distributed.shared import SharedTraining
 from deltaw.train.distributed.shares import WEIGHT
 from deltaw.train.interrupt import Interrupt
+from deltaw.train.noise import noisy_embeddings
 from deltaw.train.optimizer import galore_optimizer, optimizer_groups
 from deltaw.train.order import order_of
 from deltaw.train.rates import TrainingPlan
@@ -58,6 +59,11 @@ class RecipeTrainer(SharedTraining):
                 self.optimizer = chosen(groups, **options)
             self.rates = tuple(group["lr"] for group in self.optimizer.param_groups)
         return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run one forward and backward pass, on noisy embeddings if the recipe asks for them."""
+        with noisy_embeddings(self.model, self.recipe.neftune_noise_alpha):
+            return super().training_step(*args, **kwargs)
 
     def order(self) -> EpochSampler:
         """Return what orders the rows of every epoch."""

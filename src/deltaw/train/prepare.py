@@ -32,6 +32,7 @@ from deltaw.train.model import (
     positions,
     shape,
 )
+from deltaw.train.noise import require_one_stack
 from deltaw.train.progress import ProgressBar
 from deltaw.train.rates import planned
 from deltaw.train.reading import read
@@ -149,6 +150,7 @@ def prepare(recipe: Recipe, console: Console, *, weigh: WeighTexts | None = None
     config = load_config(recipe.model, labels, **where)
     tokenizer = load_tokenizer(recipe.model, config, **where)
     empty = build_empty(config, recipe.model, trust_remote_code=recipe.trust_remote_code)
+    require_one_stack(recipe, empty)
     limit = positions(empty)
     train, lengths = encode(tokenizer, data.train, recipe.max_length, limit=limit)
     _refuse_unknown(recipe, tokenizer, train)

@@ -98,6 +98,7 @@ class Recipe(LanguageKeys):
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, ge=0)
     shuffle: bool = True
+    neftune_noise_alpha: float = Field(0.0, ge=0)
     group_by_length: bool = True
     bf16: bool = False
     gradient_checkpointing: bool = False

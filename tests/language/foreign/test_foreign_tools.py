@@ -31,11 +31,18 @@ def test_a_file_is_known_by_its_keys(file: dict[str, Any], name: str) -> None:
     assert said_of(file).startswith(f"{name}'s, read as: ")
 
 
+@pytest.mark.parametrize("file", [AXOLOTL, TRL], ids=["axolotl", "TRL"])
+def test_noise_on_embeddings_is_asked_for_by_its_name(file: dict[str, Any]) -> None:
+    assert recipe_of(file | {"neftune_noise_alpha": 5}).neftune_noise_alpha == 5
+    assert recipe_of(file | {"neftune_noise_alpha": None}).neftune_noise_alpha == 0
+
+
 @pytest.mark.parametrize(
     "file",
     [
         {},
         {"model": "m", "data": "d", "r": 4, "max_samples": 3, "record": {}},
+        {"model": "m", "data": "d", "neftune_noise_alpha": 5},
         {"model": "m", "data": "d", "lora_rank": 4},
         {"nonsense": 1},
     ],

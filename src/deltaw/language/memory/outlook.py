@@ -10,10 +10,12 @@ from torch import nn
 
 from deltaw.analysis.memory.estimate import Estimate, estimate_run
 from deltaw.analysis.memory.headers import Weights, read_headers
+from deltaw.config import LoraConfig
 from deltaw.errors import ConfigError, DeltawError, RunError
 from deltaw.language.memory.labelling import TextRun
 from deltaw.language.memory.running import RecipeRun
 from deltaw.language.memory.shapes import Batches, Shape, Sides, of_answers, of_texts
+from deltaw.train.continuing import last_settings
 from deltaw.train.distributed.processes import count
 from deltaw.train.methods import IN_PLACE, weight_dtype
 from deltaw.train.recipe import Recipe
@@ -31,7 +33,8 @@ PROCESS = 200 << 20
 class Outlook:
     """A recipe, its model without memory, the headers of its weights, and its largest batches.
 
-    So many `processes` share every batch; what is said is of each of them.
+    So many `processes` share every batch; what is said is of each of them. `settings` are those of
+    the last adapter that the run begins with; what is merged takes no memory while it is trained.
     """
 
     recipe: Recipe
@@ -39,6 +42,7 @@ class Outlook:
     weights: Weights | None
     batches: Batches
     processes: int = 1
+    settings: LoraConfig | None = None
 
     def with_recipe(self, batches: Batches | None = None, **changes: Any) -> "Outlook":
         """Return the outlook of another recipe, whose largest batches may be others too."""
@@ -59,13 +63,12 @@ class Outlook:
         bit, method = self.recipe.quantization_bit, self.recipe.quantization_method
         if bit is not None and (bit, method) != (4, "bnb"):
             raise ConfigError(f"weights in {bit} bits of {method} are not in the estimate")
-        if self.recipe.adapter is not None:
-            raise ConfigError("the adapters that the run begins with are not in the estimate")
         if self.recipe.fsdp and self.processes > 1:
             raise ConfigError("weights that are shared out (fsdp) are not in the estimate")
         model = copy.deepcopy(self.model).to(self._dtype())
         try:
-            run = self._kind()(self.recipe, replace(self.batches, trained=self.trained))
+            batches = replace(self.batches, trained=self.trained)
+            run = self._kind()(self.recipe, batches, self.settings)
             found = estimate_run(model, run, self.weights, device())
         except DeltawError:
             raise
@@ -136,7 +139,7 @@ def outlook(
     """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     batches = of_answers(recipe, trained, scored, known, vocabulary)
-    return Outlook(recipe, model, _headers(recipe), batches, count())
+    return Outlook(recipe, model, _headers(recipe), batches, count(), last_settings(recipe))
 
 
 def text_outlook(
@@ -144,7 +147,7 @@ def text_outlook(
 ) -> Outlook:
     """Return the same of labelled texts, from how many tokens each has."""
     batches = of_texts(recipe, trained, scored)
-    return Outlook(recipe, model, _headers(recipe), batches, count())
+    return Outlook(recipe, model, _headers(recipe), batches, count(), last_settings(recipe))
 
 
 def _headers(recipe: Recipe) -> Weights | None:

@@ -63,5 +63,6 @@ def _kind(outlook: Outlook) -> str:
 def _named(name: str, outlook: Outlook) -> str:
     if name == "full":
         return name
-    recipe = outlook.recipe
-    return f"{name} r={recipe.galore_rank if name == 'GaLore' else recipe.r}"
+    recipe, settings = outlook.recipe, outlook.settings
+    r = settings.r if settings is not None and recipe.goes_on else recipe.r
+    return f"{name} r={recipe.galore_rank if name == 'GaLore' else r}"
