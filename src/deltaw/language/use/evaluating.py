@@ -166,6 +166,7 @@ def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, s
             val_size=0,
             encoding=recipe.encoding,
             skip_bad_rows=recipe.skip_bad_rows,
+            enable_thinking=recipe.enable_thinking,
         )
     )
     held = corpus.test or corpus.validation or corpus.train
