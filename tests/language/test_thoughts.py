@@ -128,10 +128,12 @@ def test_a_run_says_it_once_and_so_does_the_report(
     data = str(write_rows(tmp_path / "a.jsonl", rows))
     asked = {"template": "qwen3", "enable_thinking": False, "max_steps": 1}
     values = {"model": str(talker / "model"), "data": data, "output": str(tmp_path / "run")}
-    train(parse(values | asked))
+    run = train(parse(values | asked))
     shown = capsys.readouterr().out
     assert shown.count(SAID.format("12 answers")) == 1 and "Hm." not in shown
     words = ("data", data, "enable_thinking=false", "template=qwen3")
     code, out, err = deltaw_command(*words, "--model", talker / "model")
     assert (code, err) == (0, "")
     assert out.count(SAID.format("12 answers")) == 1 and "Hm." not in out
+    code, out, err = deltaw_command("eval", run, data)
+    assert (code, err) == (0, "") and out.count(SAID.format("12 answers")) == 1
