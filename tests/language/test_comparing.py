@@ -16,9 +16,13 @@ from deltaw.language.use.evaluating import evaluate_run
 from deltaw.train.recipe import parse
 
 
-def pairs(numbers: range) -> list[dict[str, str]]:
+def pairs(numbers: range, before: str = "") -> list[dict[str, str]]:
     return [
-        {"prompt": f"The colour number {n}? ", "chosen": "It is blue.", "rejected": f"No idea {n}."}
+        {
+            "prompt": f"{before}The colour number {n}? ",
+            "chosen": "It is blue.",
+            "rejected": f"No idea {n}.",
+        }
         for n in numbers
     ]
 
@@ -77,6 +81,10 @@ def test_a_run_of_preferences(
     fresh = Path(values["data"]).with_name("fresh.json")
     code, out, _ = deltaw_command("eval", run, fresh)
     assert code == 0 and "6 pairs" in out and "WARNING" not in out
+    many = write_json(tmp_path / "many.json", [*pairs(range(6)), *pairs(range(6), "Why? " * 99)])
+    code, out, _ = deltaw_command("eval", run, many)
+    assert code == 0 and "6 pairs" in out and "log.jsonl" not in out
+    assert out.count(f"skipped {many}:") == 6 and out.count("the answer lies beyond") == 6
     code, out, _ = deltaw_command("eval", run, values["data"])
     assert "WARNING   20 of these rows were trained on; the score flatters the run" in out
     code, out, _ = deltaw_command("eval", run, Path(values["data"]).with_name("ratings.json"))

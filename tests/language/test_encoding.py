@@ -1,5 +1,6 @@
 """Samples to tokens: what is learnt is the answer and its end, and nothing is lost unsaid."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,8 +157,9 @@ def test_a_template_that_drops_eos_is_an_error_of_every_sample() -> None:
 def test_problems_of_all_samples_are_listed_and_the_others_are_not_lost() -> None:
     call = Conversation((Message("user", "x"), Message("tool", "y"), TALK.messages[1]), "g", 9)
     with pytest.raises(DataError) as caught:
-        encode(TOKENIZERS["byte-level"], TALK, call, call)
-    assert str(caught.value).count("g:9: it has no place for the role tool") == 2
+        encode(TOKENIZERS["byte-level"], TALK, call, call, replace(call, line=11))
+    for line in (9, 11):
+        assert str(caught.value).count(f"g:{line}: it has no place for the role tool") == 1
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1, max_size=20).filter(
@@ -234,7 +236,7 @@ def test_what_many_samples_share_is_said_once() -> None:
         return str(error.value).splitlines()[1:-1]
 
     assert lines(7) == [
-        "  - f.json:1 and 6 more of 7 samples: the template does not end the answer with <eos>, so "
+        "  - f.json:1 and 6 more of 7 rows: the template does not end the answer with <eos>, so "
         "the model would never learn to stop"
     ]
     assert [line[:12] for line in lines(3)] == [f"  - f.json:{n}:"[:12] for n in (1, 2, 3)]

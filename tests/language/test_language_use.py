@@ -1,6 +1,7 @@
 """What a finished run of a language model can be asked: scores, answers, its base's too."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.language.models import conversations, write_json
+from tests.language.rows import write_rows
 from tests.train.conftest import Command
 from transformers import AutoModelForCausalLM
 
@@ -66,6 +68,23 @@ def test_other_rows_are_scored_and_known_ones_said(
     code, out, _ = deltaw_command("eval", runs[0], talker / "data.json")
     assert code == 0
     assert "WARNING   22 of these rows were trained on; the score flatters the run" in out
+
+
+def test_every_row_that_is_left_out_is_listed(
+    runs: tuple[Path, Path], deltaw_command: Command, tmp_path: Path
+) -> None:
+    long = [{"instruction": "Why? " * 99, "output": "So."}] * 6
+    bare = [{"instruction": f"What is {n}?", "output": ""} for n in range(6)]
+    data = write_rows(tmp_path / "some.jsonl", [*conversations(2), *long, *bare])
+    code, out, err = deltaw_command("eval", runs[0], data)
+    assert (code, err) == (0, "") and "2 rows, " in out and "log.jsonl" not in out
+    for line in range(3, 9):
+        assert re.search(rf"skipped {re.escape(str(data))}:{line}: .* the answer lies beyond", out)
+    for line in range(9, 15):
+        assert f'skipped {data}:{line}: nothing in "output"' in out
+    code, _, err = deltaw_command("eval", runs[0], write_rows(tmp_path / "long.jsonl", long))
+    assert code == 1 and "There is nothing to score." in err and "log.jsonl" not in err
+    assert "long.jsonl:6: " in err
 
 
 def test_answers_are_the_models_own_and_padding_changes_none(runs: tuple[Path, Path]) -> None:

@@ -74,6 +74,11 @@ def test_too_long_is_followed() -> None:
     assert str(dropped.skipped[0]).startswith("f:1: ") and "fit" in dropped.skipped[0].reason
     with pytest.raises(DataError, match=r"f:1: .* fit\nFix: .*too_long"):
         encode(replace(made, too_long="raise"), [sample])
+    both = preference("The sky." * 9, "Coal." * 20)
+    with pytest.raises(DataError) as caught:
+        encode(replace(made, too_long="raise"), [both, replace(sample, line=2)])
+    listed = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert [line[:9] for line in listed] == ["  - f:1: ", "  - f:2: "]
     assert encode(replace(made, too_long="truncate"), [sample]).cut == 1
     with pytest.raises(ConfigError, match=r"too_long=split: an answer is judged as a whole"):
         encode(replace(made, too_long="split"), [sample])

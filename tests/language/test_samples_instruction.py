@@ -141,6 +141,14 @@ def test_of_messages_the_completion_alone_is_trained(tmp_path: Path) -> None:
         ("c", False),
         ("d", True),
     ]
+    columns = {name: name for name in ("prompt", "completion", "history")}
+    row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]}
+    earlier = only(tmp_path, row | {"history": [["x", "y"]]}, columns=columns)
+    assert [(turn.content, turn.learnt) for turn in earlier.messages] == [
+        ("x", False),
+        ("y", False),
+        *((turn.content, turn.learnt) for turn in sample.messages),
+    ]
     mixed = {"prompt": prompt, "completion": "d"}
     assert problem_of(tmp_path, mixed).startswith("prompt and completion must both be texts")
 

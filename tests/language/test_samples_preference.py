@@ -69,6 +69,24 @@ def test_request_and_history_of_pairs_come_along(tmp_path: Path) -> None:
     assert sample.prompt == turns(("user", "a"), ("assistant", "b"), ("user", "hi\nyou"))
 
 
+@pytest.mark.parametrize(
+    "answers", [{"chosen": "hello", "rejected": "go away"}, {"completion": [BETTER], "kto_tag": 1}]
+)
+def test_system_and_history_come_before_a_prompt_of_messages(tmp_path: Path, answers: Any) -> None:
+    names = ("prompt", "system", "history", *answers)
+    columns = {name: name for name in names} | {"query": "input"}
+    rules = {"role": "system", "content": "S"}
+    expected = turns(("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "hi"))
+    for row in ({"prompt": [USER], "system": "S"}, {"prompt": [rules, USER], "system": ""}):
+        row |= {"input": "", "history": [["a", "b"]], **answers}
+        assert only(tmp_path, row, columns=columns).prompt == expected
+    row |= {"input": "you"}
+    assert problem_of(tmp_path, row, columns=columns) == (
+        '"input" holds an input, and "prompt" holds messages; write it into the last of them, or '
+        "name the columns without it"
+    )
+
+
 def test_the_shared_beginning_is_the_prompt(tmp_path: Path) -> None:
     longer = [*SHARED, WORSE, USER, BETTER]
     sample = only(tmp_path, {"system": "S", "chosen": [*SHARED, BETTER], "rejected": longer})

@@ -88,7 +88,7 @@ def test_what_has_no_prompt_or_no_answer_is_refused_with_its_place() -> None:
     with pytest.raises(DataError) as error:
         encoder().encode(samples)
     assert "f:7: turn 2 calls a tool" in str(error.value)
-    assert "f:7: turn 1 is to be learnt by its row and is no answer" in str(error.value)
+    assert "; turn 1 is to be learnt by its row and is no answer" in str(error.value)
 
 
 LONG = Completion("a b c d e a b c d e", "e d c b a e d c", "f", 4)

@@ -168,6 +168,9 @@ def test_eval_of_other_data_and_of_changed_data(
     code, out, _ = deltaw_command("eval", finished, other)
     assert code == 0
     assert "10 rows" in out
+    some = write_csv(tmp_path / "some.csv", [*messages(3, seed=5), ("", "ship")])
+    out = deltaw_command("eval", finished, some)[1]
+    assert "3 rows, 1 skipped" in out and f"skipped {some}:5: " in out
     unseen = write_csv(tmp_path / "unseen.csv", [("hello", "greeting"), ("ship it", "ship")])
     code, out, err = deltaw_command("eval", finished, unseen)
     assert (code, out) == (1, "")

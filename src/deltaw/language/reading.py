@@ -50,6 +50,7 @@ def request(recipe: Recipe) -> Request:
         skip_bad_rows=recipe.skip_bad_rows,
         allow_leakage=recipe.allow_leakage,
         encoding=recipe.encoding,
+        enable_thinking=recipe.enable_thinking,
     )
 
 

@@ -18,6 +18,7 @@ from deltaw.train.escape import printable
 from deltaw.train.metrics import Score
 from deltaw.train.opened import Opened, open_run
 from deltaw.train.reading import read
+from deltaw.train.receipt import all_skips
 from deltaw.train.recipe import Recipe
 from deltaw.train.scores import evaluate, table
 from deltaw.train.tokens import encode
@@ -70,7 +71,8 @@ def _examples(opened: Opened, data: str | None) -> tuple[Sequence[Example], str,
     schema = Schema(tuple(recipe.text or ()), recipe.label or "", opened.task, "")
     part = build_evaluation(chosen, schema, opened.labels)
     warning = _trained_on(recipe, chosen, part.examples)
-    return part.examples, f"rows, {len(part.skipped):,} skipped", warning
+    what = [f"rows, {len(part.skipped):,} skipped", *all_skips(part.skipped)]
+    return part.examples, "\n".join(what), warning
 
 
 def _trained_on(recipe: Recipe, table: Table, examples: Sequence[Example]) -> str:

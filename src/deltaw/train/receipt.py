@@ -45,12 +45,17 @@ def show_data(console: Console, data: Data) -> None:
 
 
 def skips(skipped: Sequence[Skip]) -> list[str]:
-    """Return the first of what was left out, and how many more there are."""
-    lines = [f"skipped {skip}" for skip in skipped[:SHOWN_SKIPS]]
+    """Return the first of what was left out, and how many more a run's log has."""
+    lines = all_skips(skipped[:SHOWN_SKIPS])
     if len(skipped) > SHOWN_SKIPS:
         more = len(skipped) - SHOWN_SKIPS
         lines.append(f"skipped {more:,} more; a run lists all in its log.jsonl")
     return lines
+
+
+def all_skips(skipped: Sequence[Skip]) -> list[str]:
+    """Return all that was left out, for where no log is written."""
+    return [f"skipped {skip}" for skip in skipped]
 
 
 def show_job(console: Console, job: "Job", where: str, verified: str) -> None:

@@ -49,6 +49,8 @@ What differs:
 - `template` may be left out: the tokenizer's own is used then.
 - `template: qwen3` drops the thoughts of answers before the last question, as Qwen3's own does;
   such an answer cannot be learnt, and `train_on: last` leaves it out. `qwen3_nothink` writes none.
+- `enable_thinking: false` leaves thoughts out of answers, as there, and it is said of how many; a
+  row of whose answer nothing else is left is skipped and listed.
 - Rows longer than `cutoff_len` keep their beginning, and are left out where no answer is in it;
   there prompt and answer are both cut, in proportion.
 - `warmup_ratio` of the steps is rounded to the nearest step; there it is rounded up.

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from deltaw.language.data.dialogue import conversation
-from deltaw.language.data.instruction import asked
+from deltaw.language.data.instruction import asked, led
 from deltaw.language.data.record import BadRow, NoSample, Record, as_text, described
 from deltaw.language.data.samples import Completion, Conversation, Message, Passage, Turns
-from deltaw.language.data.turns import read_turns, with_system
+from deltaw.language.data.turns import read_turns
 
 
 def completion(record: Record) -> Completion | Conversation:
@@ -23,8 +23,8 @@ def completion(record: Record) -> Completion | Conversation:
         return Completion(prompt, answer, record.row.file, record.row.line)
     if isinstance(prompt, str) or isinstance(answer, str):
         raise BadRow("prompt and completion must both be texts, or both be messages")
-    given = tuple(replace(turn, trained=None, given=True) for turn in prompt)
-    return conversation(record, (*with_system(record.text("system"), given), *answer))
+    given = (replace(turn, trained=None, given=True) for turn in led(record, prompt))
+    return conversation(record, (*given, *answer))
 
 
 def passage(record: Record) -> Passage:

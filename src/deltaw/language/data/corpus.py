@@ -16,6 +16,7 @@ from deltaw.language.data.parse import Parsed
 from deltaw.language.data.samples import Sample
 from deltaw.language.data.schema import Kind, Schema
 from deltaw.language.data.sources import Source, resolve
+from deltaw.language.data.thoughts import left_out
 from deltaw.train.data.decode import UTF8
 from deltaw.train.data.rows import Skip, Table
 from deltaw.train.data.wording import counted
@@ -33,7 +34,8 @@ class Request:
     entry. `max_samples` limits every set. `val_size` is a share of the prompts or a number of
     samples, held out by `seed` when there is no validation part and no `eval_dataset`.
     `skip_bad_rows` leaves rows out that make no sense, `allow_leakage` training samples that are
-    held out too; both are errors otherwise.
+    held out too; both are errors otherwise. `enable_thinking` of False leaves out the thoughts in
+    answers, and says of how many.
     """
 
     dataset: str | Sequence[str]
@@ -49,6 +51,7 @@ class Request:
     skip_bad_rows: bool = False
     allow_leakage: bool = False
     encoding: str = UTF8
+    enable_thinking: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,8 @@ class Corpus:
 
     `origins` counts per data set (those of `eval_dataset` last), `skipped` lists every row left
     out, among them the `bad` ones, which make no sense, and the `leaked` ones, which are held out
-    too; `warnings` says what a person should know, `hashes` holds the SHA-256 of every file read.
+    too; `warnings` says what a person should know, `hashes` holds the SHA-256 of every file read,
+    and `thoughtless` counts the answers in these of which thoughts were left out.
     """
 
     origins: tuple[Origin, ...]
@@ -81,6 +85,12 @@ class Corpus:
     leaked: tuple[Skip, ...]
     warnings: tuple[str, ...]
     hashes: Mapping[str, str]
+    thoughtless: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is said of the data: the warnings, and how many answers lost their thoughts."""
+        return (*self.warnings, *left_out(self.thoughtless))
 
     def validation_sets(self) -> dict[str, tuple[Sample, ...]]:
         """Return the validation samples of each data set that has some, by its name."""
@@ -109,7 +119,10 @@ def load(request: Request) -> Corpus:
     )
     check_mix(request.mix_strategy, request.interleave_probs, len(sources))
     found = gather(
-        (*sources, *evaluated), encoding=request.encoding, skip_bad_rows=request.skip_bad_rows
+        (*sources, *evaluated),
+        encoding=request.encoding,
+        skip_bad_rows=request.skip_bad_rows,
+        thoughts=request.enable_thinking is not False,
     )
     _check_kinds(found)
     training, judging = found[: len(sources)], found[len(sources) :]
@@ -158,6 +171,7 @@ def load(request: Request) -> Corpus:
         hashes={
             table.path: table.sha256 for one in found for table in _tables(one) if table is not None
         },
+        thoughtless=sum(part.thoughtless for part in _parts(found)),
     )
 
 

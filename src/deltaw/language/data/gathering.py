@@ -41,9 +41,13 @@ class Gathered:
 
 
 def gather(
-    sources: Sequence[Source], *, encoding: str = UTF8, skip_bad_rows: bool = False
+    sources: Sequence[Source],
+    *,
+    encoding: str = UTF8,
+    skip_bad_rows: bool = False,
+    thoughts: bool = True,
 ) -> list[Gathered]:
-    """Read and parse all data sets.
+    """Read and parse all data sets; without `thoughts` those in answers are left out.
 
     Raises one `DataError` for all that cannot be read or fit no schema; or one with all rows that
     make no sense, which `skip_bad_rows` leaves out instead; or one with all of which nothing is
@@ -52,7 +56,7 @@ def gather(
     found, errors = [], []
     for source in sources:
         try:
-            found.append(_gather(source, encoding))
+            found.append(_gather(source, encoding, thoughts))
         except DataError as error:
             errors.append(str(error))
     if errors:
@@ -108,7 +112,7 @@ def limited(
     return [samples[index] for index in sorted(chosen)], said
 
 
-def _gather(source: Source, encoding: str) -> Gathered:
+def _gather(source: Source, encoding: str, thoughts: bool) -> Gathered:
     entry = source.entry
     splits = read_splits(entry, encoding=encoding)
     if entry.columns:
@@ -132,7 +136,7 @@ def _gather(source: Source, encoding: str) -> Gathered:
             "give every part the same column names.",
         )
     train, validation, tested = (
-        Parsed() if table is None else parse(table, schema)
+        Parsed() if table is None else parse(table, schema, thoughts=thoughts)
         for table in (splits.train, splits.validation, test)
     )
     return Gathered(source.name, splits, schema, train, validation, tested, notes)

@@ -49,6 +49,22 @@ def asked(record: Record) -> tuple[Message, ...]:
     return with_system(record.text("system"), turns)
 
 
+def led(record: Record, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return a prompt of messages with the row's system text and history before it.
+
+    Raises:
+        BadRow: if the row has an input beside, which belongs to a request in words.
+    """
+    if record.text("query").strip():
+        raise BadRow(
+            f"{record.name('query')} holds an input, and {record.name('prompt')} holds messages; "
+            "write it into the last of them, or name the columns without it"
+        )
+    own = prompt[:1] if prompt[0].role == "system" else ()
+    turns = (*own, *_history(record), *prompt[len(own) :])
+    return with_system(record.text("system"), turns)
+
+
 def joined(told: str, given: str) -> str:
     """Return the request and its input on a new line, or the one that is not blank."""
     return "\n".join(text for text in (told, given) if text.strip())

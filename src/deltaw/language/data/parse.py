@@ -11,6 +11,7 @@ from deltaw.language.data.preference import preference, rated
 from deltaw.language.data.record import BadRow, NoSample, Record, records
 from deltaw.language.data.samples import Sample
 from deltaw.language.data.schema import MEDIA, Schema
+from deltaw.language.data.thoughts import without_thoughts
 from deltaw.train.data.rows import Opaque, Skip, Table
 
 EMPTY: tuple[object, ...] = (None, "", [])
@@ -19,11 +20,15 @@ OPTIONAL = frozenset({"query", "history", "system", "tools", *MEDIA})
 
 @dataclass(slots=True)
 class Parsed:
-    """The samples of one table with everything noticed while reading them."""
+    """The samples of one table with everything noticed while reading them.
+
+    `thoughtless` counts the answers of which thoughts were left out.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
     problems: list[Skip] = field(default_factory=list)
+    thoughtless: int = 0
 
     @property
     def left_out(self) -> list[Skip]:
@@ -31,16 +36,22 @@ class Parsed:
         return self.skipped + self.problems
 
 
-def parse(table: Table, schema: Schema) -> Parsed:
+def parse(table: Table, schema: Schema, *, thoughts: bool = True) -> Parsed:
     """Return the samples of `table` as `schema` has them; nothing is raised for bad rows.
 
-    A row that has nothing where the schema looks, and columns of another schema, is a bad one.
+    Without `thoughts` those in answers are left out. A row that has nothing where the schema looks,
+    and columns of another schema, is a bad one.
     """
     found = Parsed(skipped=list(table.skipped))
     for record in records(table, schema):
         try:
             record.refuse_media()
-            found.samples += _samples(record)
+            samples = _samples(record)
+            if not thoughts:
+                changed = [without_thoughts(sample) for sample in samples]
+                samples = [sample for sample, _ in changed]
+                found.thoughtless += sum(count for _, count in changed)
+            found.samples += samples
         except NoSample as error:
             other = other_schema(table, record)
             left = found.problems if other else found.skipped

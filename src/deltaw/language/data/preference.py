@@ -4,7 +4,7 @@ from typing import Any
 
 from deltaw.language.data.completion import as_assistant, as_user, turns_or_text
 from deltaw.language.data.dialogue import said, tools
-from deltaw.language.data.instruction import asked
+from deltaw.language.data.instruction import asked, led
 from deltaw.language.data.record import BadRow, NoSample, Record, described
 from deltaw.language.data.samples import Message, Preference, Rated
 from deltaw.language.data.turns import check_turns, with_system
@@ -73,7 +73,7 @@ def _before(record: Record) -> tuple[Message, ...]:
     prompt = record.value("prompt")
     if prompt is None or isinstance(prompt, str):
         return asked(record)
-    return with_system(record.text("system"), as_user(turns_or_text(record, "prompt")))
+    return led(record, as_user(turns_or_text(record, "prompt")))
 
 
 def _parted(

@@ -118,7 +118,7 @@ class Encoder:
         raise_all(
             DataError,
             "samples that cannot be trained on as they are:",
-            gathered(problems, len(samples)),
+            gathered(problems, len({(s.file, s.line) for s in samples})),
             "correct or remove these rows, or choose another template, max_length or too_long; "
             "skip_bad_rows=true leaves those out that the template refuses, and lists them.",
         )

@@ -9,7 +9,7 @@ from deltaw.language.data.samples import Message
 from deltaw.train.data.rows import Skip, place
 
 FEW = 5
-"""Samples with the same problem that are named one by one."""
+"""Rows with the same problem that are named one by one."""
 
 
 def joined(text: str) -> str:
@@ -32,16 +32,23 @@ def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def gathered(problems: Sequence[Skip], samples: int) -> list[str]:
-    """Return a line for each problem; what many samples share, as by a template, is said once."""
-    shared = defaultdict(list)
+def gathered(problems: Sequence[Skip], rows: int) -> list[str]:
+    """Return a line for each of the `rows` with problems, as both answers of a pair may have one.
+
+    What many rows share, as by a template, is said once.
+    """
+    reasons = defaultdict(list)
     for problem in problems:
-        shared[problem.reason].append(problem)
+        reasons[problem.file, problem.line].append(problem.reason)
+    shared = defaultdict(list)
+    for where, own in reasons.items():
+        reason = "; ".join(dict.fromkeys(own))
+        shared[reason].append(Skip(*where, reason))
     lines = []
     for some in shared.values():
         if len(some) <= FEW:
             lines += [str(problem) for problem in some]
         else:
-            more = f"and {len(some) - 1:,} more of {samples:,} samples"
+            more = f"and {len(some) - 1:,} more of {rows:,} rows"
             lines.append(f"{place(some[0].file, some[0].line)} {more}: {some[0].reason}")
     return lines

@@ -117,7 +117,7 @@ def _show_language(console: Console, recipe: Recipe, modelled: bool, detail: Det
     _show_rows(console, "bad", f"{how}, because they make no sense", corpus.bad, detail)
     how = "left out" if asked.allow_leakage else "refused, unless allow_leakage=true"
     _show_rows(console, "leaked", f"{how}, because they are held out too", corpus.leaked, detail)
-    for warning in (*corpus.warnings, *([unheld] if unheld else [])):
+    for warning in (*corpus.notes, *([unheld] if unheld else [])):
         console.field("warning", warning)
     if not modelled:
         return

@@ -31,7 +31,7 @@ def show_corpus(console: Console, corpus: Corpus) -> None:
         lines.append(f"{printable(origin.name, 200)}: {origin.rows:,} rows, {', '.join(parts)}")
         lines.append(origin.schema.reasons)
     lines += skips(corpus.skipped)
-    console.field("data", "\n".join([*lines, *corpus.warnings]))
+    console.field("data", "\n".join([*lines, *corpus.notes]))
     record_skips(console, corpus.skipped)
 
 

@@ -1,8 +1,6 @@
 """Scores of a finished run on judged answers: does it prefer the better ones more than its base?"""
 
 import gc
-from collections.abc import Sequence
-from typing import Any
 
 import deltaw
 from deltaw.errors import RunError
@@ -11,22 +9,21 @@ from deltaw.language.loading import load_model
 from deltaw.language.training.judged import Floats, Judged
 from deltaw.language.training.judgements import encode
 from deltaw.language.training.pairs import Pairs
+from deltaw.language.use.held import Held
 from deltaw.language.use.opened import OpenedLanguage
 from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.identity import find_base, require_base
 from deltaw.train.metrics import Score
 from deltaw.train.placing import place
-from deltaw.train.receipt import skips
+from deltaw.train.receipt import all_skips
 from deltaw.train.scores import table
 
 
 def compare(
     opened: OpenedLanguage,
-    samples: Sequence[Any],
-    what: str,
+    held: Held,
     *,
-    warning: str = "",
     merge: bool = True,
     model: str | None = None,
 ) -> Score:
@@ -36,9 +33,9 @@ def compare(
         RunError: if no answer can be scored, or what the run started from is not at hand.
     """
     console = Console()
-    judged = encode(opened.encoder, samples)
+    judged = encode(opened.encoder, held.samples)
     if not len(judged):
-        raise RunError("\n".join(["There is nothing to score.", *skips(judged.skipped)]))
+        raise RunError("\n".join(["There is nothing to score.", *all_skips(judged.skipped)]))
     padding = Padding(opened.tokenizer.pad_token_id)
     reference = _reference(opened, judged, padding, model)
     with opened.merged(merge) as done:
@@ -48,16 +45,14 @@ def compare(
     name = "pair" if paired else "rated answer"
     beta = opened.recipe.pref_beta
     loss = f"loss={opened.recipe.pref_loss}" if paired else "the loss of KTO"
-    lines = [f"{counted(len(judged), name)}{what}"]
+    lines = [f"{counted(len(judged), name)}{held.what}"]
     named = "the reference is the model before the run"
     if opened.recipe.adapter is not None:
         named = "the reference is the base, without the adapters that the run began with"
     if not judged.refers(opened.recipe):
         named = "there is no reference"
     lines += [f"{loss} at pref_beta={beta:g}; {named}"]
-    console.field("data", "\n".join([*lines, *skips(judged.skipped)]))
-    if warning:
-        console.field("WARNING", warning)
+    held.show(console, lines, judged.skipped)
     base, own = (judged.score(said, reference, opened.recipe) for said in (reference, found))
     console.line(table([("base", base), ("run", own)], "loss"))
     return own

@@ -12,6 +12,7 @@ from deltaw.language import scores
 from deltaw.language.data.corpus import Corpus, Request, load
 from deltaw.language.data.keys import content_key
 from deltaw.language.data.samples import Sample
+from deltaw.language.data.thoughts import left_out
 from deltaw.language.encoding.batches import Padding
 from deltaw.language.encoding.encoder import Row, samples_of
 from deltaw.language.examining import Examination, examination
@@ -20,6 +21,7 @@ from deltaw.language.reading import request
 from deltaw.language.scores import Interval, Sums
 from deltaw.language.training.judgements import are_judged
 from deltaw.language.use.comparing import compare
+from deltaw.language.use.held import Held
 from deltaw.language.use.opened import OpenedLanguage, open_language
 from deltaw.train import staging
 from deltaw.train.choices import by_name
@@ -27,7 +29,7 @@ from deltaw.train.console import Console
 from deltaw.train.data.wording import counted
 from deltaw.train.escape import printable
 from deltaw.train.metrics import Score
-from deltaw.train.receipt import skips
+from deltaw.train.receipt import all_skips
 from deltaw.train.recipe import Recipe
 from deltaw.train.runfolder import ANSWERS
 from deltaw.train.scores import table
@@ -56,13 +58,13 @@ def evaluate_run(
         )
     opened = open_language(folder, model=model, trust_remote_code=trust_remote_code)
     console = Console()
-    samples, what, warning = _samples(opened.recipe, data)
-    if are_judged(samples):
+    held = _held(opened.recipe, data)
+    if are_judged(held.samples):
         _require_judgeable(opened, generate)
-        return compare(opened, samples, what, warning=warning, merge=merge, model=model)
-    encoded = opened.encoder.encode(samples)  # type: ignore[arg-type]
+        return compare(opened, held, merge=merge, model=model)
+    encoded = opened.encoder.encode(held.samples)  # type: ignore[arg-type]
     if not encoded.rows:
-        raise RunError("\n".join(["There is nothing to score.", *skips(encoded.skipped)]))
+        raise RunError("\n".join(["There is nothing to score.", *all_skips(encoded.skipped)]))
     asked = samples_of(encoded.rows)
     exam = examination(opened.speaker, opened.recipe, asked) if generate else None
     said = {}
@@ -73,10 +75,8 @@ def evaluate_run(
         said["run"] = _say(opened, encoded.rows, exam)
     console.field("run", f"{opened.shown}, {done}")
     tokens = int(said["run"].losses[:, 1].sum())
-    lines = [f"{counted(len(encoded.rows), 'row')}{what}, {tokens:,} tokens scored"]
-    console.field("data", "\n".join([*lines, *skips(encoded.skipped)]))
-    if warning:
-        console.field("WARNING", warning)
+    lines = [f"{counted(len(encoded.rows), 'row')}{held.what}, {tokens:,} tokens scored"]
+    held.show(console, lines, encoded.skipped)
     if exam is not None:
         console.field("answers", str(exam))
     shown = [(name, one.score(opened.recipe)) for name, one in said.items()]
@@ -148,15 +148,15 @@ def _write(file: Path, exam: Examination, said: Mapping[str, Said]) -> None:
     staging.write_text(file, "".join(lines))
 
 
-def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, str]:
-    """Return what is scored, what it is in words, and a warning if it was trained on."""
+def _held(recipe: Recipe, data: str | None) -> Held:
+    """Return what is scored, with a warning if it was trained on."""
     if data is None:
         corpus = _own(recipe)
         held = corpus.test or corpus.validation
         if not held:
             raise RunError("The run held no rows out. Fix: deltaw eval RUN DATA")
         name = "test" if corpus.test else "validation"
-        return held, f" of the {name} part that were not trained on", ""
+        return Held(held, f" of the {name} part that were not trained on")
     corpus = load(
         Request(
             dataset=data,
@@ -166,10 +166,12 @@ def _samples(recipe: Recipe, data: str | None) -> tuple[Sequence[Sample], str, s
             val_size=0,
             encoding=recipe.encoding,
             skip_bad_rows=recipe.skip_bad_rows,
+            enable_thinking=recipe.enable_thinking,
         )
     )
     held = corpus.test or corpus.validation or corpus.train
-    return held, "", _trained_on(recipe, held)
+    notes = (*left_out(corpus.thoughtless), *all_skips(corpus.skipped))
+    return Held(held, warning=_trained_on(recipe, held), notes=notes)
 
 
 def _own(recipe: Recipe) -> Corpus:
