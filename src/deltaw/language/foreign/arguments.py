@@ -22,6 +22,7 @@ from deltaw.language.foreign.tool import (
 )
 
 SPEED = Ignored("speed or memory only")
+STREAMING = Ignored("memory only: the data are read as a whole; `max_samples` takes fewer")
 SHOWN = Ignored("what is shown or measured only")
 PLACES = Ignored("a run keeps its own checkpoints until it is finished")
 OFFLINE = Ignored("nothing is uploaded")

@@ -8,7 +8,7 @@ from typing import Any
 
 from deltaw.errors import printable
 from deltaw.language.foreign import arguments, deepspeed
-from deltaw.language.foreign.arguments import KEPT, PLACES, SHOWN, SPEED, UPLOAD
+from deltaw.language.foreign.arguments import KEPT, PLACES, SHOWN, SPEED, STREAMING, UPLOAD
 from deltaw.language.foreign.tool import (
     Effect,
     Fate,
@@ -103,7 +103,7 @@ KEYS: dict[str, Fate] = {
     "early_stopping_patience": Refused("give early_stopping, eval_every and keep: best", ()),
     "load_best_model_at_end": Refused("give keep: best and eval_every"),
     "rl": Joint("`task`, for `dpo` and `kto`"),
-    "streaming": Refused("the data are read as a whole; leave it out"),
+    "streaming": STREAMING,
     "hub_model_id": Refused(UPLOAD, ("",)),
     "push_dataset_to_hub": Refused(UPLOAD, ("",)),
     "plugins": Refused("they are code of others; leave it out", ([],)),

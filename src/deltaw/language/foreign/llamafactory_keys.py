@@ -6,7 +6,7 @@ Source: github.com/hiyouga/LLaMA-Factory, src/llamafactory/hparams.
 from typing import Any
 
 from deltaw.language.foreign import arguments
-from deltaw.language.foreign.arguments import ALONE, KEPT, SHOWN, SPEED
+from deltaw.language.foreign.arguments import ALONE, KEPT, SHOWN, SPEED, STREAMING
 from deltaw.language.foreign.tool import (
     Effect,
     Fate,
@@ -149,7 +149,7 @@ KEYS: dict[str, Fate] = {
     "adapter_name_or_path": Joint("`adapter`; what `lora_*` keys say of it is without effect"),
     "adapter_folder": Joint("the folder in each adapter where its files are"),
     "create_new_adapter": Joint("`create_new_adapter`, where there are adapters to merge"),
-    "streaming": Refused("the data are read as a whole; leave it out, max_samples takes fewer"),
+    "streaming": STREAMING,
     "tokenized_path": Ignored("a cache; tokens are made anew, of `dataset`"),
     "upcast_layernorm": Joint("float32, which norms have unless `bf16` is asked for too"),
     "ignore_pad_token_for_loss": Refused("padding is never learnt; leave it out", (True,)),

@@ -6,7 +6,7 @@ Source: github.com/huggingface/trl, trl/scripts and trl/trainer/{sft,dpo,kto,mod
 from typing import Any
 
 from deltaw.language.foreign import arguments, deepspeed
-from deltaw.language.foreign.arguments import KEPT, SHOWN, SPEED
+from deltaw.language.foreign.arguments import KEPT, SHOWN, SPEED, STREAMING
 from deltaw.language.foreign.tool import (
     Effect,
     Fate,
@@ -53,7 +53,7 @@ KEYS: dict[str, Fate] = {
     "dataset_config": Joint("the part of `data` behind the colon"),
     "dataset_train_split": Refused("the training split is read; leave it out", ("train",)),
     "dataset_test_split": Refused("a test or validation split is read; leave it out", ("test",)),
-    "dataset_streaming": Refused("the data are read as a whole; leave it out"),
+    "dataset_streaming": STREAMING,
     "dataset_text_field": Refused(COLUMN, ("text",)),
     "dataset_kwargs": Refused(KEPT, ({},)),
     "datasets": Refused("name several with data: a,b and mix_strategy", ([],)),
