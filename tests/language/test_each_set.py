@@ -54,6 +54,12 @@ def test_each_set_has_its_own_loss(
     assert evaluations(both, f"eval_{sets[0]}_loss") != evaluations(both, f"eval_{sets[1]}_loss")
 
 
+def test_without_validation_rows_there_is_nothing_to_judge(values: dict[str, Any]) -> None:
+    recipe = parse(values | {"validation_share": 0, "eval_on_each_dataset": True})
+    with pytest.raises(ConfigError, match="eval_on_each_dataset=True needs validation rows"):
+        train(recipe)
+
+
 def test_preferences_do_not_read_it(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="eval_on_each_dataset=True has no effect with task=dpo"):
         parse(values | {"task": "dpo", "eval_on_each_dataset": True})

@@ -180,10 +180,12 @@ def require_turns(samples: Sequence[Any], corpus: Corpus) -> None:
 
 
 def require_validation(recipe: Recipe, corpus: Corpus) -> None:
-    """Refuse to stop early by validation samples that are not there."""
-    if recipe.early_stopping is not None and not corpus.validation:
+    """Refuse what goes by validation samples where there are none."""
+    asked = [f"early_stopping={recipe.early_stopping}"] * (recipe.early_stopping is not None)
+    asked += ["eval_on_each_dataset=True"] * recipe.eval_on_each_dataset
+    if asked and not corpus.validation:
         raise ConfigError(
-            f"early_stopping={recipe.early_stopping} needs validation rows, and there are none.\n"
+            f"{' and '.join(asked)} needs validation rows, and there are none.\n"
             "Fix: leave it out, or set validation_share above 0."
         )
 

@@ -45,6 +45,7 @@ FREE = {
     "name",
     "report_to",
     "plot_loss",
+    "eval_on_each_dataset",
     "trust_remote_code",
     "record",
     "data",
