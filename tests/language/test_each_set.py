@@ -44,7 +44,9 @@ def test_each_set_has_its_own_loss(
         return train(parse(values | {"eval_data": eval_data, "output": output} | more))
 
     both = run("both", ",".join(sets), eval_on_each_dataset=True)
-    assert "validation loss" in capsys.readouterr().out
+    out = capsys.readouterr().out.replace("\n", "")
+    for one in sets:
+        assert out.count(f" of {one}") == len(evaluations(both, f"eval_{one}_loss")) >= 2
     assert not evaluations(run("plain", ",".join(sets)), f"eval_{sets[0]}_loss")
     for number, one in enumerate(sets):
         alone = evaluations(run(str(number), one), "eval_loss")

@@ -183,7 +183,9 @@ def _unread_of_pace(recipe: "Recipe", changed: set[str]) -> Iterator[str]:
 
 
 def _unread_of_order(recipe: "Recipe") -> Iterator[str]:
-    """Yield an order that good and bad answers cannot keep."""
+    """Yield an order that packed rows, or good and bad answers, cannot keep."""
+    if not recipe.shuffle and recipe.packing:
+        yield "shuffle=False does not go with packing=True, which puts rows together by length"
     if not recipe.shuffle and recipe.task == "kto":
         yield "shuffle=False does not go with task=kto, whose batches mix good and bad answers"
 

@@ -274,6 +274,7 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: not done here"),
         ({"tool_format": "glm4", "template": "qwen"}, "tool_format='glm4': only qwen is written"),
         ({"tool_format": "qwen", "template": "llama3"}, "tool_format='qwen': only qwen is written"),
+        ({"packing": True, "disable_shuffling": True}, "shuffle=False does not go with packing"),
         ({"stage": "kto", "disable_shuffling": True}, "shuffle=False does not go with task=kto"),
         ({"upcast_layernorm": True, "bf16": True}, "upcast_layernorm: true with bf16"),
         ({"upcast_layernorm": True, "pure_bf16": True}, "upcast_layernorm: true with bf16"),

@@ -18,6 +18,10 @@ from deltaw.train.data.wording import counted
 
 END = "</think>"
 THOUGHT = re.compile(f"<think>.*?{END}", re.DOTALL)
+OPENED = re.compile(
+    rf"\A(?:(?!<think>).)*?(?:\A|(?<=\n)){END}|\A(?:(?!<think>).)*?{END}(?=\n|\Z)", re.DOTALL
+)
+"""A thought at the beginning that the prompt has opened; its end stands at that of a line."""
 
 
 def without_thoughts(sample: Sample) -> tuple[Sample, int]:
@@ -57,7 +61,7 @@ def left_out(count: int) -> list[str]:
 
 def spoken(text: str) -> str:
     """Return an answer without its thoughts; one may begin with a thought that is only ended."""
-    rest = THOUGHT.sub("", text).rpartition(END)[2]
+    rest = THOUGHT.sub("", OPENED.sub("", text))
     return text if rest == text else rest.lstrip("\n")
 
 

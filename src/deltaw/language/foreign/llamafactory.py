@@ -137,7 +137,8 @@ def _galore(given: Values, found: Found) -> None:
 def _memory(given: Values, found: Found) -> None:
     if found.read(given, "pure_bf16", truth):
         found.give("bf16", True, "pure_bf16")
-    if found.read(given, "upcast_layernorm", truth) and found.values.get("bf16"):
+    frozen = given.get("finetuning_type", "lora") == "lora"
+    if found.read(given, "upcast_layernorm", truth) and frozen and found.values.get("bf16"):
         found.problems.append(
             "upcast_layernorm: true with bf16 would keep the norms alone in float32; keep one, "
             "without bf16 they are in float32 too"

@@ -151,7 +151,7 @@ KEYS: dict[str, Fate] = {
     "create_new_adapter": Joint("`create_new_adapter`, where there are adapters to merge"),
     "streaming": STREAMING,
     "tokenized_path": Ignored("a cache; tokens are made anew, of `dataset`"),
-    "upcast_layernorm": Joint("float32, which norms have unless `bf16` is asked for too"),
+    "upcast_layernorm": Joint("float32, which norms have but in a `lora` run with `bf16`"),
     "ignore_pad_token_for_loss": Refused("padding is never learnt; leave it out", (True,)),
     "disable_shuffling": Effect("shuffle", lambda value: not truth(value)),
     "use_fast_tokenizer": Refused("only fast tokenizers are read; leave it out", (True,)),

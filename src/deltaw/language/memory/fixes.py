@@ -73,7 +73,7 @@ def _halved(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
 
 def _packed(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
     recipe = outlook.recipe
-    if recipe.method == "lora" and recipe.quantization_bit is None:
+    if recipe.method == "lora" and recipe.quantization_bit is None and not recipe.merged:
         changes = {"quantization_bit": 4, "absorb": False}
         yield "quantization_bit=4", outlook.with_recipe(**changes)
 

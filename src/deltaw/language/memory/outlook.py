@@ -34,7 +34,7 @@ class Outlook:
     """A recipe, its model without memory, the headers of its weights, and its largest batches.
 
     So many `processes` share every batch; what is said is of each of them. `settings` are those of
-    the last adapter that the run begins with; what is merged takes no memory while it is trained.
+    the last adapter that the run begins with; those of merged ones, which are small, are left out.
     """
 
     recipe: Recipe

@@ -29,6 +29,8 @@ def variants(outlook: Outlook) -> Iterator[tuple[str, Outlook, bool]]:
     r = {"r": recipe.r, "method": "lora", "optim": "adamw"}
     packed = {**r, "quantization_bit": 4, "quantization_method": "bnb"}
     others = {"full": full, "LoRA": {**dense, **r}, "QLoRA": packed, "GaLore": galore}
+    if recipe.merged:
+        del others["QLoRA"]
     for name, changes in others.items():
         mine = name == own
         one = outlook if mine else outlook.with_recipe(**changes)

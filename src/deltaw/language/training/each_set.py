@@ -50,5 +50,5 @@ class EachSet(TrainerCallback):  # type: ignore[misc]
             value = metrics[f"eval_{name}_loss"]
             self.console.line(
                 f"          step {state.global_step:>5}  validation loss {value:.3f} of "
-                f"{printable(name, 80)}"
+                f"{printable(name, 200)}"
             )

@@ -58,7 +58,8 @@ class Opening:
     def _reading(self) -> str:
         """Return a digest of the template, of which columns are read as what, and of the dialect.
 
-        The last is only part of it where samples have calls, which it is for.
+        The last is only part of it where samples have calls, which it is for. That thoughts are
+        left out is part of it where there were some.
         """
         roles = [
             (s.kind, sorted(s.columns.items()), s.plain, repr(s.tags))
@@ -68,6 +69,8 @@ class Opening:
         dialect = dialect_of(self.template.template)
         if dialect != PLAIN and any(m.tool_calls for s in self._samples() for m in messages_of(s)):
             parts.append(dialect)
+        if self.corpus.thoughtless:
+            parts.append("without thoughts")
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _samples(self) -> Iterator[Sample]:

@@ -15,9 +15,9 @@ from deltaw.language.encoding.encoder import Encoder, Row
 from deltaw.language.encoding.labelling import MASKED
 from deltaw.language.scores import measured
 from deltaw.language.training.judged import Floats, Judged, begin, ended, judging, whole
+from deltaw.train.batches import EpochSampler
 from deltaw.train.data.rows import Skip
 from deltaw.train.metrics import BATCH, REPLICAS, Score, middle, ranks
-from deltaw.train.order import order_of
 from deltaw.train.recipe import Recipe
 
 
@@ -126,7 +126,9 @@ class Ratings(Judged):
                 "Fix: add rows of the other kind, or learn good ones as they are (task=sft)."
             )
         lengths = [len(answer.row.input_ids) for answer in self.answers]
-        order = order_of(recipe, lengths)
+        order = EpochSampler(
+            lengths, recipe.batch_size, recipe.seed, bucketed=recipe.group_by_length
+        )
         answers = [self.answers[index] for index in order]
         return replace(self, answers=answers, size=recipe.batch_size)
 
