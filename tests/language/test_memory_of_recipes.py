@@ -376,6 +376,19 @@ def test_one_row_of_the_table_is_the_recipe_itself(
     }
 
 
+def test_what_is_merged_is_never_to_be_packed(
+    talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessed(monkeypatch, lambda recipe, _: (9 - 8 * (recipe.quantization_bit == 4)) * MB)
+    one = outlook_of(talker)
+    merged = one.with_recipe(adapter=["a", "b"])
+    assert merged.recipe.merged and not one.recipe.merged
+    assert fixes(one, 5 * MB) == ["quantization_bit=4, about 1.00 MB"]
+    assert "quantization_bit" not in fixes(merged, 5 * MB)[0]
+    kinds = [[name.split()[0] for name, _, _ in variants(each)] for each in (one, merged)]
+    assert kinds == [["full", "LoRA", "QLoRA", "GaLore"], ["full", "LoRA", "GaLore"]]
+
+
 def test_the_largest_batches(talker: Path) -> None:
     recipe = recipe_of(talker, batch_size=3)
 
