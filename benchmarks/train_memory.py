@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import estimates, memory, memory_estimate, memory_rows, rounds, t5
-from benchmarks.memory_estimate import GPT2, SHARED
+from benchmarks.memory_estimate import FITTED, GPT2, SHARED
 from benchmarks.results import Results
 
 TITLE = "Estimate of peak memory before deltaw train"
@@ -22,8 +22,6 @@ QUICK = False
 T5 = "t5-60m"
 KINDS = {"labels": None, "rated": "kto", "pairs": "dpo"}
 """The tasks of rows that are no texts or answers."""
-FITTED = ("llama-88m", "smollm2-135m")
-"""The shapes whose peaks decided what the model of the heap gives back and what is made once."""
 CASES = (
     f"{GPT2}/lora/4x256",
     f"{GPT2}/full/4x256",

@@ -275,6 +275,14 @@ def test_a_key_takes_effect(more: dict[str, Any], expected: dict[str, Any]) -> N
         ({"tool_format": "glm4", "template": "qwen"}, "tool_format='glm4': only qwen is written"),
         ({"tool_format": "qwen", "template": "llama3"}, "tool_format='qwen': only qwen is written"),
         ({"packing": True, "disable_shuffling": True}, "shuffle=False does not go with packing"),
+        (
+            {"group_by_length": True, "disable_shuffling": True},
+            "group_by_length and an order that is not drawn contradict each other",
+        ),
+        (
+            {"group_by_length": True, "train_sampling_strategy": "sequential"},
+            "group_by_length and an order that is not drawn contradict each other",
+        ),
         ({"stage": "kto", "disable_shuffling": True}, "shuffle=False does not go with task=kto"),
         ({"upcast_layernorm": True, "bf16": True}, "upcast_layernorm: true with bf16"),
         ({"upcast_layernorm": True, "pure_bf16": True}, "upcast_layernorm: true with bf16"),

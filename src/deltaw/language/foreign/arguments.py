@@ -234,6 +234,10 @@ def _order(given: Values, found: Found) -> None:
         found.give("shuffle", False, name)
     elif order is not None:
         found.problems.append(misfit(name, order, "give random, sequential or group_by_length"))
+    if found.values.get("group_by_length") and found.values.get("shuffle") is False:
+        found.problems.append(
+            "group_by_length and an order that is not drawn contradict each other; keep one"
+        )
 
 
 def _folder(given: Values, found: Found) -> None:
